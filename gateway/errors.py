@@ -1,0 +1,47 @@
+"""The errors that a person can act on, one class per person.
+
+Programming errors are not here: they stay what Python raises. Nothing of the
+package is imported, so that every module can raise them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class GatewayError(Exception):
+    """Base of the errors whose text is written for a person."""
+
+
+@dataclass(frozen=True)
+class ConfigProblem:
+    """One mistake in a configuration file.
+
+    `line` counts from 1; `key` is the path of keys (`ports[2].tcp`); `found` is what the file
+    says and `accepted` what it may say.
+    """
+
+    file: str
+    line: int
+    key: str
+    found: str
+    accepted: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.key}: found {self.found}, accepted: {self.accepted}"
+
+
+class ConfigError(GatewayError):
+    """For the operator: everything that is wrong with a configuration file, at once."""
+
+    def __init__(self, problems: list[ConfigProblem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class DeviceError(GatewayError):
+    """For whoever looks after the boards: why a device can't be opened or has stopped working."""
+
+
+class ClientError(GatewayError):
+    """For the client: one line that says why it is not served."""
