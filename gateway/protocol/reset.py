@@ -1,0 +1,162 @@
+"""DTR and RTS of one ESP board: the line controller that makes resets survive a network.
+
+The auto-reset circuit of ESP boards (two transistors) holds EN low only while RTS is on and
+DTR off, and IO0 low only while DTR is on and RTS off. EN rises over an RC; the chip samples IO0
+at that moment. A client moves one line at a time, and over a network 50 ms and more lie between
+two moves, so the pair passes through states that a local client never dwells in. The controller
+keeps what the client wants apart from what the wire shows and lets only the meant states through.
+
+Pure logic: times are arguments (seconds of any monotonic clock), the line changes to make are
+fetched with `lines_to_set`. Who sets them, and what a board needs beyond the classic circuit,
+is others' matter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+#: How long an edge may be held back for the client's next command. pyserial leaves 50-76 ms plus
+#: the round trip between two commands, so 1 s serves links of up to about 0.9 s round trip.
+DEFAULT_HOLD_S = 1.0
+
+#: Shortest reset that is put on the wire, and shortest time that IO0 is then held for the boot
+#: ROM to sample it. Clients wait 100 and 50 ms; a network that delivers their commands in a bunch
+#: would shrink that to nothing. EN of the slowest common board (10 ms RC) crosses the chip's
+#: threshold (0.75 VDD) after 14 ms.
+MIN_RESET_S = 0.05
+MIN_STRAP_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The two modem lines; True is asserted, as in pyserial."""
+
+    dtr: bool
+    rts: bool
+
+
+#: EN and IO0 both high: the board runs what it runs.
+IDLE = Lines(dtr=False, rts=False)
+#: EN and IO0 both high as well: what pyserial's open() leaves.
+BOTH = Lines(dtr=True, rts=True)
+#: EN low: the chip is held in reset.
+RESET = Lines(dtr=False, rts=True)
+#: IO0 low: a chip that comes out of reset now enters its bootloader.
+STRAP = Lines(dtr=True, rts=False)
+
+#: The two edges that a client may be only half way through, and what is held back with them:
+#: RESET -> BOTH: the first half of "release EN with IO0 low" (`DTR on` before `RTS off`). Let
+#:   through, EN is up long before IO0 is low: the chip boots its app.
+#: BOTH -> RESET: either the first half of "both off" (`DTR off` before `RTS off`, as clients do
+#:   right after open) or the start of a reset. Let through, attaching a monitor resets the board.
+_HELD_EDGES = frozenset({(RESET, BOTH), (BOTH, RESET)})
+
+
+class LineController:
+    """Turns a client's DTR and RTS commands into the line states that the board shall see.
+
+    `wanted` is the client's target, `applied` what has been handed out by `lines_to_set`.
+    While `busy`, a state waits for its time: the caller keeps the client's further bytes and
+    commands back, so that order holds and no queue grows. A held edge does not make it busy,
+    for only the client's next command tells what was meant.
+    """
+
+    def __init__(self, hold_s: float = DEFAULT_HOLD_S) -> None:
+        self.wanted = IDLE
+        self.applied = IDLE
+        self._hold_s = hold_s
+        self._steps: deque[Lines] = deque()
+        self._out: list[Lines] = []
+        self._earliest = float("-inf")  # when the next step may be applied
+        self._held_until: float | None = None  # `wanted` is held back until then
+        self._strap_follows_reset = False
+
+    @property
+    def busy(self) -> bool:
+        """True while a state waits for its time."""
+        return bool(self._steps)
+
+    def lines_to_set(self) -> list[Lines]:
+        """The states to put on the wire now, in order, each with one TIOCMSET."""
+        out, self._out = self._out, []
+        return out
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` wants to be called, if at all."""
+        if self._steps:
+            return self._earliest
+        return self._held_until
+
+    def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:
+        """The client sets one line or both (None: unchanged), RFC 2217 SET-CONTROL 8-12."""
+        before = self.wanted
+        self.wanted = Lines(
+            dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
+        )
+        if self._held_until is not None:
+            self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
+        else:
+            self._enter(self.wanted, now)
+        self._advance(now)
+
+    def release(self, now: float) -> None:
+        """The client has left: bring the board to where it runs its app, lines off.
+
+        One step from every state, so that no board is reset by a disconnect; only a client that
+        left between EN's release and the end of its bootloader entry has the board reset, for
+        it would stay in the bootloader with nobody to talk to.
+        """
+        self._held_until = None
+        self._steps.clear()
+        self.wanted = IDLE
+        if self.applied == STRAP and self._strap_follows_reset:
+            self._steps.append(RESET)
+        self._enter(IDLE, now)
+        self._advance(now)
+
+    def handle_timer(self, now: float) -> None:
+        """A deadline has passed: apply what waited for it."""
+        if self._held_until is not None and not self._steps and now >= self._held_until:
+            self._held_until = None
+            self._steps.append(self.wanted)
+        self._advance(now)
+
+    @property
+    def _last(self) -> Lines:
+        return self._steps[-1] if self._steps else self.applied
+
+    def _enter(self, lines: Lines, now: float) -> None:
+        if lines == self._last:
+            return
+        if (self._last, lines) in _HELD_EDGES:
+            self._held_until = now + self._hold_s
+        else:
+            self._steps.append(lines)
+
+    def _resolve_held(self, now: float, *, repeats: bool, rts_commanded: bool) -> None:
+        """The client's next command tells what the held edge was the first half of."""
+        if repeats:
+            # `DTR off` then `RTS on` again is esptool's classic reset straight after open.
+            if self._last == BOTH and rts_commanded:
+                self._held_until = None
+                self._steps.append(RESET)
+            return
+        self._held_until = None
+        if self._last == BOTH and self.wanted == BOTH:
+            # DTR off and on again with RTS on all the time is a whole reset pulse.
+            self._steps.append(RESET)
+        self._enter(self.wanted, now)
+
+    def _advance(self, now: float) -> None:
+        while self._steps and now >= self._earliest:
+            lines = self._steps.popleft()
+            self._strap_follows_reset = lines == STRAP and self.applied == RESET
+            if lines == RESET:
+                self._earliest = now + MIN_RESET_S
+            elif self._strap_follows_reset:
+                self._earliest = now + MIN_STRAP_S
+            else:
+                self._earliest = now
+            self.applied = lines
+            self._out.append(lines)

@@ -1,0 +1,365 @@
+"""Telnet for one connection: option negotiation and IAC framing (RFC 854, 856, 1143).
+
+Bytes in, events and bytes out. Data is split from commands in bulk; only whole commands are
+handed, byte by byte, to telnetlib3's `TelnetWriter`, which negotiates the options. What a
+COM-PORT-OPTION subnegotiation means is `rfc2217`'s and `access_server`'s matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, cast
+
+from telnetlib3.stream_writer import TelnetWriter
+from telnetlib3.telopt import (
+    AO,
+    AYT,
+    BINARY,
+    BRK,
+    COM_PORT_OPTION,
+    DM,
+    DO,
+    DONT,
+    EC,
+    ECHO,
+    EL,
+    GA,
+    IAC,
+    IP,
+    NOP,
+    SB,
+    SE,
+    SGA,
+    TM,
+    WILL,
+    WONT,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+
+#: A COM-PORT-OPTION subnegotiation has 2 to 6 octets, a SIGNATURE a line of text. telnetlib3
+#: would collect up to 1 MB.
+MAX_SUBNEGOTIATION_BYTES = 256
+
+#: What each side may enable. Every other option is refused.
+_WE_MAY = frozenset({BINARY, SGA, ECHO, COM_PORT_OPTION})
+_THEY_MAY = frozenset({BINARY, SGA, COM_PORT_OPTION})
+
+_NEGOTIATIONS = frozenset({WILL[0], WONT[0], DO[0], DONT[0]})
+
+#: Data up to the next command: anything but IAC, and doubled IACs. Possessive, so that it is
+#: one pass in C without backtracking.
+_DATA = re.compile(rb"(?:[^\xff]++|\xff\xff)*+")
+
+_DOUBLED = IAC + IAC
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes for the serial port, IACs un-doubled, NVT line ends undone."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ComPort:
+    """A COM-PORT-OPTION subnegotiation: what stands between the option code and `IAC SE`."""
+
+    payload: bytes
+
+
+class Function(Enum):
+    """Telnet control functions (RFC 854, "Standard representation of control functions")."""
+
+    ARE_YOU_THERE = auto()
+    BREAK = auto()
+    INTERRUPT_PROCESS = auto()
+    ABORT_OUTPUT = auto()
+    ERASE_CHARACTER = auto()
+    ERASE_LINE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFunction:
+    """The client asks for a telnet control function."""
+
+    function: Function
+
+
+@dataclass(frozen=True, slots=True)
+class ComPortEnabled:
+    """The client has agreed to COM-PORT-OPTION: it is an RFC 2217 client."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolViolation:
+    """The stream is no telnet that can be followed; `fatal` when it can't be resynchronised."""
+
+    reason: str
+    fatal: bool
+
+
+Event = Data | ComPort | ControlFunction | ComPortEnabled | ProtocolViolation
+
+_FUNCTIONS: dict[bytes, Function] = {
+    AYT: Function.ARE_YOU_THERE,
+    BRK: Function.BREAK,
+    IP: Function.INTERRUPT_PROCESS,
+    AO: Function.ABORT_OUTPUT,
+    EC: Function.ERASE_CHARACTER,
+    EL: Function.ERASE_LINE,
+}
+#: Two-byte commands that telnetlib3 knows; the others are dropped, for it would take them as data.
+_TWO_BYTE = frozenset(command[0] for command in (*_FUNCTIONS, NOP, DM, GA))
+
+
+class _Outbox:
+    """Stands in for the asyncio transport that TelnetWriter writes its answers to."""
+
+    def __init__(self) -> None:
+        self.unsent = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.unsent += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        return default
+
+
+class _Negotiator(TelnetWriter):
+    """TelnetWriter, server side, with the few cases mended that RFC 854 and 1143 ask for.
+
+    telnetlib3 5.0.1 does not confirm DONT and WONT of an enabled option, answers only the first
+    refused WILL, and raises ValueError without an answer on WILL ECHO and on WILL TM.
+    """
+
+    slc_simulated = False
+
+    def __init__(self, outbox: _Outbox, events: list[Event]) -> None:
+        super().__init__(cast("asyncio.Transport", outbox), None, server=True)
+        self._events = events
+        self._refused_binary: set[bytes] = set()
+        self.always_will = {COM_PORT_OPTION}
+        for command, function in _FUNCTIONS.items():
+            self.set_iac_callback(command, self._report(function))
+
+    def _report(self, function: Function) -> Any:
+        return lambda _command: self._events.append(ControlFunction(function))
+
+    def offer(self, verb: bytes, option: bytes) -> None:
+        self.iac(verb, option)
+
+    def handle_do(self, opt: bytes) -> bool:
+        if opt in _WE_MAY or opt == TM:
+            self._refused_binary -= {DONT} if opt == BINARY else set()
+            return super().handle_do(opt)
+        self.send_iac(IAC + WONT + opt)
+        return False
+
+    def _is_binary(self, verb: bytes, agreed: bool) -> bool:
+        """Whether a direction is 8-bit clean.
+
+        An RFC 2217 client that has not answered our BINARY offer yet is taken to agree:
+        pyserial never asks for BINARY by itself and sends binary data at once. One that
+        refused gets NVT.
+        """
+        return agreed or (
+            self.remote_option.enabled(COM_PORT_OPTION) and verb not in self._refused_binary
+        )
+
+    @property
+    def inbinary(self) -> bool:
+        return self._is_binary(WONT, super().inbinary)
+
+    @property
+    def outbinary(self) -> bool:
+        return self._is_binary(DONT, super().outbinary)
+
+    def handle_dont(self, opt: bytes) -> None:
+        if opt == BINARY:
+            self._refused_binary.add(DONT)
+        # RFC 1143: a change to "no" is confirmed, a repeated one is not, so there is no loop.
+        if self.local_option.enabled(opt):
+            self.send_iac(IAC + WONT + opt)
+
+    def handle_will(self, opt: bytes) -> None:
+        if opt not in _THEY_MAY:
+            self.send_iac(IAC + DONT + opt)
+            return
+        is_new = not self.remote_option.enabled(opt)
+        super().handle_will(opt)
+        if opt == BINARY:
+            self._refused_binary.discard(WONT)
+        if opt == COM_PORT_OPTION and is_new:
+            self.iac(WILL, BINARY)
+            self.iac(DO, BINARY)
+            self._events.append(ComPortEnabled())
+
+    def handle_wont(self, opt: bytes) -> None:
+        if opt == BINARY:
+            self._refused_binary.add(WONT)
+        if self.remote_option.enabled(opt):
+            self.send_iac(IAC + DONT + opt)
+        self.remote_option[opt] = False
+
+    def handle_subnegotiation(self, buf: deque[bytes]) -> None:
+        option, *payload = buf
+        if option == COM_PORT_OPTION:
+            self._events.append(ComPort(b"".join(payload)))
+        else:
+            self._events.append(
+                ProtocolViolation(f"subnegotiation of refused option {option[0]}", fatal=False)
+            )
+
+
+class Telnet:
+    """The access server's end of one telnet connection.
+
+    `receive_data` never raises on what a client sends. Memory is bounded: at most one
+    command of MAX_SUBNEGOTIATION_BYTES is kept between calls, and answers to one chunk are at
+    most as long as the chunk.
+    """
+
+    def __init__(self) -> None:
+        self._outbox = _Outbox()
+        self._events: list[Event] = []
+        self._negotiator = _Negotiator(self._outbox, self._events)
+        self._partial = b""  # an unfinished command, from its IAC on
+        self._received_cr = False
+        self._sent_cr = False
+
+    def offer_console(self) -> None:
+        """Ask a client that says nothing of itself for character-at-a-time mode.
+
+        WILL ECHO and WILL SGA put a plain `telnet` into it (RFC 857, 858): the board echoes.
+        """
+        self._negotiator.offer(WILL, ECHO)
+        self._negotiator.offer(WILL, SGA)
+
+    def data_to_send(self) -> bytes:
+        """Telnet answers that wait to be sent, as they go on the wire."""
+        if not self._outbox.unsent:
+            return b""
+        data = bytes(self._outbox.unsent)
+        self._outbox.unsent.clear()
+        return data
+
+    def queue(self, wire_bytes: bytes) -> None:
+        """Put bytes that are already framed (a COM-PORT-OPTION answer) behind the answers."""
+        self._outbox.unsent += wire_bytes
+
+    def escape(self, data: bytes) -> bytes:
+        """Frame data from the serial port for the wire: IACs doubled, NVT line ends if not BINARY.
+
+        In NVT a CR that is not followed by LF is sent as CR NUL (RFC 854, "The NVT printer").
+        """
+        escaped = data.replace(IAC, _DOUBLED)
+        if self._negotiator.outbinary:
+            self._sent_cr = False
+            return escaped
+        if not escaped:
+            return escaped
+        # The NUL of a CR at the end of a chunk waits until it is known what follows.
+        prefix = b"\0" if self._sent_cr and escaped[:1] != b"\n" else b""
+        self._sent_cr = escaped.endswith(b"\r")
+        if b"\r" in escaped:
+            escaped = _BARE_CR.sub(b"\r\0", escaped)
+        return prefix + escaped
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take what came from the client, return what it means, in stream order."""
+        if not self._partial and IAC not in data:
+            self._emit_data(data)
+        else:
+            self._split(self._partial + data if self._partial else data)
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    def _split(self, stream: bytes) -> None:
+        self._partial = b""
+        # Pairs only, perhaps cut inside the last one, is what binary data looks like: a few
+        # passes in C.
+        lone = stream.replace(_DOUBLED, b"")
+        if lone.find(IAC) in {-1, len(lone) - 1}:
+            if lone.endswith(IAC):
+                stream, self._partial = stream[:-1], IAC
+            self._emit_data(stream.replace(_DOUBLED, IAC))
+            return
+        position = 0
+        while position < len(stream):
+            end = cast("re.Match[bytes]", _DATA.match(stream, position)).end()
+            if end > position:
+                self._emit_data(stream[position:end].replace(_DOUBLED, IAC))
+            if end == len(stream):
+                return
+            position = self._take_command(stream, end)
+
+    def _take_command(self, stream: bytes, start: int) -> int:
+        """Handle the command whose IAC stands at `start`; return where the data goes on."""
+        code = stream[start + 1 : start + 2]
+        if not code:
+            self._partial = stream[start:]
+            return len(stream)
+        if code == SB:
+            return self._take_subnegotiation(stream, start)
+        length = 3 if code[0] in _NEGOTIATIONS else 2
+        command = stream[start : start + length]
+        if len(command) < length:
+            self._partial = command
+            return len(stream)
+        if length == 3 or code[0] in _TWO_BYTE:
+            self._feed(command)
+        return start + length
+
+    def _take_subnegotiation(self, stream: bytes, start: int) -> int:
+        body = start + 2
+        end = cast("re.Match[bytes]", _DATA.match(stream, body)).end()
+        if end - body > MAX_SUBNEGOTIATION_BYTES:
+            self._events.append(
+                ProtocolViolation(
+                    f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes", fatal=True
+                )
+            )
+            return len(stream)
+        if end + 1 >= len(stream):
+            self._partial = stream[start:]
+            return len(stream)
+        if stream[end + 1 : end + 2] != SE:
+            # RFC 855 leaves it open; the command that broke in is the better guess.
+            self._events.append(ProtocolViolation("subnegotiation without its end", fatal=False))
+            return end
+        if end > body:
+            self._feed(stream[start : end + 2])
+        return end + 2
+
+    def _feed(self, command: bytes) -> None:
+        feed_byte = self._negotiator.feed_byte
+        for index in range(len(command)):
+            feed_byte(command[index : index + 1])
+
+    def _emit_data(self, data: bytes) -> None:
+        if not self._negotiator.inbinary:
+            data = self._undo_nvt(data)
+        if data:
+            self._events.append(Data(data))
+
+    def _undo_nvt(self, data: bytes) -> bytes:
+        """Drop the NUL of CR NUL (RFC 854); CR LF and a lone CR go to the board as they are."""
+        if self._received_cr and data.startswith(b"\0"):
+            data = data[1:]
+            self._received_cr = False
+        if data:
+            self._received_cr = data.endswith(b"\r")
+        return data.replace(b"\r\0", b"\r") if b"\r\0" in data else data
+
+
+#: A CR inside a chunk that no LF follows; one at the chunk's end is decided later.
+_BARE_CR = re.compile(rb"\r(?=[^\n])", re.DOTALL)
