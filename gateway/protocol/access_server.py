@@ -1,0 +1,367 @@
+"""The RFC 2217 access server for one client: telnet and COM-PORT-OPTION joined.
+
+Bytes from the client go in, requests in pyserial's terms come out, in stream order; whoever
+carries a request out hands it back to `answer` with the state of the port, and the
+acknowledgement that RFC 2217 asks for is queued with the value in force. Whose turn it is,
+what a port can do and when, is `session`'s and `device`'s matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TypedDict
+
+from gateway.protocol import rfc2217, telnet
+from gateway.protocol.reset import Lines
+from gateway.protocol.rfc2217 import Control, Linestate, Modemstate, PurgeBuffers
+from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+
+#: RFC 2217: no line state is reported until the client asks, all of the modem state is.
+_DEFAULT_LINESTATE_MASK = 0
+_DEFAULT_MODEMSTATE_MASK = 255
+
+#: NOTIFY-LINESTATE bits that pass on what happened to data and never depend on the moment.
+LINESTATE_EVENTS = (
+    Linestate.BREAK | Linestate.FRAMING_ERROR | Linestate.PARITY_ERROR | Linestate.OVERRUN
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PortStatus:
+    """What is in force on the port: what an acknowledgement reports."""
+
+    settings: SerialSettings
+    lines: Lines
+    break_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SerialData:
+    """Bytes to write to the serial port."""
+
+    data: bytes
+
+
+class SettingsChange(TypedDict, total=False):
+    """The fields of `SerialSettings` to change."""
+
+    baudrate: int
+    bytesize: int
+    parity: Parity
+    stopbits: StopBits
+    flow_control: FlowControl
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsRequest:
+    """Change a setting, or only report it: `change` is empty then."""
+
+    command: rfc2217.Command
+    change: SettingsChange
+
+    def apply_to(self, settings: SerialSettings) -> SerialSettings:
+        """The settings that the client wants, given those in force."""
+        return replace(settings, **self.change)
+
+
+@dataclass(frozen=True, slots=True)
+class LinesRequest:
+    """Set DTR or RTS, or only report one: both are None then."""
+
+    command: rfc2217.Command
+    dtr: bool | None = None
+    rts: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakRequest:
+    """Start (True) or end (False) a break, or only report it (None)."""
+
+    command: rfc2217.Command
+    on: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeRequest:
+    """Discard what was received from the board, what is to be sent to it, or both."""
+
+    command: rfc2217.Command
+    receive: bool
+    transmit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateRequest:
+    """The client polls the modem state or the line state."""
+
+    command: rfc2217.Command
+
+
+@dataclass(frozen=True, slots=True)
+class StatesWatched:
+    """Which states the client is to be told of from now on: none, some, or all bits of each."""
+
+    linestate_mask: int
+    modemstate_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSuspended:
+    """FLOWCONTROL-SUSPEND (True) and -RESUME (False): hold the board's output back, or go on."""
+
+    suspended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClientIdentified:
+    """The client has sent its SIGNATURE."""
+
+    signature: str
+
+
+class Console(Enum):
+    """What a person at a telnet client asks for that is not data."""
+
+    ARE_YOU_THERE = "are_you_there"
+    SEND_BREAK = "send_break"
+    ABORT_OUTPUT = "abort_output"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleRequest:
+    """A telnet control function that is neither data nor COM-PORT-OPTION."""
+
+    request: Console
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What the client sent is no RFC 2217; the session ends when it is `fatal`."""
+
+    reason: str
+    fatal: bool
+
+
+PortRequest = SettingsRequest | LinesRequest | BreakRequest | PurgeRequest
+Event = (
+    SerialData
+    | PortRequest
+    | StateRequest
+    | StatesWatched
+    | OutputSuspended
+    | ClientIdentified
+    | ConsoleRequest
+    | Violation
+)
+
+_PARITIES = {1: Parity.NONE, 2: Parity.ODD, 3: Parity.EVEN, 4: Parity.MARK, 5: Parity.SPACE}
+_STOPSIZES = {1: StopBits.ONE, 2: StopBits.TWO, 3: StopBits.ONE_POINT_FIVE}
+_FLOWS = {1: FlowControl.NONE, 2: FlowControl.XONXOFF, 3: FlowControl.RTSCTS}
+_PARITY_CODES = {parity: code for code, parity in _PARITIES.items()}
+_STOPSIZE_CODES = {stopbits: code for code, stopbits in _STOPSIZES.items()}
+_FLOW_CODES = {flow: code for code, flow in _FLOWS.items()}
+_FLOW_IN_OFFSET = Control.FLOW_IN_NONE - Control.FLOW_NONE
+
+#: What each SET-CONTROL asks for. A Linux tty has one flow control for both directions, and none
+#: by DCD, DTR or DSR: requests for one direction or for these only report what is in force.
+_LINES = {
+    Control.REQUEST_DTR: (None, None),
+    Control.DTR_ON: (True, None),
+    Control.DTR_OFF: (False, None),
+    Control.REQUEST_RTS: (None, None),
+    Control.RTS_ON: (None, True),
+    Control.RTS_OFF: (None, False),
+}
+_BREAKS = {Control.REQUEST_BREAK: None, Control.BREAK_ON: True, Control.BREAK_OFF: False}
+
+#: Telnet functions as the byte that a terminal would send for them.
+_FUNCTION_BYTES = {
+    telnet.Function.INTERRUPT_PROCESS: b"\x03",
+    telnet.Function.ERASE_CHARACTER: b"\x7f",
+    telnet.Function.ERASE_LINE: b"\x15",
+}
+_CONSOLE = {
+    telnet.Function.ARE_YOU_THERE: Console.ARE_YOU_THERE,
+    telnet.Function.BREAK: Console.SEND_BREAK,
+    telnet.Function.ABORT_OUTPUT: Console.ABORT_OUTPUT,
+}
+
+
+class AccessServer:
+    """One client's RFC 2217 conversation; never raises on what the client sends.
+
+    `signature` is sent when the client asks for it. Every request that `receive_data` returns
+    (`PortRequest`) is owed one call of `answer`.
+    """
+
+    def __init__(self, signature: str) -> None:
+        self._signature = signature
+        self._telnet = telnet.Telnet()
+        self._telnet.offer_console()
+        self._com_port = False
+        self._linestate_mask = _DEFAULT_LINESTATE_MASK
+        self._modemstate_mask = _DEFAULT_MODEMSTATE_MASK
+
+    @property
+    def is_rfc2217(self) -> bool:
+        """True once the client has agreed to COM-PORT-OPTION."""
+        return self._com_port
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take what came from the client; return what it asks for, in stream order."""
+        events: list[Event] = []
+        for event in self._telnet.receive_data(data):
+            match event:
+                case telnet.Data(payload):
+                    events.append(SerialData(payload))
+                case telnet.ComPort(payload):
+                    events += self._com_port_command(payload)
+                case telnet.ComPortEnabled():
+                    self._com_port = True
+                    events.append(self._states_watched())
+                case telnet.ControlFunction(function):
+                    events.append(_console_event(function))
+                case telnet.ProtocolViolation(reason, fatal):
+                    events.append(Violation(reason, fatal))
+        return events
+
+    def data_to_send(self) -> bytes:
+        """Answers that wait to be sent, framed for the wire."""
+        return self._telnet.data_to_send()
+
+    def escape(self, data: bytes) -> bytes:
+        """Frame data from the board for the wire."""
+        return self._telnet.escape(data)
+
+    def answer(self, request: PortRequest, status: PortStatus) -> None:
+        """Queue the acknowledgement of a request with what is in force now."""
+        self._send(_acknowledgement(request.command, status))
+
+    def notify_modemstate(self, state: Modemstate, *, requested: bool = False) -> None:
+        """Tell the client the modem state, if its mask lets anything through or it asked."""
+        masked = state & self._modemstate_mask
+        if self._com_port and (masked or requested):
+            self._send(rfc2217.NotifyModemstate(masked))
+
+    def notify_linestate(self, state: Linestate, *, requested: bool = False) -> None:
+        """Tell the client the line state, if its mask lets anything through or it asked."""
+        masked = state & self._linestate_mask
+        if self._com_port and (masked or requested):
+            self._send(rfc2217.NotifyLinestate(state if requested else masked))
+
+    def suspend_client(self, suspended: bool) -> None:
+        """Ask the client to stop sending data, or to go on (FLOWCONTROL-SUSPEND, -RESUME)."""
+        if self._com_port:
+            self._send(rfc2217.FlowcontrolSuspend() if suspended else rfc2217.FlowcontrolResume())
+
+    def _send(self, command: rfc2217.Command) -> None:
+        self._telnet.queue(rfc2217.encode(command))
+
+    def _states_watched(self) -> StatesWatched:
+        return StatesWatched(self._linestate_mask, self._modemstate_mask)
+
+    def _com_port_command(self, payload: bytes) -> list[Event]:
+        command = rfc2217.decode(payload)
+        match command:
+            case rfc2217.Malformed(reason):
+                return [Violation(f"COM-PORT-OPTION: {reason}", fatal=False)]
+            case rfc2217.Signature(b""):
+                self._send(rfc2217.Signature(self._signature.encode("ascii", "replace")))
+                return []
+            case rfc2217.Signature(text):
+                return [ClientIdentified(text.decode("ascii", "backslashreplace"))]
+            case rfc2217.SetLinestateMask(mask):
+                self._linestate_mask = mask
+                self._send(command)
+                return [self._states_watched()]
+            case rfc2217.SetModemstateMask(mask):
+                self._modemstate_mask = mask
+                self._send(command)
+                return [self._states_watched()]
+        return [_request(command)]
+
+
+def _console_event(function: telnet.Function) -> Event:
+    if (byte := _FUNCTION_BYTES.get(function)) is not None:
+        return SerialData(byte)
+    return ConsoleRequest(_CONSOLE[function])
+
+
+def _request(command: rfc2217.Command) -> Event:
+    """What a client's command asks of the port. Values that no RFC defines only report."""
+    match command:
+        case rfc2217.SetBaudrate(baudrate):
+            return SettingsRequest(command, {"baudrate": baudrate} if baudrate else {})
+        case rfc2217.SetDatasize(bytesize):
+            known_size = bytesize in {5, 6, 7, 8}
+            return SettingsRequest(command, {"bytesize": bytesize} if known_size else {})
+        case rfc2217.SetParity(code):
+            parity = _PARITIES.get(code)
+            return SettingsRequest(command, {"parity": parity} if parity else {})
+        case rfc2217.SetStopsize(stopsize):
+            stopbits = _STOPSIZES.get(stopsize)
+            return SettingsRequest(command, {"stopbits": stopbits} if stopbits else {})
+        case rfc2217.SetControl(control):
+            return _control_request(command, control)
+        case rfc2217.PurgeData(buffers):
+            return _purge_request(command, buffers)
+        case rfc2217.FlowcontrolSuspend():
+            return OutputSuspended(suspended=True)
+        case rfc2217.FlowcontrolResume():
+            return OutputSuspended(suspended=False)
+    return StateRequest(command)
+
+
+def _control_request(command: rfc2217.Command, control: int) -> Event:
+    try:
+        control = Control(control)
+    except ValueError:
+        return Violation(f"SET-CONTROL with undefined value {control}", fatal=False)
+    if control in _LINES:
+        dtr, rts = _LINES[control]
+        return LinesRequest(command, dtr=dtr, rts=rts)
+    if control in _BREAKS:
+        return BreakRequest(command, on=_BREAKS[control])
+    flow = _FLOWS.get(control)
+    return SettingsRequest(command, {"flow_control": flow} if flow else {})
+
+
+def _purge_request(command: rfc2217.Command, buffers: int) -> Event:
+    if buffers not in {*PurgeBuffers}:
+        return Violation(f"PURGE-DATA with undefined value {buffers}", fatal=False)
+    return PurgeRequest(
+        command,
+        receive=buffers in {PurgeBuffers.RECEIVE, PurgeBuffers.BOTH},
+        transmit=buffers in {PurgeBuffers.TRANSMIT, PurgeBuffers.BOTH},
+    )
+
+
+def _acknowledgement(command: rfc2217.Command, status: PortStatus) -> rfc2217.Command:
+    settings = status.settings
+    match command:
+        case rfc2217.SetBaudrate():
+            return rfc2217.SetBaudrate(settings.baudrate)
+        case rfc2217.SetDatasize():
+            return rfc2217.SetDatasize(settings.bytesize)
+        case rfc2217.SetParity():
+            return rfc2217.SetParity(_PARITY_CODES[settings.parity])
+        case rfc2217.SetStopsize():
+            return rfc2217.SetStopsize(_STOPSIZE_CODES[settings.stopbits])
+        case rfc2217.SetControl(control):
+            return rfc2217.SetControl(_control_in_force(Control(control), status))
+    return command
+
+
+def _control_in_force(control: Control, status: PortStatus) -> Control:
+    if control in {Control.REQUEST_DTR, Control.DTR_ON, Control.DTR_OFF}:
+        return Control.DTR_ON if status.lines.dtr else Control.DTR_OFF
+    if control in {Control.REQUEST_RTS, Control.RTS_ON, Control.RTS_OFF}:
+        return Control.RTS_ON if status.lines.rts else Control.RTS_OFF
+    if control in _BREAKS:
+        return Control.BREAK_ON if status.break_on else Control.BREAK_OFF
+    flow = _FLOW_CODES[status.settings.flow_control]
+    is_inbound = Control.REQUEST_FLOW_IN <= control <= Control.FLOW_IN_HARDWARE
+    if is_inbound or control == Control.FLOW_IN_DTR:
+        return Control(flow + _FLOW_IN_OFFSET)
+    return Control(flow)
