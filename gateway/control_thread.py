@@ -1,0 +1,125 @@
+"""One thread for the calls on one device that may block in the kernel, in order, bounded in time.
+
+An ioctl on a USB device that has just vanished can hold its thread for seconds, closing one can
+wait for its output to drain. Such calls of one device must be felt by no other, so each device
+has its own thread. What the calls do is `serial_tty`'s matter, what their results mean
+`serial_port`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    run: Callable[[], Any]
+    done: Callable[[Any], None]
+    failed: Callable[[Exception], None]
+    limit_s: float
+
+
+class ControlThread:
+    """Runs calls one after the other off the loop; results come back on the loop.
+
+    `submit` and `stop` are for the loop's thread only. When a call takes longer than its limit,
+    `on_stuck(limit_s)` is called once and the thread is given up: what waits is dropped, later
+    results are ignored, and the call given to `stop` runs when the kernel lets go of the thread.
+    The thread is a daemon: a stuck one does not keep the process.
+    """
+
+    def __init__(self, name: str, on_stuck: Callable[[float], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_stuck = on_stuck
+        self._waiting: deque[_Call] = deque()
+        self._running: _Call | None = None
+        self._overdue: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        """True while no call runs or waits."""
+        return self._running is None
+
+    def submit(
+        self,
+        run: Callable[[], T],
+        done: Callable[[T], None],
+        failed: Callable[[Exception], None],
+        *,
+        limit_s: float,
+    ) -> None:
+        """Run `run` on the thread behind the calls submitted before.
+
+        Exactly one of `done(result)` and `failed(error)` is called on the loop, unless the
+        thread is stopped or given up first. `limit_s` counts from the moment that the call's
+        turn comes.
+        """
+        if self._stopping:
+            return
+        self._waiting.append(_Call(run, done, failed, limit_s))
+        if self._running is None:
+            self._start_next()
+
+    def stop(self, last: Callable[[], None]) -> None:
+        """Drop what waits, let the running call end, run `last` on the thread and end it."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._waiting.clear()
+        if self._overdue is not None:
+            self._overdue.cancel()
+        self._inbox.put(last)
+        self._inbox.put(None)
+
+    def _start_next(self) -> None:
+        if not self._waiting:
+            self._running = None
+            return
+        call = self._running = self._waiting.popleft()
+        self._overdue = self._loop.call_later(call.limit_s, self._give_up, call)
+        self._inbox.put(lambda: self._run(call))
+
+    def _give_up(self, call: _Call) -> None:
+        self._waiting.clear()
+        self._on_stuck(call.limit_s)
+
+    def _work(self) -> None:
+        while (job := self._inbox.get()) is not None:
+            job()
+
+    def _run(self, call: _Call) -> None:
+        try:
+            result = call.run()
+        except Exception as error:
+            self._report(call, call.failed, error)
+        else:
+            self._report(call, call.done, result)
+
+    def _report(self, call: _Call, receiver: Callable[[Any], None], outcome: object) -> None:
+        # The loop may have been closed while a stuck call kept this thread.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._finished, call, receiver, outcome)
+
+    def _finished(self, call: _Call, receiver: Callable[[Any], None], outcome: object) -> None:
+        if self._stopping or call is not self._running:
+            return
+        if self._overdue is not None:
+            self._overdue.cancel()
+        try:
+            receiver(outcome)
+        finally:
+            if not self._stopping:
+                self._start_next()

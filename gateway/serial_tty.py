@@ -1,0 +1,313 @@
+"""The tty of one board: the calls on it that may block, each as one function.
+
+For the control thread: everything here but `fileno` may wait for the kernel. Bytes go
+through `serial_port`, which also decides when these calls are made. Linux only.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import fcntl
+import os
+import struct
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import serial
+
+from gateway.errors import DeviceError
+from gateway.protocol.reset import IDLE, Lines
+from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+
+#: Sets DTR and RTS of a device that has no modem lines of its own (a simulated board).
+LineSetter = Callable[[Lines], None]
+
+#: How far a speed may be off and still be taken for the one that was asked for. UARTs divide a
+#: clock and report what came of it; a receiver tolerates about 3 % in 10 bits.
+_SPEED_TOLERANCE = 0.03
+
+_TCGETS2 = 0x802C542A
+_TERMIOS2_SPEED_OFFSET = 40  # c_ospeed in struct termios2
+_TERMIOS2_BYTES = 44
+_CMSPAR = 0o10000000000
+
+#: A pty carries bytes, not bits: any framing and any flow control is taken to be in force on it.
+#: Told of one, the kernel refuses it.
+_PTY_SLAVE_MAJORS = range(136, 144)
+
+#: What else TIOCMSET carries: serial8250 stops its interrupts when OUT2 goes.
+_KEPT_BITS = 0x2000 | 0x4000 | 0x8000  # TIOCM_OUT1, TIOCM_OUT2, TIOCM_LOOP
+
+_PARITIES = {
+    Parity.NONE: serial.PARITY_NONE,
+    Parity.ODD: serial.PARITY_ODD,
+    Parity.EVEN: serial.PARITY_EVEN,
+    Parity.MARK: serial.PARITY_MARK,
+    Parity.SPACE: serial.PARITY_SPACE,
+}
+_STOPBITS = {
+    StopBits.ONE: serial.STOPBITS_ONE,
+    StopBits.ONE_POINT_FIVE: serial.STOPBITS_ONE_POINT_FIVE,
+    StopBits.TWO: serial.STOPBITS_TWO,
+}
+_BYTESIZES = {termios.CS5: 5, termios.CS6: 6, termios.CS7: 7, termios.CS8: 8}
+
+
+class Tty(serial.Serial):
+    """pyserial's port, opened without disturbing the board behind it.
+
+    pyserial's own open() moves DTR and RTS one after the other, which resets an ESP board, and
+    drops what the board has said already.
+    """
+
+    def __init__(self, path: str, settings: SerialSettings, set_lines: LineSetter | None) -> None:
+        # An inter-byte time of less than 0.1 s makes pyserial set VMIN 1, VTIME 0: a read
+        # without data then fails with EAGAIN and only a hang-up reads as empty.
+        super().__init__(port=None, exclusive=True, inter_byte_timeout=0.01)
+        self.port = path
+        self._path = path
+        self.descriptor = -1
+        self._line_setter = set_lines
+        self._modem_bits = 0
+        self.has_lines = True
+        self.in_force = settings
+        self._is_pty = False
+
+    def open(self) -> None:
+        """Open the tty: raw, exclusive, both lines off, nothing flushed.
+
+        Raises DeviceError with a reason for a person.
+        """
+        flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self.fd = self.descriptor = os.open(self._path, flags)
+        except OSError as error:
+            raise _device_error(error) from error
+        try:
+            self._take_over()
+        except (OSError, termios.error, serial.SerialException, ValueError) as error:
+            os.close(self.descriptor)
+            self.fd = None
+            raise _device_error(error) from error
+        self.is_open = True
+
+    def _take_over(self) -> None:
+        # First of all: where another program holds the port, nothing of it is touched.
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.ioctl(self.descriptor, termios.TIOCEXCL)
+        self._is_pty = os.major(os.fstat(self.descriptor).st_rdev) in _PTY_SLAVE_MAJORS
+        _make_raw(self.descriptor)
+        self._lines_off_after_open()
+        self._store(self.in_force)
+        self._configure(force_update=True)
+        self.in_force = self._read_back(self.in_force)
+
+    def _lines_off_after_open(self) -> None:
+        """Undo what the kernel did at open, where it raised both lines.
+
+        One step from (on, on): one line after the other would pass through the reset state.
+        """
+        if self._line_setter is not None:
+            self._line_setter(Lines(dtr=True, rts=True))
+        else:
+            try:
+                self._modem_bits = self._modem_get() & _KEPT_BITS
+            except OSError as error:
+                if error.errno not in {errno.ENOTTY, errno.EINVAL}:
+                    raise
+                self.has_lines = False
+        self.set_lines(IDLE)
+
+    def close(self) -> None:
+        """Close the tty; may wait for the driver. A vanished device is no error."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self.fd = None
+        os.close(self.descriptor)
+
+    def set_lines(self, lines: Lines) -> None:
+        """Set DTR and RTS with one TIOCMSET, so that no state between is seen by the board."""
+        if self._line_setter is not None:
+            self._line_setter(lines)
+        elif self.has_lines:
+            bits = self._modem_bits
+            bits |= termios.TIOCM_DTR if lines.dtr else 0
+            bits |= termios.TIOCM_RTS if lines.rts else 0
+            fcntl.ioctl(self.descriptor, termios.TIOCMSET, struct.pack("I", bits))
+
+    def modemstate(self) -> Modemstate:
+        """The board's side of the modem lines, without deltas."""
+        if not self.has_lines or self._line_setter is not None:
+            return Modemstate(0)
+        bits = self._modem_get()
+        state = Modemstate(0)
+        for bit, flag in _MODEM_FLAGS:
+            if bits & bit:
+                state |= flag
+        return state
+
+    def apply(self, settings: SerialSettings) -> SerialSettings:
+        """Set the tty to `settings`; return what is in force then.
+
+        A value that the driver refuses, or sets to something else, leaves another in force.
+        """
+        before = self.in_force
+        self._store(settings)
+        try:
+            self._configure()
+        except (ValueError, OverflowError, termios.error, serial.SerialException) as error:
+            if _errno_of(error) in _GONE:
+                raise
+            self._store(before)
+            self._configure()
+            settings = before
+        self.in_force = self._read_back(settings)
+        return self.in_force
+
+    def set_break(self, on: bool) -> None:
+        """Start or end a break condition."""
+        fcntl.ioctl(self.descriptor, 0x5427 if on else 0x5428)  # TIOCSBRK, TIOCCBRK
+
+    def purge(self, *, receive: bool, transmit: bool) -> None:
+        """Discard what the kernel holds of the board's output, of what is to be sent, or both."""
+        queue = {(True, False): termios.TCIFLUSH, (False, True): termios.TCOFLUSH}
+        termios.tcflush(self.descriptor, queue.get((receive, transmit), termios.TCIOFLUSH))
+
+    def drain(self, limit_s: float) -> bool:
+        """Wait until the kernel has sent what it was given, at most `limit_s`; True when it has.
+
+        Polls: tcdrain can't be bounded, and a board that holds RTS back would hold it for ever.
+        """
+        deadline = time.monotonic() + limit_s
+        pause_s = 0.0005
+        while self._unsent_in_kernel():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.01)
+        if self.in_force.flow_control is FlowControl.NONE:
+            # The kernel's queue is empty; the driver still waits for the chip's FIFO.
+            termios.tcdrain(self.descriptor)
+        return True
+
+    def _unsent_in_kernel(self) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, count)
+        return count[0]
+
+    def _modem_get(self) -> int:
+        bits = array.array("I", [0])
+        fcntl.ioctl(self.descriptor, termios.TIOCMGET, bits)
+        return bits[0]
+
+    def _configure(self, *, force_update: bool = False) -> None:
+        self._reconfigure_port(force_update)  # type: ignore[attr-defined] # not in the stubs
+
+    def _store(self, settings: SerialSettings) -> None:
+        """Put settings where pyserial's `_reconfigure_port` finds them, all at once.
+
+        Its properties would write each to the tty by itself.
+        """
+        self._baudrate = settings.baudrate
+        if self._is_pty:
+            return
+        self._bytesize = settings.bytesize
+        self._parity = _PARITIES[settings.parity]
+        self._stopbits = _STOPBITS[settings.stopbits]
+        self._rtscts = settings.flow_control is FlowControl.RTSCTS
+        self._xonxoff = settings.flow_control is FlowControl.XONXOFF
+
+    def _read_back(self, wanted: SerialSettings) -> SerialSettings:
+        """What the driver has made of `wanted`."""
+        speed = _output_speed(self.descriptor)
+        if abs(speed - wanted.baudrate) <= wanted.baudrate * _SPEED_TOLERANCE:
+            speed = wanted.baudrate
+        if self._is_pty:
+            return replace(wanted, baudrate=speed)
+        iflag, _, cflag, _, _, _, _ = termios.tcgetattr(self.descriptor)
+        return SerialSettings(
+            baudrate=speed,
+            bytesize=_BYTESIZES[cflag & termios.CSIZE],
+            parity=_parity_of(cflag),
+            stopbits=_stopbits_of(cflag),
+            flow_control=_flow_control_of(iflag, cflag),
+        )
+
+
+_MODEM_FLAGS = (
+    (termios.TIOCM_CTS, Modemstate.CTS),
+    (termios.TIOCM_DSR, Modemstate.DSR),
+    (termios.TIOCM_RI, Modemstate.RI),
+    (termios.TIOCM_CD, Modemstate.CD),
+)
+
+#: What the kernel answers when a USB device has been unplugged under an open tty.
+_GONE = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBADF})
+
+
+def _make_raw(fd: int) -> None:
+    """Stop the line discipline from echoing and editing; keep the lines at close.
+
+    Before all other settings: a fresh tty echoes the board's boot log back to the board.
+    """
+    attributes = termios.tcgetattr(fd)
+    attributes[0] &= ~(termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.ICRNL)
+    attributes[0] &= ~(termios.INLCR | termios.IGNCR | termios.IGNBRK | termios.IXON)
+    attributes[1] &= ~termios.OPOST
+    attributes[2] = attributes[2] & ~termios.HUPCL | termios.CLOCAL | termios.CREAD
+    attributes[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON)
+    attributes[3] &= ~(termios.ISIG | termios.IEXTEN)
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
+
+
+def _output_speed(fd: int) -> int:
+    buffer = bytearray(_TERMIOS2_BYTES)
+    fcntl.ioctl(fd, _TCGETS2, buffer)
+    speed: int = struct.unpack_from("I", buffer, _TERMIOS2_SPEED_OFFSET)[0]
+    return speed
+
+
+def _parity_of(cflag: int) -> Parity:
+    if not cflag & termios.PARENB:
+        return Parity.NONE
+    if cflag & _CMSPAR:
+        return Parity.MARK if cflag & termios.PARODD else Parity.SPACE
+    return Parity.ODD if cflag & termios.PARODD else Parity.EVEN
+
+
+def _stopbits_of(cflag: int) -> StopBits:
+    """CSTOPB means 1.5 stop bits with 5 data bits and 2 with more, as UARTs have it."""
+    if not cflag & termios.CSTOPB:
+        return StopBits.ONE
+    return StopBits.ONE_POINT_FIVE if cflag & termios.CSIZE == termios.CS5 else StopBits.TWO
+
+
+def _flow_control_of(iflag: int, cflag: int) -> FlowControl:
+    if cflag & termios.CRTSCTS:
+        return FlowControl.RTSCTS
+    return FlowControl.XONXOFF if iflag & termios.IXON else FlowControl.NONE
+
+
+def _errno_of(error: Exception) -> int | None:
+    code = getattr(error, "errno", None) or (error.args[0] if error.args else None)
+    return code if isinstance(code, int) else None
+
+
+def _device_error(error: Exception) -> DeviceError:
+    match _errno_of(error):
+        case errno.ENOENT | errno.ENXIO | errno.ENODEV:
+            return DeviceError("not plugged in")
+        case errno.EACCES | errno.EPERM:
+            return DeviceError("no permission (is the user in group dialout?)")
+        case errno.EBUSY | errno.EAGAIN:
+            return DeviceError("in use by another program")
+        case errno.ENOTTY:
+            return DeviceError("not a serial port")
+        case code if code is not None:
+            return DeviceError(os.strerror(code))
+    return DeviceError(str(error))
