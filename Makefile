@@ -1,0 +1,78 @@
+# `make help` lists the targets. Needs Python 3.11 or newer with venv; everything else is put into
+# .venv and .venv-esptool4. PYTHON=/path/to/python3 chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+VENV4 := .venv-esptool4
+
+# The last release of esptool 4: people still use it, and its reset sequences differ from 5's.
+ESPTOOL4_VERSION := 4.8.1
+
+PIP_INSTALL := pip install --quiet --disable-pip-version-check
+
+# Tests find esptool and the other tools on PATH, as their users do.
+TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
+	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py"
+
+# Stamps, one per set of packages: newer than pyproject.toml means installed.
+RUN_STAMP := $(VENV)/.installed-run
+TEST_STAMP := $(VENV)/.installed-test
+ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help run test test-all lint reset-matrix clean check-python
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
+	@$(VENV)/bin/esp-gateway demo
+
+test: lint ## formatting, lint, types and all tests but the slow ones
+	@$(TEST_ENV) $(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: lint ## the same with the tests that take minutes
+	@$(TEST_ENV) $(VENV)/bin/python -m pytest
+
+lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/mypy
+
+reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays, as a table
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.reset_matrix
+
+clean: ## remove what make and the tests have made
+	rm -rf $(VENV) $(VENV4) build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One line for each thing that can be wrong with the interpreter, before pip says it in twenty.
+check-python:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed" \
+			"(make PYTHON=...)" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) can't make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
+
+# check-python is phony, hence order-only: it runs when a venv is wanted and never makes one stale.
+$(RUN_STAMP): pyproject.toml | check-python
+	@echo "installing the gateway into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(TEST_STAMP): pyproject.toml | check-python
+	@echo "installing the gateway and its test tools into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/$(PIP_INSTALL) --editable '.[test]'
+	@touch $(RUN_STAMP) $@
+
+$(ESPTOOL4_STAMP): | check-python
+	@echo "installing esptool $(ESPTOOL4_VERSION) into $(VENV4)"
+	@$(PYTHON) -m venv $(VENV4)
+	@$(VENV4)/bin/$(PIP_INSTALL) esptool==$(ESPTOOL4_VERSION)
+	@touch $@
