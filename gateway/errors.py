@@ -17,8 +17,9 @@ class GatewayError(Exception):
 class ConfigProblem:
     """One mistake in a configuration file.
 
-    `line` counts from 1; `key` is the path of keys (`ports[2].tcp`); `found` is what the file
-    says and `accepted` what it may say.
+    `line` counts from 1, 0 is the file as a whole (it can't be read); `key` is the path of keys
+    (`ports[2].tcp`, list items count from 0), empty where no key is concerned (wrong syntax);
+    `found` is what the file says and `accepted` what it may say.
     """
 
     file: str
@@ -28,7 +29,9 @@ class ConfigProblem:
     accepted: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.key}: found {self.found}, accepted: {self.accepted}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        key = f" {self.key}:" if self.key else ""
+        return f"{place}:{key} found {self.found}, accepted: {self.accepted}"
 
 
 class ConfigError(GatewayError):
