@@ -1,0 +1,206 @@
+"""The simulated chips as data: what makes esptool and a boot log name each one right.
+
+Register addresses are those of Espressif's technical reference manuals. Behaviour is in `rom`,
+`stub` and `registers`; a chip whose loader differs only in such data needs only an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gateway.simulator.commands import Opcode
+
+
+class ResetCause(Enum):
+    """Why a chip starts, as far as its boot log tells them apart."""
+
+    POWER_ON = "power on or EN"
+    SOFTWARE = "software reset"
+    WATCHDOG = "RTC watchdog"
+
+
+class MacLayout(Enum):
+    """How the MAC address lies in the registers."""
+
+    EFUSE = "the last four bytes in the first word, the first two in the second"
+    OTP_8266 = "spread over four words, the vendor's part in the last one"
+
+
+@dataclass(frozen=True)
+class SpiController:
+    """Addresses and habits of the SPI peripheral that the flash hangs on.
+
+    Without `mosi_length` and `miso_length` (ESP8266) the lengths are fields of `user1`.
+    """
+
+    command: int
+    address: int
+    user: int
+    user1: int
+    user2: int
+    data: int
+    mosi_length: int | None
+    miso_length: int | None
+    address_msb_first: bool
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """The RTC watchdog that a host can arm to reset the chip."""
+
+    config: int
+    write_protect: int
+
+
+@dataclass(frozen=True)
+class BootLog:
+    """What the boot ROM prints; `{cause}` is replaced, lines end as on the wire."""
+
+    baudrate: int
+    causes: Mapping[ResetCause, str]
+    flash: str
+    download: str
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip with its flash; use `dataclasses.replace` to give a board its own `mac`.
+
+    `status_bytes` is how many end each answer of the ROM. `sync_value` is what the ROM answers to
+    a SYNC: left-overs of the frame, never 0, for 0 is how esptool knows a running stub.
+    `security_info_bytes` is 0 where the ROM does not know GET_SECURITY_INFO. `crystal_hz` times
+    `uart_clock_factor` is the clock that the UART divider divides.
+    """
+
+    name: str
+    magic: int
+    chip_id: int | None
+    mac: bytes
+    mac_layout: MacLayout
+    mac_register: int
+    flash_bytes: int
+    rom_commands: frozenset[Opcode]
+    status_bytes: int
+    sync_value: int
+    security_info_bytes: int
+    flash_begin_bytes: int
+    crystal_hz: int
+    uart_clock_factor: int
+    uart_divider: int
+    spi: SpiController
+    watchdog: Watchdog | None
+    boot_log: BootLog
+    stub_text_starts: frozenset[int]
+    legacy_stub_max_text_bytes: int
+    rom_baudrate: int = 115200
+    has_erase_size_bug: bool = False
+    registers: Mapping[int, int] = field(default_factory=dict)
+
+    def boot_messages(self, cause: ResetCause, *, download: bool) -> bytes:
+        """What the ROM prints after a reset, at `boot_log.baudrate`, up to where it hands over."""
+        text = self.boot_log.download if download else self.boot_log.flash
+        return text.format(cause=self.boot_log.causes[cause]).encode("ascii")
+
+    def security_info(self) -> bytes:
+        """The answer to GET_SECURITY_INFO: no feature enabled; the chip id where there is room."""
+        info = bytes(12) + (self.chip_id or 0).to_bytes(4, "little")
+        return info.ljust(self.security_info_bytes, b"\0")[: self.security_info_bytes]
+
+
+#: Where every ROM has a word that no other chip has there; esptool reads it to tell chips apart.
+MAGIC_REGISTER = 0x40001000
+
+_ESP8266_COMMANDS = frozenset(
+    {
+        Opcode.FLASH_BEGIN,
+        Opcode.FLASH_DATA,
+        Opcode.FLASH_END,
+        Opcode.MEM_BEGIN,
+        Opcode.MEM_DATA,
+        Opcode.MEM_END,
+        Opcode.SYNC,
+        Opcode.WRITE_REG,
+        Opcode.READ_REG,
+    }
+)
+_ESP32_COMMANDS = _ESP8266_COMMANDS | {
+    Opcode.SPI_SET_PARAMS,
+    Opcode.SPI_ATTACH,
+    Opcode.READ_FLASH_SLOW,
+    Opcode.CHANGE_BAUDRATE,
+    Opcode.FLASH_DEFL_BEGIN,
+    Opcode.FLASH_DEFL_DATA,
+    Opcode.FLASH_DEFL_END,
+    Opcode.SPI_FLASH_MD5,
+}
+
+_ESP32 = Chip(
+    name="ESP32",
+    magic=0x00F01D83,
+    chip_id=None,
+    mac=bytes.fromhex("240ac4000001"),
+    mac_layout=MacLayout.EFUSE,
+    mac_register=0x3FF5A004,
+    flash_bytes=4 << 20,
+    rom_commands=_ESP32_COMMANDS,
+    status_bytes=4,
+    sync_value=0x55201207,
+    security_info_bytes=0,
+    flash_begin_bytes=16,
+    crystal_hz=40_000_000,
+    uart_clock_factor=1,
+    uart_divider=0x3FF40014,
+    spi=SpiController(
+        command=0x3FF42000,
+        address=0x3FF42004,
+        user=0x3FF4201C,
+        user1=0x3FF42020,
+        user2=0x3FF42024,
+        data=0x3FF42080,
+        mosi_length=0x3FF42028,
+        miso_length=0x3FF4202C,
+        address_msb_first=True,
+    ),
+    watchdog=None,
+    boot_log=BootLog(
+        baudrate=115200,
+        causes={
+            ResetCause.POWER_ON: "rst:0x1 (POWERON_RESET)",
+            ResetCause.SOFTWARE: "rst:0x3 (SW_RESET)",
+            ResetCause.WATCHDOG: "rst:0x10 (RTCWDT_RTC_RESET)",
+        },
+        flash=(
+            "ets Jul 29 2019 12:21:46\r\n\r\n{cause},boot:0x13 (SPI_FAST_FLASH_BOOT)\r\n"
+            "configsip: 0, SPIWP:0xee\r\n"
+            "clk_drv:0x00,q_drv:0x00,d_drv:0x00,cs0_drv:0x00,hd_drv:0x00,wp_drv:0x00\r\n"
+            "mode:DIO, clock div:2\r\n"
+        ),
+        download=(
+            "ets Jul 29 2019 12:21:46\r\n\r\n"
+            "{cause},boot:0x3 (DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\n"
+            "waiting for download\r\n"
+        ),
+    ),
+    stub_text_starts=frozenset({0x400BE000, 0x400A8000}),
+    legacy_stub_max_text_bytes=5000,
+    registers={
+        # An ESP32-D0WD-V3 revision 3.1: the revision's bits are in word 3 (bit 15), word 5
+        # (bit 20; minor in bits 24, 25) and the date register (bit 31). Word 3 also says
+        # package 1 and 240 MHz.
+        0x3FF5A00C: 0x0000A200,
+        0x3FF5A014: 0x01100000,
+        0x3FF6607C: 0x80000000,
+        # esptool computes the crystal from the ratio of the calibration to the 8 MHz clock
+        # (word 4, bits 0-7, in units of 15625/40 kHz) and bends the baud rate that it asks for by
+        # the result. These two make it 40 MHz exactly, so the rate asked for is the rate meant.
+        0x3FF5A010: 0x00000732,
+        0x3FF5F06C: 2048 << 7,
+        # Straps as in download mode; MTDI low says 3.3 V flash.
+        0x3FF44038: 0x00000003,
+    },
+)
+
+#: By the name that a `sim://` device uses.
+CHIPS: Mapping[str, Chip] = {"esp32": _ESP32}
