@@ -46,5 +46,9 @@ class DeviceError(GatewayError):
     """For whoever looks after the boards: why a device can't be opened or has stopped working."""
 
 
+class DeviceAbsentError(DeviceError):
+    """The device is not plugged in, which is no fault: it is waited for."""
+
+
 class ClientError(GatewayError):
     """For the client: one line that says why it is not served."""

@@ -14,17 +14,37 @@ import struct
 import termios
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import serial
 
-from gateway.errors import DeviceError
-from gateway.protocol.reset import IDLE, Lines
+from gateway.errors import DeviceAbsentError, DeviceError
+from gateway.protocol.reset import BOTH, IDLE, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 
-#: Sets DTR and RTS of a device that has no modem lines of its own (a simulated board).
-LineSetter = Callable[[Lines], None]
+
+class LineSetter(Protocol):
+    """Sets DTR and RTS of a device that has no modem lines of its own (a simulated board)."""
+
+    def set_lines(self, dtr: bool, rts: bool) -> None:
+        """Set both at once; raises OSError when the device is gone."""
+
+    def close(self) -> None:
+        """Not needed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class TtyLocation:
+    """Where a device is: its /dev name, and how its lines are set if not by ioctl.
+
+    `open_lines` is called on the control thread at each open.
+    """
+
+    path: str
+    open_lines: Callable[[], LineSetter] | None = None
+
 
 #: How far a speed may be off and still be taken for the one that was asked for. UARTs divide a
 #: clock and report what came of it; a receiver tolerates about 3 % in 10 bits.
@@ -64,14 +84,14 @@ class Tty(serial.Serial):
     drops what the board has said already.
     """
 
-    def __init__(self, path: str, settings: SerialSettings, set_lines: LineSetter | None) -> None:
+    def __init__(self, location: TtyLocation, settings: SerialSettings) -> None:
         # An inter-byte time of less than 0.1 s makes pyserial set VMIN 1, VTIME 0: a read
         # without data then fails with EAGAIN and only a hang-up reads as empty.
         super().__init__(port=None, exclusive=True, inter_byte_timeout=0.01)
-        self.port = path
-        self._path = path
+        self.port = location.path
+        self._location = location
         self.descriptor = -1
-        self._line_setter = set_lines
+        self._line_setter: LineSetter | None = None
         self._modem_bits = 0
         self.has_lines = True
         self.in_force = settings
@@ -84,14 +104,13 @@ class Tty(serial.Serial):
         """
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            self.fd = self.descriptor = os.open(self._path, flags)
+            self.fd = self.descriptor = os.open(self._location.path, flags)
         except OSError as error:
             raise _device_error(error) from error
         try:
             self._take_over()
         except (OSError, termios.error, serial.SerialException, ValueError) as error:
-            os.close(self.descriptor)
-            self.fd = None
+            self._release()
             raise _device_error(error) from error
         self.is_open = True
 
@@ -111,8 +130,9 @@ class Tty(serial.Serial):
 
         One step from (on, on): one line after the other would pass through the reset state.
         """
-        if self._line_setter is not None:
-            self._line_setter(Lines(dtr=True, rts=True))
+        if self._location.open_lines is not None:
+            self._line_setter = self._location.open_lines()
+            self.set_lines(BOTH)
         else:
             try:
                 self._modem_bits = self._modem_get() & _KEPT_BITS
@@ -127,13 +147,18 @@ class Tty(serial.Serial):
         if not self.is_open:
             return
         self.is_open = False
+        self._release()
+
+    def _release(self) -> None:
         self.fd = None
+        if self._line_setter is not None:
+            self._line_setter.close()
         os.close(self.descriptor)
 
     def set_lines(self, lines: Lines) -> None:
         """Set DTR and RTS with one TIOCMSET, so that no state between is seen by the board."""
         if self._line_setter is not None:
-            self._line_setter(lines)
+            self._line_setter.set_lines(lines.dtr, lines.rts)
         elif self.has_lines:
             bits = self._modem_bits
             bits |= termios.TIOCM_DTR if lines.dtr else 0
@@ -301,7 +326,7 @@ def _errno_of(error: Exception) -> int | None:
 def _device_error(error: Exception) -> DeviceError:
     match _errno_of(error):
         case errno.ENOENT | errno.ENXIO | errno.ENODEV:
-            return DeviceError("not plugged in")
+            return DeviceAbsentError("not plugged in")
         case errno.EACCES | errno.EPERM:
             return DeviceError("no permission (is the user in group dialout?)")
         case errno.EBUSY | errno.EAGAIN:

@@ -1,0 +1,96 @@
+"""The command `esp-gateway`: arguments, exit codes, and what is printed for people."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.config import GatewayConfig, load_config
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from gateway.service import Service
+
+#: Exit codes: something failed; the operator's file or arguments are wrong (argparse's code).
+_FAILED = 1
+_WRONG_INPUT = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return _WRONG_INPUT
+    except GatewayError as error:
+        print(f"esp-gateway: {error}", file=sys.stderr)
+        return _FAILED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="esp-gateway", description="RFC 2217 gateway for the ESP boards of a lab host"
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"esp-gateway {version('esp-serial-gateway')}"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="serve the ports of a configuration file")
+    run.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
+    run.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
+    run.set_defaults(run=_run)
+
+    check = commands.add_parser("check", help="validate a configuration file without serving it")
+    check.add_argument("file", type=Path, metavar="FILE", help="YAML file")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
+    demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    _serve(config, verbose=arguments.verbose)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.file)
+    ports = "1 port" if len(config.ports) == 1 else f"{len(config.ports)} ports"
+    print(f"{arguments.file}: no errors, {ports}")
+    for port in config.ports:
+        print(f"  {port.name}: {port.host}:{port.tcp_port} -> {port.device}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from gateway import demo  # noqa: PLC0415 - only this command needs it
+
+    def started(service: Service) -> None:
+        print(demo.commands_to_try(service.tcp_ports()), flush=True)
+
+    _serve(demo.configuration(), verbose=arguments.verbose, started=started)
+    return 0
+
+
+def _serve(
+    config: GatewayConfig,
+    *,
+    verbose: bool,
+    started: Callable[[Service], None] = lambda _: None,
+) -> None:
+    from gateway import log, service  # noqa: PLC0415 - `check` needs neither
+
+    log.configure(sys.stderr, verbose=verbose)
+    asyncio.run(service.serve(config, started))

@@ -1,0 +1,330 @@
+"""One device of the YAML over time: its open port, its lines, its settings, and who uses it.
+
+Opens the tty, opens it again when it comes back, and hands it to one user at a time; after each
+the lines and settings are what the YAML says. What a user's client speaks is `session`'s
+matter, who may connect `listener`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from enum import Enum
+from typing import Protocol
+
+import structlog
+
+from gateway.errors import ClientError, DeviceAbsentError, DeviceError
+from gateway.line_driver import LineDriver
+from gateway.protocol.access_server import PortStatus
+from gateway.protocol.reset import LineController
+from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_port import SerialPort, open_port
+from gateway.serial_tty import Tty, TtyLocation
+
+#: First and longest wait before a device that could not be opened is tried again. One try costs
+#: a failing open(): 20 us.
+_RETRY_FIRST_S = 0.25
+_RETRY_LONGEST_S = 4.0
+
+#: How long a new user waits for the one before to be gone. A client that ends one connection and
+#: starts the next at once may be seen in the other order.
+_HANDOVER_S = 0.5
+
+#: How long the bytes of a client that has left may keep the port from the next.
+_FINISH_LIMIT_S = 10.0
+
+#: How long stopping waits for the lines to be released, and again for the port to be closed.
+_STOP_LIMIT_S = 0.7
+
+
+class DeviceState(Enum):
+    """What is true of a device."""
+
+    ABSENT = "absent"  # its tty does not exist; it is tried again
+    OPENING = "opening"  # its tty is being opened
+    IDLE = "idle"  # open, nobody uses it
+    IN_USE = "in use"  # open, a user has it
+    RELEASING = "releasing"  # open; lines and settings go back to where the next user expects them
+    BROKEN = "broken"  # its tty exists and does not work, `reason` says why; it is tried again
+    STOPPED = "stopped"  # closed for good
+
+
+class DeviceUser(Protocol):
+    """Who uses a device; every call is made on the loop."""
+
+    @property
+    def label(self) -> str:
+        """Who it is, for the person who is refused meanwhile."""
+
+    def attached(self) -> None:
+        """The device is yours."""
+
+    def refused(self, error: ClientError) -> None:
+        """The device is not to be had."""
+
+    def data_received(self, data: bytes) -> None:
+        """The board has sent bytes."""
+
+    def board_busy(self) -> None:
+        """Too many bytes wait to be sent to the board: write no more."""
+
+    def board_ready(self) -> None:
+        """Bytes can be written again."""
+
+    def device_lost(self, error: DeviceError) -> None:
+        """The device is gone, and not yours any more."""
+
+
+class Device:
+    """See the module; made and used on the loop."""
+
+    def __init__(
+        self,
+        name: str,
+        location: TtyLocation,
+        settings: SerialSettings,
+        hold_s: float,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self.name = name
+        self.state = DeviceState.ABSENT
+        self.reason = "not tried yet"
+        self._location = location
+        self._settings = settings
+        self._hold_s = hold_s
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = _RETRY_FIRST_S
+        self._last_failure = ""
+        self._port: SerialPort | None = None
+        self._lines: LineDriver | None = None
+        self._user: DeviceUser | None = None
+        self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
+        self._finish: asyncio.TimerHandle | None = None
+        self._break_on = False
+        self._at_rest = asyncio.Event()  # nothing is under way that stop() has to wait for
+        self._at_rest.set()
+
+    def start(self) -> None:
+        """Open the device, now and whenever it is there."""
+        self._open()
+
+    async def stop(self) -> None:
+        """Wait until the last user's lines are released, then close the port for good.
+
+        Bounded: a board that does not take its last bytes, or a kernel that does not answer,
+        is left behind.
+        """
+        if self._retry is not None:
+            self._retry.cancel()
+        self._refuse_waiting("the gateway is shutting down")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
+        self._enter(DeviceState.STOPPED, "stopped")
+        if (port := self._port) is None:
+            return
+        self._forget_port()
+        closed = asyncio.Event()
+
+        def closed_on_thread() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
+                self._loop.call_soon_threadsafe(closed.set)
+
+        port.close(closed_on_thread)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), _STOP_LIMIT_S)
+
+    def attach(self, user: DeviceUser) -> None:
+        """Ask for the device: `attached` or `refused` is called, perhaps at once."""
+        self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
+        self._serve_waiting()
+
+    def detach(self, user: DeviceUser) -> None:
+        """Give the device back, or stop asking for it; what was written is still sent."""
+        if (timer := self._waiting.pop(user, None)) is not None:
+            timer.cancel()
+        if user is not self._user or self._port is None:
+            return
+        self._user = None
+        self._enter(DeviceState.RELEASING)
+        self._finish = self._loop.call_later(_FINISH_LIMIT_S, self._drop_unsent)
+        self._port.resume_reading()
+        self._port.when_sent(self._release_lines)
+
+    # What a user may do with the device between `attached` and `device_lost` or `detach`. Every
+    # `done` is called when what follows may go to the board, unless the device is lost first.
+
+    @property
+    def status(self) -> PortStatus:
+        """What is in force: what a client is told."""
+        port, lines = self._open_parts()
+        return PortStatus(port.settings, lines.wanted, self._break_on)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return self._open_parts()[0].unsent_bytes
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the board."""
+        self._open_parts()[0].write(data)
+
+    def pause_reading(self) -> None:
+        """Leave what the board sends in the kernel."""
+        self._open_parts()[0].pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what the board sends again."""
+        self._open_parts()[0].resume_reading()
+
+    def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
+        """Change the settings behind the bytes written so far; `status` tells what came of it."""
+        self._open_parts()[0].apply(settings, lambda _: done())
+
+    def set_lines(
+        self, done: Callable[[], None], *, dtr: bool | None = None, rts: bool | None = None
+    ) -> None:
+        """Set one modem line or both behind the bytes written so far."""
+        self._open_parts()[1].request(dtr=dtr, rts=rts, settled=done)
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        """Start or end a break behind the bytes written so far."""
+        self._break_on = on
+        self._open_parts()[0].set_break(on, done)
+
+    def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
+        """Discard what the board has sent, what waits to be sent to it, or both."""
+        self._open_parts()[0].purge(receive=receive, transmit=transmit, done=done)
+
+    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
+        """Read CTS, DSR, RI and CD."""
+        self._open_parts()[0].read_modemstate(done)
+
+    # What the port reports (serial_port.PortOwner).
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the board's bytes to the user; without one they are dropped."""
+        if self._user is not None:
+            self._user.data_received(data)
+
+    def pause_writing(self) -> None:
+        """Pass it on."""
+        if self._user is not None:
+            self._user.board_busy()
+
+    def resume_writing(self) -> None:
+        """Pass it on."""
+        if self._user is not None:
+            self._user.board_ready()
+
+    def port_lost(self, error: DeviceError) -> None:
+        """The port has failed: tell the user, and try to open it again."""
+        self._forget_port()
+        user, self._user = self._user, None
+        self._log.warning("device_lost", reason=str(error))
+        self._last_failure = str(error)
+        self._open_failed(error)
+        if user is not None:
+            user.device_lost(error)
+
+    def _open(self) -> None:
+        self._retry = None
+        self._enter(DeviceState.OPENING, self.reason)
+        tty = Tty(self._location, self._settings)
+        open_port(tty, self, self._opened, self._open_failed)
+
+    def _opened(self, port: SerialPort) -> None:
+        if self.state is DeviceState.STOPPED:
+            port.close()
+            return
+        self._port = port
+        self._lines = LineDriver(LineController(self._hold_s), port, self._log)
+        self._break_on = False
+        self._retry_s = _RETRY_FIRST_S
+        self._last_failure = ""
+        self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
+        if port.settings != self._settings:
+            self._log.warning("settings_refused", wanted=self._settings, in_force=port.settings)
+        self._become_idle()
+
+    def _open_failed(self, error: DeviceError) -> None:
+        if self.state is DeviceState.STOPPED:
+            return
+        absent = isinstance(error, DeviceAbsentError)
+        self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
+        if self.reason != self._last_failure:  # said once, however often it is tried
+            self._last_failure = self.reason
+            self._log.warning("device_not_open", state=self.state.value, reason=self.reason)
+        self._retry = self._loop.call_later(self._retry_s, self._open)
+        self._retry_s = min(2 * self._retry_s, _RETRY_LONGEST_S)
+        self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
+
+    def _forget_port(self) -> None:
+        self._port = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+        if self._finish is not None:
+            self._finish.cancel()
+
+    def _open_parts(self) -> tuple[SerialPort, LineDriver]:
+        if self._port is None or self._lines is None:
+            raise RuntimeError(f"{self.name} was used while it is {self.state.value}")
+        return self._port, self._lines
+
+    def _release_lines(self) -> None:
+        port, lines = self._open_parts()
+        if self._finish is not None:
+            self._finish.cancel()
+        if self._break_on:
+            self.set_break(False, lambda: None)
+        if port.settings == self._settings:
+            lines.release(self._become_idle)
+        else:
+            lines.release(lambda: port.apply(self._settings, lambda _: self._become_idle()))
+
+    def _drop_unsent(self) -> None:
+        port, _ = self._open_parts()
+        self._log.warning("unsent_dropped", unsent_bytes=port.unsent_bytes)
+        port.purge(receive=False, transmit=True, done=lambda: None)
+
+    def _become_idle(self) -> None:
+        self._enter(DeviceState.IDLE)
+        self._serve_waiting()
+
+    def _serve_waiting(self) -> None:
+        """Give the device to who has waited longest, if it can be given."""
+        match self.state:
+            case DeviceState.IDLE if self._waiting:
+                self._user = next(iter(self._waiting))
+                self._waiting.pop(self._user).cancel()
+                self._enter(DeviceState.IN_USE)
+                self._user.attached()
+            case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
+                self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
+
+    def _refuse_waiting(self, reason: str) -> None:
+        while self._waiting:
+            user, timer = self._waiting.popitem()
+            timer.cancel()
+            user.refused(ClientError(reason))
+
+    def _refuse_now(self, user: DeviceUser) -> None:
+        del self._waiting[user]
+        holder = f" by {self._user.label}" if self._user is not None else ""
+        user.refused(ClientError(f"{self.name}: {self.state.value}{holder}"))
+
+    def _enter(self, state: DeviceState, reason: str = "") -> None:
+        if self.state is DeviceState.STOPPED:
+            return
+        self.state = state
+        self.reason = reason
+        under_way = {DeviceState.OPENING, DeviceState.IN_USE, DeviceState.RELEASING}
+        if state in under_way:
+            self._at_rest.clear()
+        else:
+            self._at_rest.set()

@@ -1,0 +1,235 @@
+"""What one client asks of its device, carried out in stream order.
+
+A change (settings, lines, break, purge) waits for the bytes before it and holds back what
+follows, so a queue forms while one is made; whoever fills it stops reading meanwhile. How the
+requests came about is `protocol.access_server`'s matter, the connection `session`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from typing import Protocol
+
+from gateway.device import Device
+from gateway.modemstate_poll import ModemstatePoll
+from gateway.protocol import access_server
+from gateway.protocol.access_server import (
+    AccessServer,
+    BreakRequest,
+    Console,
+    LinesRequest,
+    PurgeRequest,
+    SerialData,
+    SettingsRequest,
+)
+from gateway.protocol.reset import Lines
+from gateway.protocol.rfc2217 import Linestate, Modemstate, NotifyModemstate
+
+#: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
+_BREAK_S = 0.25
+
+
+class QueueOwner(Protocol):
+    """What the queue tells its session."""
+
+    def queue_moved(self) -> None:
+        """Something was carried out or answered."""
+
+    def output_suspended(self, suspended: bool) -> None:
+        """The client wants no output for now (True), or wants it again."""
+
+    def client_identified(self, signature: str) -> None:
+        """The client has told its SIGNATURE."""
+
+    def violated(self, reason: str, *, fatal: bool) -> None:
+        """The client has broken the protocol; a fatal violation leaves nothing to follow."""
+
+    def say(self, line: str) -> None:
+        """Write a line for a person among the board's output."""
+
+
+class RequestQueue:
+    """The requests of one client on a device that is its own."""
+
+    def __init__(self, device: Device, access: AccessServer, owner: QueueOwner) -> None:
+        self._device = device
+        self._access = access
+        self._owner = owner
+        self._events: deque[access_server.Event] = deque()
+        self._change_pending = False  # a change is being made: what follows waits
+        self._board_busy = False  # more bytes are unsent than should be
+        self._carrying_out = False
+        self._closed = False
+        self._modemstate_told = False
+        self._poll = ModemstatePoll(device.read_modemstate, self._modemstate_changed)
+
+    @property
+    def is_empty(self) -> bool:
+        """True when everything has been carried out, as far as the kernel has taken it."""
+        return not self._events and not self._change_pending and not self._board_busy
+
+    def add(self, events: list[access_server.Event]) -> None:
+        """Carry these out behind what waits."""
+        self._events.extend(events)
+        self.carry_on()
+
+    def board_busy(self) -> None:
+        """The board does not keep up: send it nothing more."""
+        self._board_busy = True
+
+    def board_ready(self) -> None:
+        """The board has caught up."""
+        self._board_busy = False
+        self.carry_on()
+
+    def stop_reports(self) -> None:
+        """Nobody listens any more: watch no states, only carry out what waits."""
+        self._poll.stop()
+
+    def close(self) -> None:
+        """Drop what waits; the device may not be touched any more."""
+        self._closed = True
+        self._events.clear()
+        self._poll.stop()
+
+    def carry_on(self) -> None:
+        """Carry out requests until one has to be waited for."""
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        while self._events and not self._change_pending and not self._board_busy:
+            self._carry_out(self._events.popleft())
+        self._carrying_out = False
+        if not self._closed:
+            self._owner.queue_moved()
+
+    def status_line(self) -> str:
+        """The port in one line, for a person at a telnet client."""
+        status = self._device.status
+        settings = status.settings
+        framing = f"{settings.bytesize}{settings.parity.name[0]}{settings.stopbits.value}"
+        lines = f"DTR {_on_off(status.lines.dtr)}, RTS {_on_off(status.lines.rts)}"
+        return f"{self._device.name}: {settings.baudrate} {framing}, {lines}"
+
+    def _carry_out(self, event: access_server.Event) -> None:
+        match event:
+            case SerialData(data):
+                self._device.write(data)
+            case SettingsRequest() | LinesRequest() | BreakRequest() | PurgeRequest():
+                self._change(event)
+            case access_server.StateRequest():
+                self._report_state(event)
+            case access_server.StatesWatched(_, modemstate_mask):
+                self._poll.start() if modemstate_mask else self._poll.stop()
+            case access_server.OutputSuspended(suspended):
+                self._owner.output_suspended(suspended)
+            case access_server.ClientIdentified(signature):
+                self._owner.client_identified(signature)
+            case access_server.ConsoleRequest(request):
+                self._serve_console(request)
+            case access_server.Violation(reason, fatal):
+                self._owner.violated(reason, fatal=fatal)
+
+    def _change(self, request: access_server.PortRequest) -> None:
+        """Make a change, or report what is in force, and answer."""
+        status = self._device.status
+        match request:
+            case SettingsRequest() if request.apply_to(status.settings) != status.settings:
+                self._change_pending = True
+                wanted = request.apply_to(status.settings)
+                self._device.apply(wanted, lambda: self._changed(request))
+            case LinesRequest(_, dtr, rts) if dtr is not None or rts is not None:
+                self._set_lines(request)
+            case BreakRequest(_, bool(on)) if on != status.break_on:
+                self._change_pending = True
+                self._device.set_break(on, lambda: self._changed(request))
+            case PurgeRequest(_, receive, transmit):
+                self._change_pending = True
+                self._device.purge(
+                    lambda: self._changed(request), receive=receive, transmit=transmit
+                )
+            case _:
+                self._access.answer(request, status)
+
+    def _changed(self, answered: access_server.PortRequest | None = None) -> None:
+        """A change has been made: answer it, and go on with what waited for it."""
+        if self._closed:
+            return
+        self._change_pending = False
+        if answered is not None:
+            self._access.answer(answered, self._device.status)
+        self.carry_on()
+
+    def _set_lines(self, first: LinesRequest) -> None:
+        """Set the lines, together with what follows at once for the other line.
+
+        Commands that came in one segment are one edge to the client. All are answered at once,
+        with what was asked for: clients wait for each answer.
+        """
+        requests = [first]
+        dtr, rts = first.dtr, first.rts
+        while self._events and isinstance(following := self._events[0], LinesRequest):
+            if following.dtr is not None and dtr is None:
+                dtr = following.dtr
+            elif following.rts is not None and rts is None:
+                rts = following.rts
+            else:
+                break
+            requests.append(following)
+            self._events.popleft()
+        status = self._device.status
+        self._change_pending = True
+        self._device.set_lines(self._changed, dtr=dtr, rts=rts)
+        for request in requests:
+            status = replace(status, lines=_with_request(status.lines, request))
+            self._access.answer(request, status)
+
+    def _report_state(self, request: access_server.StateRequest) -> None:
+        if isinstance(request.command, NotifyModemstate):
+            self._device.read_modemstate(
+                lambda state: self._modemstate_changed(state, requested=True)
+            )
+        elif self._device.unsent_bytes:
+            self._access.notify_linestate(Linestate(0), requested=True)
+        else:
+            empty = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
+            self._access.notify_linestate(empty, requested=True)
+
+    def _modemstate_changed(self, state: Modemstate, *, requested: bool = False) -> None:
+        if not self._closed:
+            # The first is sent even if no bit is set: pyserial fails until it knows the state.
+            requested = requested or not self._modemstate_told
+            self._modemstate_told = True
+            self._access.notify_modemstate(state, requested=requested)
+            self._owner.queue_moved()
+
+    def _serve_console(self, request: Console) -> None:
+        match request:
+            case Console.ARE_YOU_THERE:
+                self._owner.say(self.status_line())
+            case Console.SEND_BREAK:
+                self._change_pending = True
+                self._device.set_break(True, self._break_begun)
+            case Console.ABORT_OUTPUT:
+                self._change_pending = True
+                self._device.purge(self._changed, receive=True, transmit=False)
+
+    def _break_begun(self) -> None:
+        asyncio.get_running_loop().call_later(_BREAK_S, self._end_break)
+
+    def _end_break(self) -> None:
+        if not self._closed:
+            self._device.set_break(False, self._changed)
+
+
+def _with_request(lines: Lines, request: LinesRequest) -> Lines:
+    return Lines(
+        dtr=lines.dtr if request.dtr is None else request.dtr,
+        rts=lines.rts if request.rts is None else request.rts,
+    )
+
+
+def _on_off(asserted: bool) -> str:
+    return "on" if asserted else "off"

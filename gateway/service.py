@@ -1,0 +1,113 @@
+"""The running gateway: a device and a listener per port of the configuration, and their end.
+
+What one port does is `device`'s and `listener`'s matter; arguments and output are `cli`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.config import GatewayConfig, PortConfig
+from gateway.device import Device
+from gateway.errors import DeviceError
+from gateway.listener import Listener
+from gateway.serial_tty import TtyLocation
+
+if TYPE_CHECKING:
+    from gateway.simulator.host import SimulatedBoard
+
+_SIMULATED = "sim://"
+
+
+@dataclass(slots=True)
+class _Port:
+    """What runs for one entry of the configuration."""
+
+    config: PortConfig
+    device: Device
+    listener: Listener
+    board: SimulatedBoard | None
+
+
+class Service:
+    """Serves a configuration from `start` to `stop`; made and used on the loop."""
+
+    def __init__(self) -> None:
+        self._ports: list[_Port] = []
+        self._log = structlog.get_logger()
+        self._signature = f"esp-serial-gateway {version('esp-serial-gateway')}"
+
+    async def start(self, config: GatewayConfig) -> None:
+        """Serve every port of `config`.
+
+        Devices that are absent and addresses that can't be bound are tried again for ever.
+        Raises DeviceError when a simulated board does not start.
+        """
+        self._log.info("service_started", version=self._signature, ports=len(config.ports))
+        await asyncio.gather(*(self._start_port(port) for port in config.ports))
+
+    async def stop(self) -> None:
+        """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
+        reason = "the gateway is shutting down"
+        await asyncio.gather(*(port.listener.stop(reason) for port in self._ports))
+        await asyncio.gather(*(port.device.stop() for port in self._ports))
+        boards = [port.board for port in self._ports if port.board is not None]
+        await asyncio.gather(*(board.stop() for board in boards))
+        self._log.info("service_stopped")
+
+    def tcp_ports(self) -> dict[str, int | None]:
+        """The TCP port of each entry by its name; None where it could not be bound."""
+        return {port.config.name: port.listener.tcp_port for port in self._ports}
+
+    async def _start_port(self, config: PortConfig) -> None:
+        log = self._log.bind(device=config.name)
+        board = await _start_board(config.device) if _is_simulated(config) else None
+        location = _location_of(board) if board is not None else TtyLocation(config.device)
+        device = Device(config.name, location, config.serial, config.hold_s, log)
+        listener = Listener(config, device, self._signature, log)
+        self._ports.append(_Port(config, device, listener, board))
+        device.start()
+        await listener.start()
+
+
+async def serve(config: GatewayConfig, started: Callable[[Service], None] = lambda _: None) -> None:
+    """Serve until SIGINT or SIGTERM, then stop cleanly. `started` is called when all is up."""
+    loop = asyncio.get_running_loop()
+    asked_to_stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    service = Service()
+    try:
+        await service.start(config)
+        started(service)
+        await asked_to_stop.wait()
+    finally:
+        await service.stop()
+
+
+def _is_simulated(config: PortConfig) -> bool:
+    return config.device.startswith(_SIMULATED)
+
+
+async def _start_board(url: str) -> SimulatedBoard:
+    # Imported only where a simulated board is asked for: a lab host has none.
+    from gateway.simulator.host import start_board  # noqa: PLC0415
+    from gateway.simulator.url import parse_url  # noqa: PLC0415
+
+    try:
+        return await start_board(parse_url(url))
+    except OSError as error:
+        raise DeviceError(f"{url}: {error}") from error
+
+
+def _location_of(board: SimulatedBoard) -> TtyLocation:
+    from gateway.simulator.host import SimulatedLines  # noqa: PLC0415
+
+    return TtyLocation(str(board.tty_path), lambda: SimulatedLines(board.control_path))

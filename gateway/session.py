@@ -1,0 +1,269 @@
+"""One client on one device: its TCP connection, from accept to the moment the device is free.
+
+Bytes from the client go through the access server into the request queue, which carries them
+out in stream order; while something waits there, nothing more is read from the client. What
+the board sends goes the other way at once. Who may connect is `listener`'s matter, what
+happens to the board `device`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from enum import Enum
+from typing import cast
+
+import structlog
+
+from gateway.device import Device
+from gateway.errors import ClientError, DeviceError
+from gateway.protocol.access_server import AccessServer
+from gateway.request_queue import RequestQueue
+
+#: One read takes at most this much, so this is also what a session keeps of a client at most:
+#: nothing is read while something waits.
+_RECEIVE_BYTES = 65536
+
+#: One buffer for all sessions: what is received is copied out of it before the next read.
+_RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
+
+#: An answer waits for nothing. A client's machine that died is noticed within 14 s (5 s of
+#: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge.
+_SOCKET_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+)
+
+#: How long a refused client may take to read why. Closing at once would reset the connection
+#: when it has sent something already, and the line would be lost.
+_LINGER_S = 1.0
+
+#: How long the bytes and commands of a client that has left may wait for a board that takes none.
+_FINISH_LIMIT_S = 10.0
+
+
+class SessionState(Enum):
+    """What is true of a session."""
+
+    WAITING = "waiting"  # connected, the device has been asked for, nothing is read yet
+    ACTIVE = "active"  # the device is ours
+    FINISHING = "finishing"  # the client is gone, what it had sent is still carried out
+    REFUSED = "refused"  # the client has been told why it is not served
+    CLOSED = "closed"  # the device is not ours, the connection is closed or about to be
+
+
+class Session(asyncio.BufferedProtocol):
+    """One TCP client, from accept to the moment that the device is free again.
+
+    `ended` is called once, when nothing of the session is left.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        signature: str,
+        log: structlog.typing.FilteringBoundLogger,
+        ended: Callable[[Session], None],
+    ) -> None:
+        self.state = SessionState.WAITING
+        self.label = "a client that has not connected"
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._device = device
+        self._log = log
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._access = AccessServer(signature)
+        self._requests = RequestQueue(device, self._access, self)
+        self._suspended = False  # the client has asked for no more data
+        self._client_slow = False  # more output waits for the client than should
+        self._violated = False
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    # --- what the connection reports (asyncio.BufferedProtocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected: ask for the device, read nothing until it is there."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.label = _peer_name(self._transport)
+        self._log = self._log.bind(client=self.label)
+        for option in _SOCKET_OPTIONS:
+            self._transport.get_extra_info("socket").setsockopt(*option)
+        self._transport.pause_reading()
+        self._device.attach(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the loop puts what the client sends."""
+        return _RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The client has sent bytes."""
+        if self.state is SessionState.ACTIVE:
+            self.received_bytes += nbytes
+            self._requests.add(self._access.receive_data(bytes(_RECEIVE_BUFFER[:nbytes])))
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it has left."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; what the client had sent is still carried out."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        reason = "left" if exc is None else str(exc)
+        match self.state:
+            case SessionState.ACTIVE:
+                self.state = SessionState.FINISHING
+                self._log_end(reason)
+                self._requests.stop_reports()
+                self._abort_timer = self._loop.call_later(
+                    _FINISH_LIMIT_S, self.close, "the board takes no bytes"
+                )
+                self._requests.carry_on()
+            case SessionState.WAITING:
+                self._leave()
+                self._ended(self)
+            case _:
+                self._ended(self)
+
+    def pause_writing(self) -> None:
+        """The client does not keep up: leave the board's output in the kernel."""
+        self._client_slow = True
+        self._read_board_or_not()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._client_slow = False
+        self._read_board_or_not()
+
+    # --- what the device reports (device.DeviceUser)
+
+    def attached(self) -> None:
+        """The device is ours: greet the client and listen to it."""
+        self.state = SessionState.ACTIVE
+        self._log.info("client_connected")
+        self._send_answers()
+        self._transport.resume_reading()
+
+    def refused(self, error: ClientError) -> None:
+        """Tell the client in one line, and leave it a moment to read it."""
+        self.state = SessionState.REFUSED
+        self._log.warning("client_refused", reason=str(error))
+        self._transport.write(f"{error}\r\n".encode())
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the board's bytes on."""
+        if self.state is SessionState.ACTIVE:
+            self.sent_bytes += len(data)
+            self._transport.write(self._access.escape(data))
+
+    def board_busy(self) -> None:
+        """The board does not keep up: read no more from the client."""
+        self._requests.board_busy()
+
+    def board_ready(self) -> None:
+        """The board has caught up."""
+        self._requests.board_ready()
+
+    def device_lost(self, error: DeviceError) -> None:
+        """The board is gone: say so to a person, and end the session."""
+        self.close(str(error))
+
+    # --- ours
+
+    def close(self, reason: str) -> None:
+        """End the session from our side; what waits is not carried out any more."""
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        if self.state is SessionState.CLOSED:
+            return
+        if self.state is SessionState.ACTIVE:
+            self._log_end(reason)
+            if not self._access.is_rfc2217:
+                self.say(f"{self._device.name}: {reason}")
+        gone = self.state is SessionState.FINISHING
+        self.state = SessionState.CLOSED
+        self._leave()
+        if gone:
+            self._ended(self)
+        else:
+            self._transport.close()
+            self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    # --- what the requests come to (request_queue.QueueOwner)
+
+    def queue_moved(self) -> None:
+        """Send what there is to answer; read on, or end, when nothing waits any more."""
+        if self.state is SessionState.ACTIVE:
+            self._send_answers()
+            if self._requests.is_empty:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+        elif self.state is SessionState.FINISHING and self._requests.is_empty:
+            self.close("finished")
+
+    def output_suspended(self, suspended: bool) -> None:
+        """Hold the board's output back, or let it go again (FLOWCONTROL-SUSPEND, -RESUME)."""
+        self._suspended = suspended
+        self._read_board_or_not()
+
+    def client_identified(self, signature: str) -> None:
+        """Log it: it tells which client causes what follows."""
+        self._log.info("client_identified", signature=signature)
+
+    def violated(self, reason: str, *, fatal: bool) -> None:
+        """Say once what the client does wrong; a stream that can't be followed ends."""
+        if not self._violated or fatal:
+            self._violated = True
+            self._log.warning("client_violated_protocol", reason=reason, fatal=fatal)
+        if fatal:
+            self.close(reason)
+
+    def say(self, line: str) -> None:
+        """Write a line for a person among the board's output."""
+        if self.state is SessionState.ACTIVE:
+            self._transport.write(self._access.escape(f"\r\n{line}\r\n".encode()))
+
+    def _leave(self) -> None:
+        self._requests.close()
+        self._device.detach(self)
+
+    def _log_end(self, reason: str) -> None:
+        self._log.info(
+            "client_disconnected",
+            reason=reason,
+            seconds=round(self._loop.time() - self._started, 1),
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+        )
+
+    def _send_answers(self) -> None:
+        if answers := self._access.data_to_send():
+            self._transport.write(answers)
+
+    def _read_board_or_not(self) -> None:
+        if self.state is not SessionState.ACTIVE:
+            return
+        if self._suspended or self._client_slow:
+            self._device.pause_reading()
+        else:
+            self._device.resume_reading()
+
+
+def _peer_name(transport: asyncio.Transport) -> str:
+    """`address:port` of the client; a client that is gone already has no name."""
+    peer = transport.get_extra_info("peername")
+    if not peer:
+        return "unknown"
+    host, tcp_port = peer[:2]
+    return f"[{host}]:{tcp_port}" if ":" in host else f"{host}:{tcp_port}"
