@@ -156,6 +156,12 @@ class _Negotiator(TelnetWriter):
     def offer(self, verb: bytes, option: bytes) -> None:
         self.iac(verb, option)
 
+    def refuse(self, command: bytes) -> None:
+        """Answer a negotiation of an option that is never enabled; DONT and WONT need none."""
+        refusals = {WILL: DONT, DO: WONT}
+        if (refusal := refusals.get(command[1:2])) is not None:
+            self.send_iac(IAC + refusal + command[2:])
+
     def handle_do(self, opt: bytes) -> bool:
         if opt in _WE_MAY or opt == TM:
             self._refused_binary -= {DONT} if opt == BINARY else set()
@@ -223,8 +229,9 @@ class Telnet:
     """The access server's end of one telnet connection.
 
     `receive_data` never raises on what a client sends. Memory is bounded: at most one
-    command of MAX_SUBNEGOTIATION_BYTES is kept between calls, and answers to one chunk are at
-    most as long as the chunk.
+    command of MAX_SUBNEGOTIATION_BYTES is kept between calls, and all answers together are at
+    most 6 bytes longer than what was received (the BINARY offers to an RFC 2217 client). After
+    a fatal `ProtocolViolation` nothing more is taken.
     """
 
     def __init__(self) -> None:
@@ -234,6 +241,7 @@ class Telnet:
         self._partial = b""  # an unfinished command, from its IAC on
         self._received_cr = False
         self._sent_cr = False
+        self._failed = False
 
     def offer_console(self) -> None:
         """Ask a client that says nothing of itself for character-at-a-time mode.
@@ -275,6 +283,8 @@ class Telnet:
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take what came from the client, return what it means, in stream order."""
+        if self._failed:
+            return []
         if not self._partial and IAC not in data:
             self._emit_data(data)
         else:
@@ -315,7 +325,10 @@ class Telnet:
         if len(command) < length:
             self._partial = command
             return len(stream)
-        if length == 3 or code[0] in _TWO_BYTE:
+        if command[2:] == IAC:
+            # telnetlib3 would take this option code (255, RFC 861) for the start of a command.
+            self._negotiator.refuse(command)
+        elif length == 3 or code[0] in _TWO_BYTE:
             self._feed(command)
         return start + length
 
@@ -323,6 +336,7 @@ class Telnet:
         body = start + 2
         end = cast("re.Match[bytes]", _DATA.match(stream, body)).end()
         if end - body > MAX_SUBNEGOTIATION_BYTES:
+            self._failed = True
             self._events.append(
                 ProtocolViolation(
                     f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes", fatal=True
@@ -346,7 +360,9 @@ class Telnet:
             feed_byte(command[index : index + 1])
 
     def _emit_data(self, data: bytes) -> None:
-        if not self._negotiator.inbinary:
+        if self._negotiator.inbinary:
+            self._received_cr = False
+        else:
             data = self._undo_nvt(data)
         if data:
             self._events.append(Data(data))
