@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -23,19 +22,22 @@ from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings
 from gateway.yaml_lines import (
     MAX_REASON_CHARS,
     Entry,
+    Kind,
     Problems,
     clipped,
     compose,
     did_you_mean,
     entries,
     is_nothing,
-    is_quoted,
     is_refused,
     join,
     line_of,
+    one_of,
     read_text,
     scalar_text,
+    seconds,
     shown,
+    whole_number,
 )
 
 
@@ -84,58 +86,6 @@ def parse_config(text: str, file: str) -> GatewayConfig:
     _check_unique(ports, problems)
     problems.raise_if_any()
     return GatewayConfig(tuple(_built(port) for port in ports))
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of value: what the operator may write, and how it is read.
-
-    `read` raises ValueError for everything else; a text in it is told in addition.
-    """
-
-    accepted: str
-    read: Callable[[yaml.Node], object]
-
-
-def whole_number(low: int, high: int) -> Kind:
-    """A number in decimal digits; YAML 1.1's other spellings (010, 1_000, 1:30) surprise people."""
-
-    def read(node: yaml.Node) -> int:
-        text = scalar_text(node)
-        if is_quoted(node):
-            raise ValueError("text, because of the quotes")
-        if not re.fullmatch(r"0|[1-9][0-9]{0,17}", text) or not low <= int(text) <= high:
-            raise ValueError
-        return int(text)
-
-    return Kind(f"a whole number from {low} to {high}", read)
-
-
-def seconds(low: float, high: float) -> Kind:
-    """A time, with or without a decimal fraction."""
-
-    def read(node: yaml.Node) -> float:
-        text = scalar_text(node)
-        if is_quoted(node):
-            raise ValueError("text, because of the quotes")
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
-            raise ValueError
-        return float(text)
-
-    return Kind(f"{low:g} to {high:g} seconds", read)
-
-
-def one_of(words: type[Enum]) -> Kind:
-    """One of the values of an enum of strings; 1.5 needs no quotes, for it is taken as written."""
-    by_word = {str(member.value): member for member in words}
-
-    def read(node: yaml.Node) -> Enum:
-        text = scalar_text(node)
-        if text not in by_word:
-            raise ValueError(did_you_mean(text, by_word))
-        return by_word[text]
-
-    return Kind(", ".join(by_word), read)
 
 
 def _read_name(node: yaml.Node) -> str:
@@ -218,6 +168,8 @@ PORT_KEYS: Final = (
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.default is not REQUIRED)
 _FILE_KEYS: Final = ("defaults", "ports")
+_ACCEPTED_FILE: Final = "a mapping with the key `ports`"
+_ACCEPTED_PORTS: Final = "a list of one port or more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,25 +182,26 @@ class _Section:
 
 
 def _read_file(root: yaml.Node | None, problems: Problems) -> list[_Section]:
-    accepted = "a mapping with the key `ports`"
     if root is None or is_nothing(root):
-        problems.add(1, "", "an empty file", accepted)
+        problems.add(1, "", "an empty file", _ACCEPTED_FILE)
         return []
     if not isinstance(root, yaml.MappingNode) or is_refused(root):
-        _refuse(root, "", accepted, problems)
+        _refuse(root, "", _ACCEPTED_FILE, problems)
         return []
     found = _known_entries(root, "", _FILE_KEYS, problems)
     defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
     if "defaults" in found and not is_nothing(found["defaults"].value):
         section = _read_keys(found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems)
         defaults = _overlaid(defaults, section)
-    accepted = "a list of one port or more"
     if "ports" not in found:
-        problems.add(line_of(root), "ports", "nothing", accepted)
+        problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
         return []
-    node = found["ports"].value
+    return _read_ports(found["ports"].value, defaults, problems)
+
+
+def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[_Section]:
     if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
-        _refuse(node, "ports", accepted, problems)
+        _refuse(node, "ports", _ACCEPTED_PORTS, problems)
         return []
     ports = []
     for index, item in enumerate(node.value):

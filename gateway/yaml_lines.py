@@ -2,15 +2,17 @@
 
 Text becomes PyYAML nodes, never Python objects: a node knows where it stands and what was written
 there (`no`, not False). The file is bounded in size and depth, and what makes YAML surprising
-(anchors, aliases, merge keys, tags, several documents, duplicate keys) is refused by name. What
-the keys are called and what they mean is left to config.py.
+(anchors, aliases, merge keys, tags, several documents, duplicate keys) is refused by name. Kinds
+of values that are not about serial ports are here too; which keys there are is left to config.py.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,58 @@ def entries(node: yaml.MappingNode, path: str, problems: Problems) -> dict[str, 
 def join(path: str, key: str) -> str:
     """The path of a key in the mapping at `path`, safe to print."""
     return f"{path}.{clipped(key)}" if path else clipped(key)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of value: what the operator may write, and how it is read.
+
+    `read` raises ValueError for everything else; a text in it is told in addition.
+    """
+
+    accepted: str
+    read: Callable[[yaml.Node], object]
+
+
+def whole_number(low: int, high: int) -> Kind:
+    """A number in decimal digits; YAML 1.1's other spellings (010, 1_000, 1:30) surprise people."""
+
+    def read(node: yaml.Node) -> int:
+        text = scalar_text(node)
+        if is_quoted(node):
+            raise ValueError("text, because of the quotes")
+        if not re.fullmatch(r"0|[1-9][0-9]{0,17}", text) or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return Kind(f"a whole number from {low} to {high}", read)
+
+
+def seconds(low: float, high: float) -> Kind:
+    """A time, with or without a decimal fraction."""
+
+    def read(node: yaml.Node) -> float:
+        text = scalar_text(node)
+        if is_quoted(node):
+            raise ValueError("text, because of the quotes")
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not low <= float(text) <= high:
+            raise ValueError
+        return float(text)
+
+    return Kind(f"{low:g} to {high:g} seconds", read)
+
+
+def one_of(words: type[Enum]) -> Kind:
+    """One of the values of an enum of strings; 1.5 needs no quotes, for it is taken as written."""
+    by_word = {str(member.value): member for member in words}
+
+    def read(node: yaml.Node) -> Enum:
+        text = scalar_text(node)
+        if text not in by_word:
+            raise ValueError(did_you_mean(text, by_word))
+        return by_word[text]
+
+    return Kind(", ".join(by_word), read)
 
 
 class _Loader(yaml.SafeLoader):

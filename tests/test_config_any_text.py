@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.config import PORT_KEYS, GatewayConfig, parse_config
@@ -28,6 +28,7 @@ def outcome(text: str) -> GatewayConfig | ConfigError:
     return result
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("ports: !<")
 @example("? ")
@@ -46,6 +47,7 @@ PIECES = sorted(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -85,6 +87,7 @@ VALUES = st.recursive(
 SECTIONS = st.dictionaries(KEYS, VALUES) | VALUES
 
 
+@settings(deadline=None)
 @given(
     st.fixed_dictionaries({"ports": st.lists(SECTIONS, max_size=4) | VALUES, "defaults": SECTIONS}),
     st.booleans(),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gateway import cli
 from gateway.config import PORT_KEYS, REQUIRED, Key, load_config, parse_config
-from gateway.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config" / "gateway.yaml"
@@ -30,26 +30,26 @@ def test_the_documentation_lists_every_key_with_what_is_accepted_and_its_default
 
 
 def doc_blocks() -> list[tuple[str, str]]:
-    return re.findall(r"^```(yaml|text)\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    """Each file of the section on `check` (the first is the complete example) and the output."""
+    files = re.findall(r"^```yaml\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    outputs = re.findall(r"^```text\n(gateway.yaml:.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    return list(zip(files, outputs, strict=True))
 
 
-def test_the_documentation_s_example_is_a_valid_file() -> None:
-    kind, text = doc_blocks()[0]
-    assert kind == "yaml"
-    config = parse_config(text, "f.yaml")
-    assert [(each.name, each.host) for each in config.ports] == [
-        ("desk", "0.0.0.0"),
-        ("bench", "127.0.0.1"),
-        ("simulated", "0.0.0.0"),
-    ]
+def check(text: str) -> int:
+    Path("gateway.yaml").write_text(text)
+    return cli.main(["check", "gateway.yaml"])
 
 
-def test_the_documentation_shows_the_messages_as_they_are() -> None:
-    (_, wrong), (kind, messages) = doc_blocks()[1:3]
-    assert kind == "text"
-    with pytest.raises(ConfigError) as caught:
-        parse_config(wrong, "gateway.yaml")
-    assert messages == f"{caught.value}\n"
+def test_the_documentation_shows_what_check_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (right, summary), (wrong, problems) = doc_blocks()
+    assert check(right) == 0
+    assert capsys.readouterr() == (summary, "")
+    assert check(wrong) == 2
+    assert capsys.readouterr() == ("", problems)
 
 
 def test_the_example_loads_without_hardware_and_shows_every_key_with_its_default() -> None:
