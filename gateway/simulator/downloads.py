@@ -17,6 +17,9 @@ from gateway.simulator.flash import Flash
 #: All RAM of the largest chip; no host has anything bigger to put there.
 _MAX_RAM_BYTES = 512 * 1024
 
+#: A stub has two, an image to be run from RAM a handful.
+_MAX_RAM_SEGMENTS = 64
+
 #: The stub's first words to the host, which lie in its image somewhere.
 STUB_GREETING = b"OHAI"
 
@@ -38,13 +41,15 @@ class RamDownload:
 
     @property
     def remaining(self) -> int | None:
-        """Bytes that the segment begun last still takes; None before the first one."""
+        """Bytes that the segment begun last still takes; None if there is none."""
         return None if self._start is None else self._remaining
 
     def begin(self, start: int, size: int) -> bool:
-        """Start a segment; False if all of them would not fit into RAM."""
-        others = sum(len(data) for at, data in self._segments.items() if at != start)
-        if others + size > _MAX_RAM_BYTES:
+        """Start a segment, or start it again; False if RAM has no room for it and the others."""
+        self._segments.pop(start, None)
+        used_bytes = sum(map(len, self._segments.values()))
+        if used_bytes + size > _MAX_RAM_BYTES or len(self._segments) == _MAX_RAM_SEGMENTS:
+            self._start = None
             return False
         self._segments[start] = bytearray()
         self._start, self._remaining = start, size

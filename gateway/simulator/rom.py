@@ -243,7 +243,10 @@ class Rom:
         if Opcode.SPI_ATTACH not in self._chip.rom_commands:
             self._registers.flash_attached = True
         self._check_attached()
-        erase_bytes = _buggy_erase_bytes(offset, size) if self._chip.has_erase_size_bug else size
+        erase_bytes = size
+        if self._chip.has_erase_size_bug:
+            room = max(size, self._flash.size_bytes - offset)
+            erase_bytes = min(_buggy_erase_bytes(offset, size), room)
         try:
             erased = self._flash.erase(offset, erase_bytes)
         except FlashRangeError as error:

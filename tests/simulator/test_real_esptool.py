@@ -2,13 +2,13 @@
 
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -26,6 +26,8 @@ from gateway.simulator.rom import (
 
 IMAGE_BYTES = 64 * 1024
 IMAGE_OFFSET = 0x10000
+
+EventT = TypeVar("EventT")
 
 #: For a hung esptool only; the slowest run here takes some seconds.
 PROCESS_LIMIT_S = 60
@@ -69,7 +71,7 @@ class Board:
         except ConnectionError:
             return
 
-    def events_of(self, kind: type[Event]) -> list[Event]:
+    def events_of(self, kind: type[EventT]) -> list[EventT]:
         return [event for event in self.events if isinstance(event, kind)]
 
 
@@ -116,4 +118,92 @@ def test_flash_id_names_chip_and_flash(board: Board) -> None:
     assert "Detected flash size: 4MB" in output
     assert "3.3V" in output
     assert board.events_of(StubStarted)
-    assert not [event for event in board.events_of(CommandRefused) if event.opcode != 0x14]
+    # The ESP32 does not know GET_SECURITY_INFO, which esptool tries first.
+    assert {event.opcode for event in board.events_of(CommandRefused)} == {0x14}
+
+
+def test_read_mac_reads_the_chips_address(board: Board) -> None:
+    assert "24:0a:c4:00:00:01" in esptool(board, "--no-stub", "read-mac")
+
+
+@pytest.mark.parametrize("loader", [(), ("--no-stub",)], ids=["stub", "rom"])
+@pytest.mark.parametrize("compression", ["--compress", "--no-compress"])
+def test_write_flash_is_verified_and_reads_back(
+    board: Board, image: Path, tmp_path: Path, loader: tuple[str, ...], compression: str
+) -> None:
+    board.flash.write(IMAGE_OFFSET, bytes(IMAGE_BYTES))  # only an erase makes room
+    offset = hex(IMAGE_OFFSET)
+    output = esptool(board, *loader, "write-flash", compression, offset, str(image))
+    assert "Hash of data verified" in output
+    assert "Verification successful" in esptool(board, *loader, "verify-flash", offset, str(image))
+    copy = tmp_path / "copy.bin"
+    read_bytes = IMAGE_BYTES if not loader else 2048  # the ROM reads 64 bytes at a time
+    esptool(board, *loader, "read-flash", offset, str(read_bytes), str(copy))
+    assert copy.read_bytes() == image.read_bytes()[:read_bytes]
+    assert bool(board.events_of(StubStarted)) == (not loader)
+    assert sum(event.size for event in board.events_of(FlashWritten)) == IMAGE_BYTES
+
+
+def test_write_flash_leaves_the_sectors_around_it_alone(board: Board, image: Path) -> None:
+    board.flash.write(0, bytes(board.flash.size_bytes))
+    esptool(board, "write-flash", hex(IMAGE_OFFSET), str(image))
+    assert board.flash.read(0, IMAGE_OFFSET) == bytes(IMAGE_OFFSET)
+    assert board.flash.read(IMAGE_OFFSET, IMAGE_BYTES) == image.read_bytes()
+    assert board.flash.read(IMAGE_OFFSET + IMAGE_BYTES, 4096) == bytes(4096)
+
+
+def test_erase_flash_leaves_nothing(board: Board) -> None:
+    board.flash.write(0, bytes(board.flash.size_bytes))
+    esptool(board, "erase-flash")
+    assert board.flash.read(0, board.flash.size_bytes).count(0xFF) == board.flash.size_bytes
+    assert FlashErased(0, board.flash.size_bytes) in board.events
+
+
+def test_erase_region_leaves_the_rest(board: Board) -> None:
+    board.flash.write(0, bytes(board.flash.size_bytes))
+    esptool(board, "erase-region", "0x20000", "0x2000")
+    assert board.flash.read(0x1F000, 0x4000) == bytes(4096) + b"\xff" * 8192 + bytes(4096)
+
+
+@pytest.mark.parametrize("loader", [(), ("--no-stub",)], ids=["stub", "rom"])
+def test_baud_is_changed_to_exactly_the_rate_asked_for(
+    board: Board, image: Path, loader: tuple[str, ...]
+) -> None:
+    output = esptool(
+        board, "--baud", "921600", *loader, "write-flash", hex(IMAGE_OFFSET), str(image)
+    )
+    assert "Hash of data verified" in output
+    assert board.events_of(BaudrateChanged) == [BaudrateChanged(921600)]
+
+
+def test_a_running_stub_is_found_again(board: Board) -> None:
+    board.keeps_state = True
+    esptool(board, "--after", "no-reset-stub", "flash-id")
+    output = esptool(board, "flash-id")
+    assert "Stub flasher is already running" in output
+    assert len(board.events_of(StubStarted)) == 1
+
+
+def test_flash_status_and_sfdp_are_those_of_the_flash_chip(board: Board) -> None:
+    esptool(board, "write-flash-status", "--non-volatile", "--bytes", "2", "0x0200")
+    assert "0x0200" in esptool(board, "read-flash-status", "--bytes", "2")
+    assert "0x53 0x46 0x44 0x50" in esptool(board, "read-flash-sfdp", "0", "4")
+
+
+@pytest.mark.skipif(
+    "ESPTOOL4" not in os.environ, reason="ESPTOOL4 does not name an esptool 4.8 executable"
+)
+@pytest.mark.parametrize("loader", [(), ("--no-stub",)], ids=["stub", "rom"])
+def test_esptool_4_writes_verifies_and_reads(
+    board: Board, image: Path, tmp_path: Path, loader: tuple[str, ...]
+) -> None:
+    command = [os.environ["ESPTOOL4"], "--port", board.url, "--before", "no_reset"]
+    command += ["--after", "no_reset", "--baud", "460800", *loader]
+    offset = hex(IMAGE_OFFSET)
+    assert "ESP32-D0WD-V3" in run(command, "flash_id")
+    assert "Hash of data verified" in run(command, "write_flash", offset, str(image))
+    run(command, "write_flash", "-u", offset, str(image))
+    assert "verify OK" in run(command, "verify_flash", offset, str(image))
+    copy = tmp_path / "copy.bin"
+    run(command, "read_flash", offset, "2048", str(copy))
+    assert copy.read_bytes() == image.read_bytes()[:2048]
