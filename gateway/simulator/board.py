@@ -7,13 +7,14 @@ CLOCK_MONOTONIC. The pace of the bytes is `link`'s matter, the loader itself is 
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from gateway.simulator import commands
 from gateway.simulator.app import App
-from gateway.simulator.chips import CHIPS, ResetCause
+from gateway.simulator.chips import CHIPS, Chip, ResetCause
 from gateway.simulator.circuit import Boot, Circuit, EnHigh, EnLow, LinesSet
 from gateway.simulator.flash import Flash
 from gateway.simulator.rom import DownloadMode
@@ -65,6 +66,11 @@ _LOADER_EVENTS: dict[type[commands.Event], str] = {
 }
 
 
+def _with_own_mac(chip: Chip, name: str) -> Chip:
+    """The chip with an address that only a board of this name has, the same at each start."""
+    return replace(chip, mac=chip.mac[:3] + zlib.crc32(name.encode()).to_bytes(4, "big")[1:])
+
+
 class Board:
     """The board that `url` describes, from power-up on.
 
@@ -74,7 +80,7 @@ class Board:
     def __init__(self, url: BoardUrl, flash: Flash, powered_ns: int) -> None:
         self.runs = Runs.RESET
         self.boot_mode: str | None = None  # "app" or "download": what the last boot led to
-        self._chip = CHIPS[url.chip]
+        self._chip = _with_own_mac(CHIPS[url.chip], url.name)
         self.baudrate = self._chip.boot_log.baudrate
         self._flash = flash
         self._name = url.name
@@ -194,7 +200,9 @@ class Board:
                     self._start_app(now_ns)
                 case _Restart(keeps_straps):
                     download = keeps_straps or self._circuit.io0_is_low
-                    self._boot(now_ns, ResetCause.SOFTWARE, download=download)
+                    # Only the watchdog resets the chip so far that it samples its straps again.
+                    cause = ResetCause.SOFTWARE if keeps_straps else ResetCause.WATCHDOG
+                    self._boot(now_ns, cause, download=download)
 
     def _set_baudrate(self, now_ns: int, baudrate: int) -> None:
         if baudrate != self.baudrate:

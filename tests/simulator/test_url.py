@@ -1,0 +1,77 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.simulator.url import BoardUrl, parse_url
+
+
+def test_everything_but_the_chip_has_a_default() -> None:
+    assert parse_url("sim://esp32") == BoardUrl(
+        chip="esp32", en_rise_ms=1.0, name="board", folder=None, heartbeat_s=1.0, flash_mb=4
+    )
+
+
+def test_every_parameter_is_read() -> None:
+    url = "sim://esp32?en_rise_ms=0.1&name=desk&dir=/some/folder&heartbeat_s=0&flash_mb=16"
+    assert parse_url(url) == BoardUrl("esp32", 0.1, "desk", Path("/some/folder"), 0.0, 16)
+
+
+def test_folder_may_hold_any_character() -> None:
+    assert parse_url("sim://esp32?dir=/a%20b%26c%3Dd").folder == Path("/a b&c=d")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sim://esp32",
+        "sim://esp32/?name=x.y-z_1&heartbeat_s=0.25",
+        "sim://esp32?dir=relative/a%20b%26c%3Dd%3F%23%2B&en_rise_ms=100",
+    ],
+)
+def test_text_of_a_board_url_parses_to_the_same(url: str) -> None:
+    assert parse_url(str(parse_url(url))) == parse_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "accepted"),
+    [
+        ("/dev/ttyUSB0", "sim://CHIP"),
+        ("sim:esp32", "sim://CHIP"),
+        ("sim://esp32/sub", "sim://CHIP"),
+        ("sim://esp32#x", "sim://CHIP"),
+        ("sim://", "esp32"),
+        ("sim://esp99", "esp32"),
+        ("sim://esp32?speed=1", "en_rise_ms, name, dir, heartbeat_s, flash_mb"),
+        ("sim://esp32?name", "letters"),
+        ("sim://esp32?name=a&name=b", "once"),
+        ("sim://esp32?en_rise_ms=0.09", "0.1 to 100.0"),
+        ("sim://esp32?en_rise_ms=101", "0.1 to 100.0"),
+        ("sim://esp32?en_rise_ms=nan", "0.1 to 100.0"),
+        ("sim://esp32?en_rise_ms=1_0", "0.1 to 100.0"),
+        ("sim://esp32?heartbeat_s=-1", "0.01 to 86400.0"),
+        ("sim://esp32?heartbeat_s=1e400", "0.01 to 86400.0"),
+        ("sim://esp32?flash_mb=3", "1, 2, 4, 8, 16"),
+        ("sim://esp32?name=..", "letters"),
+        ("sim://esp32?name=a%0Ab", "letters"),
+        ("sim://esp32?name=%C3%A9", "letters"),
+        ("sim://esp32?dir=", "folder"),
+        ("sim://esp32?dir=a%00b", "folder"),
+        ("sim://esp32\n", "esp32"),
+    ],
+)
+def test_mistake_is_told_in_one_line_with_what_is_accepted(url: str, accepted: str) -> None:
+    with pytest.raises(ValueError, match="accepted: ") as caught:
+        parse_url(url)
+    message = str(caught.value)
+    assert accepted in message.partition("accepted: ")[2]
+    assert message.isprintable()
+
+
+def test_reading_urls_imports_nothing_heavy() -> None:
+    code = "import sys, gateway.simulator.url; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert not {"asyncio", "serial", "socket", "yaml"} & set(modules)
