@@ -229,7 +229,7 @@ def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Prob
         if entry is None:
             if key.default is REQUIRED:
                 problems.add(line_of(node), key_path, "nothing", key.kind.accepted)
-        elif not is_refused(entry.value):
+        else:
             try:
                 values[key.name] = key.kind.read(entry.value)
             except ValueError as exc:

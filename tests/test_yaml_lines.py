@@ -67,10 +67,11 @@ def test_broken_syntax_is_one_problem_with_its_line(text: str, message: str) -> 
 
 
 def test_anchors_aliases_and_tags_are_refused_each_in_its_line() -> None:
-    assert problem_lines("a: &x 1\nb: *x\nc: !!str 2\n") == [
+    assert problem_lines("a: &x 1\nb: *x\nc: !!str 2\nd: &x 3\n") == [
         "f.yaml:1: found an anchor (&x), accepted: values without anchors",
         "f.yaml:2: found an alias (*x), accepted: the value itself",
         "f.yaml:3: found a tag (tag:yaml.org,2002:str), accepted: values without tags",
+        "f.yaml:4: found an anchor (&x), accepted: values without anchors",
     ]
 
 
