@@ -242,7 +242,7 @@ class AccessServer:
         """Tell the client the modem state, if its mask lets anything through or it asked."""
         masked = state & self._modemstate_mask
         if self._com_port and (masked or requested):
-            self._send(rfc2217.NotifyModemstate(masked))
+            self._send(rfc2217.NotifyModemstate(state if requested else masked))
 
     def notify_linestate(self, state: Linestate, *, requested: bool = False) -> None:
         """Tell the client the line state, if its mask lets anything through or it asked."""
