@@ -136,6 +136,27 @@ _ESP32_COMMANDS = _ESP8266_COMMANDS | {
     Opcode.SPI_FLASH_MD5,
 }
 
+_LATER_CAUSES = {
+    ResetCause.POWER_ON: "rst:0x1 (POWERON)",
+    ResetCause.SOFTWARE: "rst:0x3 (RTC_SW_SYS_RST)",
+    ResetCause.WATCHDOG: "rst:0x10 (RTCWDT_RTC_RST)",
+}
+
+
+def _spi_controller_of_later_chips(base: int) -> SpiController:
+    return SpiController(
+        command=base,
+        address=base + 0x04,
+        user=base + 0x18,
+        user1=base + 0x1C,
+        user2=base + 0x20,
+        data=base + 0x58,
+        mosi_length=base + 0x24,
+        miso_length=base + 0x28,
+        address_msb_first=False,
+    )
+
+
 _ESP32 = Chip(
     name="ESP32",
     magic=0x00F01D83,
@@ -202,5 +223,127 @@ _ESP32 = Chip(
     },
 )
 
+_ESP32S2 = Chip(
+    name="ESP32-S2",
+    magic=0x000007C6,
+    chip_id=None,  # GET_SECURITY_INFO has no room for it
+    mac=bytes.fromhex("7cdfa1000001"),
+    mac_layout=MacLayout.EFUSE,
+    mac_register=0x3F41A044,
+    flash_bytes=4 << 20,
+    rom_commands=_ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO},
+    status_bytes=4,
+    sync_value=0x20120707,
+    security_info_bytes=12,
+    flash_begin_bytes=20,
+    crystal_hz=40_000_000,
+    uart_clock_factor=1,
+    uart_divider=0x3F400014,
+    spi=_spi_controller_of_later_chips(0x3F402000),
+    watchdog=Watchdog(config=0x3F408094, write_protect=0x3F4080AC),
+    boot_log=BootLog(
+        baudrate=115200,
+        causes=_LATER_CAUSES,
+        flash=(
+            "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n"
+            "{cause},boot:0x8 (SPI_FAST_FLASH_BOOT)\r\n"
+            "SPIWP:0xee\r\nmode:DIO, clock div:2\r\n"
+        ),
+        download=(
+            "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n"
+            "{cause},boot:0x0 (DOWNLOAD(USB/UART0/1/SPI))\r\n"
+            "waiting for download\r\n"
+        ),
+    ),
+    stub_text_starts=frozenset({0x40028000}),
+    legacy_stub_max_text_bytes=5000,
+)
+
+_ESP32C3 = Chip(
+    name="ESP32-C3",
+    magic=0x1B31506F,
+    chip_id=5,
+    mac=bytes.fromhex("a0764e000001"),
+    mac_layout=MacLayout.EFUSE,
+    mac_register=0x60008844,
+    flash_bytes=4 << 20,
+    rom_commands=_ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO},
+    status_bytes=4,
+    sync_value=0x20120707,
+    security_info_bytes=20,
+    flash_begin_bytes=20,
+    crystal_hz=40_000_000,
+    uart_clock_factor=1,
+    uart_divider=0x60000014,
+    spi=_spi_controller_of_later_chips(0x60002000),
+    watchdog=Watchdog(config=0x60008090, write_protect=0x600080A8),
+    boot_log=BootLog(
+        baudrate=115200,
+        causes=_LATER_CAUSES,
+        flash=(
+            "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n"
+            "{cause},boot:0xc (SPI_FAST_FLASH_BOOT)\r\n"
+            "SPIWP:0xee\r\nmode:DIO, clock div:2\r\n"
+        ),
+        download=(
+            "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n"
+            "{cause},boot:0x4 (DOWNLOAD(USB/UART0/1))\r\n"
+            "waiting for download\r\n"
+        ),
+    ),
+    stub_text_starts=frozenset({0x40380000}),
+    legacy_stub_max_text_bytes=5000,
+    # Revision 0.4: the minor number in word 3 of the block that begins with the MAC.
+    registers={0x60008850: 4 << 18},
+)
+
+_ESP8266 = Chip(
+    name="ESP8266",
+    magic=0xFFF0C101,
+    chip_id=None,
+    mac=bytes.fromhex("5ccf7f000001"),
+    mac_layout=MacLayout.OTP_8266,
+    mac_register=0x3FF00050,
+    flash_bytes=4 << 20,
+    rom_commands=_ESP8266_COMMANDS,
+    status_bytes=2,
+    sync_value=0x20120707,
+    security_info_bytes=0,
+    flash_begin_bytes=16,
+    crystal_hz=26_000_000,
+    uart_clock_factor=2,
+    uart_divider=0x60000014,
+    spi=SpiController(
+        command=0x60000200,
+        address=0x60000204,
+        user=0x6000021C,
+        user1=0x60000220,
+        user2=0x60000224,
+        data=0x60000240,
+        mosi_length=None,
+        miso_length=None,
+        address_msb_first=True,
+    ),
+    watchdog=None,
+    boot_log=BootLog(
+        baudrate=74880,  # the ROM takes its 26 MHz crystal for one of 40 MHz
+        causes={
+            ResetCause.POWER_ON: "rst cause:2",
+            ResetCause.SOFTWARE: "rst cause:1",
+            ResetCause.WATCHDOG: "rst cause:4",
+        },
+        flash="\r\n ets Jan  8 2013,{cause}, boot mode:(3,6)\r\n\r\n",
+        download="\r\n ets Jan  8 2013,{cause}, boot mode:(1,6)\r\n\r\n",
+    ),
+    stub_text_starts=frozenset({0x4010D000, 0x4010C500}),
+    legacy_stub_max_text_bytes=10000,
+    has_erase_size_bug=True,
+)
+
 #: By the name that a `sim://` device uses.
-CHIPS: Mapping[str, Chip] = {"esp32": _ESP32}
+CHIPS: Mapping[str, Chip] = {
+    "esp32": _ESP32,
+    "esp32c3": _ESP32C3,
+    "esp32s2": _ESP32S2,
+    "esp8266": _ESP8266,
+}

@@ -190,6 +190,31 @@ def test_flash_status_and_sfdp_are_those_of_the_flash_chip(board: Board) -> None
     assert "0x53 0x46 0x44 0x50" in esptool(board, "read-flash-sfdp", "0", "4")
 
 
+@pytest.mark.parametrize("loader", [(), ("--no-stub",)], ids=["stub", "rom"])
+@pytest.mark.parametrize(
+    ("chip_name", "description", "mac"),
+    [
+        ("esp32c3", "ESP32-C3 (QFN32) (revision v0.4)", "a0:76:4e:00:00:01"),
+        ("esp32s2", "ESP32-S2 (revision v0.0)", "7c:df:a1:00:00:01"),
+        ("esp8266", "ESP8266EX", "5c:cf:7f:00:00:01"),
+    ],
+)
+def test_other_chips_are_named_and_flashed(
+    chip_name: str, description: str, mac: str, loader: tuple[str, ...], image: Path
+) -> None:
+    board = Board(chip_name)
+    try:
+        output = esptool(board, *loader, "flash-id")
+        esptool(board, *loader, "write-flash", "--flash-size", "4MB", "0x10000", str(image))
+    finally:
+        board.stop()
+    assert description in output
+    assert mac in output
+    assert ("26MHz" if chip_name == "esp8266" else "40MHz") in output
+    assert "Detected flash size: 4MB" in output
+    assert board.flash.read(IMAGE_OFFSET, IMAGE_BYTES) == image.read_bytes()
+
+
 @pytest.mark.skipif(
     "ESPTOOL4" not in os.environ, reason="ESPTOOL4 does not name an esptool 4.8 executable"
 )
