@@ -1,0 +1,96 @@
+"""A gateway with simulated boards, as its users see it: URLs for clients, each board's own log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.support.processes import START_LIMIT_S, Service
+
+#: Between two looks at a board's log, which can't be waited for.
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class LabBoard:
+    """One board behind the gateway."""
+
+    name: str
+    tcp_port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        """The URL that pyserial's clients take."""
+        return f"rfc2217://127.0.0.1:{self.tcp_port}"
+
+    def log(self) -> list[dict[str, object]]:
+        """What has happened to the board, oldest first."""
+        lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def boots(self) -> list[object]:
+        """What each boot since power-up led to: "app" or "download"."""
+        return [entry["mode"] for entry in self.log() if entry["event"] == "boot"]
+
+    def wait_for(self, is_there: Callable[[list[dict[str, object]]], bool]) -> None:
+        """Wait until the board's log satisfies a condition."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while not is_there(self.log()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"the board did not do it; its log: {self.log()}")
+            time.sleep(_POLL_S)
+
+    def wait_for_boots(self, count: int) -> list[object]:
+        """Wait until the board has booted `count` times; return how."""
+        self.wait_for(lambda log: sum(entry["event"] == "boot" for entry in log) >= count)
+        return self.boots()
+
+
+class Lab:
+    """`gateway run` with simulated boards, one per name; a context manager.
+
+    `boards` gives each board's URL parameters by its name.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        boards: Mapping[str, str],
+        *,
+        chip: str = "esp32",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.boards: dict[str, LabBoard] = {}
+        self._names = list(boards)
+        self._folder = folder
+        lines = ["ports:"]
+        for name, parameters in boards.items():
+            url = f"sim://{chip}?name={name}&dir={folder / name}&{parameters}".rstrip("&")
+            lines += [f"  - name: {name}", "    tcp: 0", f"    device: {url}"]
+        config = folder / "gateway.yaml"
+        config.write_text("\n".join(lines) + "\n")
+        self.service = Service(config, env)
+
+    def __enter__(self) -> Self:
+        self.service.__enter__()
+        try:
+            for name in self._names:
+                found = self.service.wait_for_line(
+                    rf'"device": "{name}".*"tcp_port": (\d+), "event": "listen_started"'
+                )
+                self.service.wait_for_line(rf'"device": "{name}".*"event": "device_opened"')
+                self.boards[name] = LabBoard(name, int(found[1]), self._folder / name)
+        except BaseException:
+            self.service.kill()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.service.__exit__(*exc_info)  # type: ignore[arg-type]
