@@ -105,11 +105,14 @@ class LineController:
 
         One step from every state, so that no board is reset by a disconnect; only a client that
         left between EN's release and the end of its bootloader entry has the board reset, for
-        it would stay in the bootloader with nobody to talk to.
+        it would stay in the bootloader with nobody to talk to. An entry that the client has
+        sent to its end is carried out: another client may be meant to find the bootloader.
         """
         self._held_until = None
-        self._steps.clear()
         self.wanted = IDLE
+        if list(self._steps) == [IDLE]:
+            return
+        self._steps.clear()
         if self.applied == STRAP and self._strap_follows_reset:
             self._steps.append(RESET)
         self._enter(IDLE, now)
