@@ -155,6 +155,15 @@ def test_nvt_line_ends_towards_the_client() -> None:
     assert sent == [b"a\r", b"\n", b"b\r", b"\0c\r\0d\r\n\r", b"", b"\0\0"]
 
 
+def test_cr_before_binary_is_forgotten_behind_it() -> None:
+    telnet = Telnet()
+    assert telnet.escape(b"\r") == b"\r"
+    telnet.receive_data(do(BINARY))
+    assert telnet.escape(b"x") == b"x"
+    telnet.receive_data(dont(BINARY))
+    assert telnet.escape(b"y") == b"y"
+
+
 def test_binary_towards_the_client_doubles_iacs_only() -> None:
     everything = bytes(range(256)) + b"\r\0\r\n\r"
     assert binary().escape(everything) == everything.replace(b"\xff", b"\xff\xff")

@@ -164,7 +164,6 @@ class _Negotiator(TelnetWriter):
 
     def handle_do(self, opt: bytes) -> bool:
         if opt in _WE_MAY or opt == TM:
-            self._refused_binary -= {DONT} if opt == BINARY else set()
             return super().handle_do(opt)
         self.send_iac(IAC + WONT + opt)
         return False
@@ -201,8 +200,6 @@ class _Negotiator(TelnetWriter):
             return
         is_new = not self.remote_option.enabled(opt)
         super().handle_will(opt)
-        if opt == BINARY:
-            self._refused_binary.discard(WONT)
         if opt == COM_PORT_OPTION and is_new:
             self.iac(WILL, BINARY)
             self.iac(DO, BINARY)
