@@ -48,7 +48,7 @@ class SpiController:
 
 @dataclass(frozen=True)
 class Watchdog:
-    """The RTC watchdog that a host can arm to reset the chip."""
+    """The RTC watchdog that a host can arm to reset the chip: two of its registers."""
 
     config: int
     write_protect: int

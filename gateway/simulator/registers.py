@@ -61,10 +61,10 @@ class Registers:
         if address == self._chip.spi.command and value & _SPI_START:
             self._run_spi_command()
             return False  # the start bit reads as 0 again: the command is done
-        if address == MAGIC_REGISTER:
-            return False  # ROM
+        if address == MAGIC_REGISTER or self._is_locked(address):
+            return False
         self._store(address, value)
-        return self._is_watchdog_armed_by(address, value)
+        return self._is_watchdog_left_armed(address)
 
     def _store(self, address: int, value: int) -> None:
         if address not in self._values:
@@ -73,13 +73,26 @@ class Registers:
             self._room -= 1
         self._values[address] = value
 
-    def _is_watchdog_armed_by(self, address: int, value: int) -> bool:
+    def _is_locked(self, address: int) -> bool:
         watchdog = self._chip.watchdog
         return (
             watchdog is not None
             and address == watchdog.config
-            and bool(value & _WATCHDOG_ENABLE)
-            and self.read(watchdog.write_protect) == _WATCHDOG_KEY
+            and self.read(watchdog.write_protect) != _WATCHDOG_KEY
+        )
+
+    def _is_watchdog_left_armed(self, address: int) -> bool:
+        """Whether a write that was done locks the watchdog while it is enabled.
+
+        An enabled watchdog bites after some 15 ms. Hosts lock it again in that time and want to
+        be answered, so that is taken for the moment at which it has bitten.
+        """
+        watchdog = self._chip.watchdog
+        return (
+            watchdog is not None
+            and address == watchdog.write_protect
+            and self.read(watchdog.write_protect) != _WATCHDOG_KEY
+            and bool(self.read(watchdog.config) & _WATCHDOG_ENABLE)
         )
 
     def _run_spi_command(self) -> None:

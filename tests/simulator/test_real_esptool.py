@@ -21,6 +21,7 @@ from gateway.simulator.rom import (
     Event,
     FlashErased,
     FlashWritten,
+    ResetRequested,
     StubStarted,
 )
 
@@ -203,6 +204,7 @@ def test_other_chips_are_named_and_flashed(
     chip_name: str, description: str, mac: str, loader: tuple[str, ...], image: Path
 ) -> None:
     board = Board(chip_name)
+    board.flash.write(0, bytes(board.flash.size_bytes))
     try:
         output = esptool(board, *loader, "flash-id")
         esptool(board, *loader, "write-flash", "--flash-size", "4MB", "0x10000", str(image))
@@ -212,7 +214,17 @@ def test_other_chips_are_named_and_flashed(
     assert mac in output
     assert ("26MHz" if chip_name == "esp8266" else "40MHz") in output
     assert "Detected flash size: 4MB" in output
-    assert board.flash.read(IMAGE_OFFSET, IMAGE_BYTES) == image.read_bytes()
+    around = board.flash.read(IMAGE_OFFSET - 1, IMAGE_BYTES + 2)
+    assert around == b"\0" + image.read_bytes() + b"\0"
+
+
+def test_watchdog_reset_is_answered_to_its_end() -> None:
+    board = Board("esp32c3")
+    try:
+        esptool(board, "--after", "watchdog-reset", "read-mac")
+    finally:
+        board.stop()
+    assert board.events[-1] == ResetRequested(into_bootloader=False)
 
 
 @pytest.mark.skipif(
@@ -232,3 +244,6 @@ def test_esptool_4_writes_verifies_and_reads(
     copy = tmp_path / "copy.bin"
     run(command, "read_flash", offset, "2048", str(copy))
     assert copy.read_bytes() == image.read_bytes()[:2048]
+    # Its stub goes back into the boot ROM's loader when told to stay; the ROM is there already.
+    resets = set(board.events_of(ResetRequested))
+    assert resets == (set() if loader else {ResetRequested(into_bootloader=True)})

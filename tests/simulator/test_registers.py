@@ -73,20 +73,23 @@ def test_spi_address_is_the_top_of_its_register(registers: Registers) -> None:
     assert registers.read(DATA) == int.from_bytes(b"DP", "little")
 
 
-def test_data_written_over_spi_reach_the_flash(registers: Registers) -> None:
+@pytest.mark.parametrize(("bits", "second_status"), [(16, 0x02), (8, 0x00)])
+def test_data_written_over_spi_reach_the_flash(
+    registers: Registers, bits: int, second_status: int
+) -> None:
     registers.write(USER, 1 << 31, ALL)
     registers.write(USER2, 7 << 28 | 0x06, ALL)
     registers.write(COMMAND, 1 << 18, ALL)
     registers.write(USER, 1 << 31 | 1 << 27, ALL)
     registers.write(USER2, 7 << 28 | 0x01, ALL)
-    registers.write(MOSI_LENGTH, 15, ALL)
+    registers.write(MOSI_LENGTH, bits - 1, ALL)
     registers.write(DATA, 0x021C, ALL)
     registers.write(COMMAND, 1 << 18, ALL)
     registers.write(USER, 1 << 31 | 1 << 28, ALL)
     registers.write(USER2, 7 << 28 | 0x35, ALL)
     registers.write(MISO_LENGTH, 7, ALL)
     registers.write(COMMAND, 1 << 18, ALL)
-    assert registers.read(DATA) == 0x02
+    assert registers.read(DATA) == second_status
 
 
 def test_only_so_many_registers_are_kept(registers: Registers) -> None:

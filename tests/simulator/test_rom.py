@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.simulator.chips import CHIPS
 from gateway.simulator.rom import (
     AppStarted,
     BaudrateChanged,
@@ -251,6 +252,45 @@ def test_ram_takes_no_more_than_announced_nor_than_there_is(host: Host) -> None:
     assert host.ask(block(MEM_DATA, b"code", checksum=1)).status == b"\x01\x07"
     assert host.ask(block(MEM_DATA, b"codes")).status == b"\x01\x06"
     assert host.ask(request(MEM_BEGIN, pack(1 << 30, 1, 1, 0))).status == b"\x01\x06"
+
+
+@pytest.mark.parametrize("chip_name", ["esp32c3", "esp32s2"])
+def test_an_armed_watchdog_resets_the_chip_once_it_is_locked(chip_name: str) -> None:
+    host = Host(chip_name)
+    watchdog = CHIPS[chip_name].watchdog
+    assert watchdog is not None
+    enable = request(WRITE_REG, pack(watchdog.config, 1 << 31 | 5 << 28, 0xFFFFFFFF, 0))
+    unlock = request(WRITE_REG, pack(watchdog.write_protect, 0x50D83AA1, 0xFFFFFFFF, 0))
+    lock = request(WRITE_REG, pack(watchdog.write_protect, 0, 0xFFFFFFFF, 0))
+    for frame in (enable, unlock, lock):  # what is written while it is locked is lost
+        assert host.ask(frame).body == OK
+    for frame in (unlock, enable):
+        assert host.ask(frame).body == OK
+    assert host.events == []
+    assert host.ask(lock).body == OK
+    assert host.events == [ResetRequested(into_bootloader=False)]
+
+
+def test_security_info_is_told_by_chips_that_know_it() -> None:
+    assert Host("esp32c3").ask(request(GET_SECURITY_INFO)).body[12:16] == pack(5)
+
+
+def test_esp8266_answers_have_two_status_bytes() -> None:
+    host = Host("esp8266")
+    assert host.ask(request(READ_REG, pack(MAGIC))).body == b"\0\0"
+    assert host.ask(request(READ_REG)).body == b"\x01\x05"
+
+
+@pytest.mark.parametrize(
+    ("offset", "announced_sectors", "erased_sectors"),
+    [(0, 3, 6), (0, 20, 36), (0xF000, 3, 4), (0x1F000, 16, 17)],
+)
+def test_esp8266_erases_the_sectors_up_to_the_next_64_kb_twice(
+    offset: int, announced_sectors: int, erased_sectors: int
+) -> None:
+    host = Host("esp8266")
+    host.ask(request(FLASH_BEGIN, pack(announced_sectors * 4096, 1, 1024, offset)))
+    assert host.events == [FlashErased(offset, erased_sectors * 4096)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x15), st.binary(max_size=40)), max_size=20))

@@ -38,6 +38,7 @@ from tests.support.download_host import (
     SPI_FLASH_MD5,
     SYNC,
     SYNC_BODY,
+    WRITE_REG,
     Host,
     block,
     decode,
@@ -103,6 +104,18 @@ def test_baudrate_change_is_told(host: Host) -> None:
     assert host.events == [BaudrateChanged(921600)]
 
 
+def test_uart_divider_follows_the_baudrate(host: Host) -> None:
+    host.ask(request(CHANGE_BAUDRATE, pack(460800, 115200)))
+    assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 460800
+
+
+def test_flash_is_attached_by_the_stub_itself(host: Host) -> None:
+    writes = [(0x1C, 1 << 31 | 1 << 28), (0x24, 7 << 28 | 0x9F), (0x2C, 23), (0x00, 1 << 18)]
+    for offset, value in writes:
+        host.ask(request(WRITE_REG, pack(0x3FF42000 + offset, value, 0xFFFFFFFF, 0)))
+    assert host.ask(request(READ_REG, pack(0x3FF42080))).value == 0x1440EF
+
+
 def test_flash_is_erased_as_it_is_written(host: Host) -> None:
     host.flash.write(0, bytes(host.flash.size_bytes))
     data = random.Random(1).randbytes(0x6000)
@@ -121,6 +134,12 @@ def test_64_kb_are_erased_at_once_where_they_fit(host: Host) -> None:
     host.ask(request(FLASH_BEGIN, pack(0x11000, 5, 0x4000, 0x10000, 0)))
     host.ask(block(FLASH_DATA, bytes(0x4000)))
     assert host.events[0] == FlashErased(0x10000, 0x10000)
+
+
+def test_no_more_is_erased_than_was_announced(host: Host) -> None:
+    host.ask(request(FLASH_BEGIN, pack(0x1000, 1, 0x4000, 0x10000, 0)))
+    host.ask(block(FLASH_DATA, bytes(0x1000)))
+    assert host.events == [FlashErased(0x10000, 0x1000), FlashWritten(0x10000, 0x1000)]
 
 
 def test_compressed_data_are_inflated(host: Host) -> None:
