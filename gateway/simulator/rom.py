@@ -77,18 +77,25 @@ _DEFLATE_ERROR = 0x0B
 class DownloadMode:
     """A chip in download mode, from the reset that led there to the one that ends it.
 
-    `baudrate` is the rate that the ROM has settled on, which only the UART divider tells. After
-    ResetRequested or AppStarted nothing more is answered: make another one at the next reset.
+    After ResetRequested or AppStarted nothing more is answered: make another one at the next
+    reset.
     """
 
-    def __init__(self, chip: Chip, flash: Flash, baudrate: int | None = None) -> None:
+    def __init__(self, chip: Chip, flash: Flash) -> None:
         self._chip = chip
         self._flash = flash
-        self._registers = Registers(chip, flash, baudrate or chip.rom_baudrate)
+        self._registers = Registers(chip, flash, chip.rom_baudrate)
         self._slip = SlipReader(_MAX_ROM_FRAME_BYTES)
         self._rom = Rom(chip, flash, self._registers, self._send)
         self._loader: Rom | Stub | None = self._rom
         self._out = bytearray()
+
+    def adopt_baudrate(self, baudrate: int) -> None:
+        """The ROM has measured the host's rate (`chip.rom_baudrate` before that).
+
+        Only the UART divider tells it, from which esptool computes the crystal's frequency.
+        """
+        self._registers.baudrate = baudrate
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take bytes from the host; return what happened, in order. Never raises on bytes."""

@@ -118,6 +118,8 @@ def test_baudrate_change_is_told_once_its_answer_is_queued(host: Host) -> None:
 
 def test_uart_divider_follows_the_baudrate(host: Host) -> None:
     assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 115200
+    host.download_mode.adopt_baudrate(57600)
+    assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 57600
     host.ask(request(CHANGE_BAUDRATE, pack(921600, 0)))
     assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 921600
 
