@@ -63,7 +63,7 @@ ESPTOOL_TWO_ATTEMPTS = (
 #: (DTR is on). pyserial re-sends the DTR in force after each RTS.
 ESPTOOL_HARD_DTR_OFF = _sequence(11, 9, 0.1, 12, 9)
 ESPTOOL_HARD_DTR_ON = _sequence(11, 8, 0.1, 12, 8)
-ESPTOOL_HARD_USB_DTR_OFF = _sequence(11, 9, 0.2, 12, 9, 0.2)
+ESPTOOL_HARD_USB_DTR_OFF = _sequence(11, 9, 0.2, 12, 9)
 #: esptool's `--before usb-reset`; esp-idf-monitor plays the same.
 ESPTOOL_USB_JTAG = _sequence(12, 8, 9, 0.1, 8, 12, 8, 0.1, 11, 8, 9, 11, 9, 0.1, 9, 12, 9)
 #: esptool's custom sequence "D0|R1|W0.1|D1|R0|W0.05|D0" in version 4.8, which doesn't re-send DTR.
