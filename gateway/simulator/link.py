@@ -182,15 +182,15 @@ class _Pty:
 class Link:
     """Carries bytes between a new pty and a board's UART, on the running loop, until `close`.
 
-    `after_receive` is called when the board has received bytes, `lost` with the number of bytes
-    that the host did not read in time. Call `wake` when the UART may have got something to send.
+    `after_transfer` is called when the UART has received or sent bytes, `lost` with the number of
+    bytes that the host did not read in time. Call `wake` when the UART may have something to send.
     """
 
     def __init__(
-        self, uart: Uart, after_receive: Callable[[], None], lost: Callable[[int], None]
+        self, uart: Uart, after_transfer: Callable[[], None], lost: Callable[[int], None]
     ) -> None:
         self._uart = uart
-        self._after_receive = after_receive
+        self._after_transfer = after_transfer
         self._lost = lost
         self._pty = _Pty()
         self.path = self._pty.path
@@ -272,7 +272,7 @@ class Link:
         else:
             self._to_board_pacer = None
             self._start_receiving()
-        self._after_receive()
+        self._after_transfer()
 
     # Board to host
 
@@ -291,6 +291,7 @@ class Link:
             self._schedule(self._send_due, pacer, self._uart.unsent_bytes)
         else:
             self._to_host_pacer = None
+        self._after_transfer()
 
     def _hand_over(self, chunk: bytes, sender_baud: int) -> None:
         if not self._note_open():

@@ -75,7 +75,7 @@ class BoardProcess:
             return
         now_ns = time.monotonic_ns()
         self._board = Board(self._url, self._flash, now_ns)
-        self._link = Link(self._board, after_receive=self._step, lost=self._note_lost)
+        self._link = Link(self._board, after_transfer=self._step, lost=self._note_lost)
         # Renamed into place, so that a watcher never sees a link that leads nowhere.
         new_name = f".{TTY_NAME}.new"
         Path(new_name).unlink(missing_ok=True)
