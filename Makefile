@@ -21,7 +21,7 @@ ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix clean check-python
+.PHONY: help run test test-all lint reset-matrix clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -49,29 +49,33 @@ clean: ## remove what make and the tests have made
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One line for each thing that can be wrong with the interpreter, before pip says it in twenty.
-check-python:
-	@command -v $(PYTHON) >/dev/null || \
-		{ echo "$(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed" \
-			"(make PYTHON=...)" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-		{ echo "$(PYTHON) can't make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
+# Part of the recipes, not a target: with a finished venv nobody asks for PYTHON any more.
+define CHECK_PYTHON
+@command -v $(PYTHON) >/dev/null || \
+	{ echo "$(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=..." >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "$$($(PYTHON) --version 2>&1) is too old: Python 3.11 or newer is needed" \
+		"(make PYTHON=...)" >&2; exit 1; }
+@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	{ echo "$(PYTHON) can't make virtual environments: sudo apt install python3-venv" >&2; exit 1; }
+endef
 
-# check-python is phony, hence order-only: it runs when a venv is wanted and never makes one stale.
-$(RUN_STAMP): pyproject.toml | check-python
+$(RUN_STAMP): pyproject.toml
+	$(CHECK_PYTHON)
 	@echo "installing the gateway into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/$(PIP_INSTALL) --editable .
 	@touch $@
 
-$(TEST_STAMP): pyproject.toml | check-python
+$(TEST_STAMP): pyproject.toml
+	$(CHECK_PYTHON)
 	@echo "installing the gateway and its test tools into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/$(PIP_INSTALL) --editable '.[test]'
 	@touch $(RUN_STAMP) $@
 
-$(ESPTOOL4_STAMP): | check-python
+$(ESPTOOL4_STAMP):
+	$(CHECK_PYTHON)
 	@echo "installing esptool $(ESPTOOL4_VERSION) into $(VENV4)"
 	@$(PYTHON) -m venv $(VENV4)
 	@$(VENV4)/bin/$(PIP_INSTALL) esptool==$(ESPTOOL4_VERSION)
