@@ -47,6 +47,7 @@ def test_opening_and_closing_never_resets_the_board(
 ) -> None:
     with Lab(tmp_path, {"desk": f"en_rise_ms={en_rise_ms}"}) as lab:
         board = lab.boards["desk"]
+        board.wait_for_app()
         for _ in range(3):
             with serial.serial_for_url(board.url + query, timeout=5) as client:
                 client.write(b"version\r")
@@ -58,6 +59,7 @@ def test_binary_data_comes_back_unchanged_both_ways(tmp_path: Path) -> None:
     every_byte = bytes(range(256)) * 4
     with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
         board = lab.boards["desk"]
+        board.wait_for_app()
         with serial.serial_for_url(board.url, baudrate=115200, timeout=5) as client:
             client.write(b"bytes 4096\r")
             client.read_until(b"\n")
@@ -72,6 +74,7 @@ def test_binary_data_comes_back_unchanged_both_ways(tmp_path: Path) -> None:
 def test_second_client_is_told_who_has_the_port_and_disturbs_nobody(tmp_path: Path) -> None:
     with Lab(tmp_path, {"desk": ""}) as lab:
         board = lab.boards["desk"]
+        board.wait_for_app()
         with serial.serial_for_url(board.url, timeout=5) as first:
             with serial.serial_for_url(f"socket://127.0.0.1:{board.tcp_port}", timeout=5) as second:
                 assert b"desk: in use by 127.0.0.1:" in second.read_until(b"\n")

@@ -35,6 +35,10 @@ class LabBoard:
         lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def wait_for_app(self) -> None:
+        """Wait until the app runs: what is typed while the ROM boots is lost, as on hardware."""
+        self.wait_for(lambda log: any(entry["event"] == "app_started" for entry in log))
+
     def boots(self) -> list[object]:
         """What each boot since power-up led to: "app" or "download"."""
         return [entry["mode"] for entry in self.log() if entry["event"] == "boot"]
