@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
@@ -36,8 +37,9 @@ _HANDOVER_S = 0.5
 #: How long the bytes of a client that has left may keep the port from the next.
 _FINISH_LIMIT_S = 10.0
 
-#: How long stopping waits for the lines to be released, and again for the port to be closed.
-_STOP_LIMIT_S = 0.7
+#: How long stopping waits for the last bytes to be sent, again for the lines to be released
+#: without them, and again for the port to be closed.
+_STOP_LIMIT_S = 0.5
 
 
 class DeviceState(Enum):
@@ -103,6 +105,7 @@ class Device:
         self._port: SerialPort | None = None
         self._lines: LineDriver | None = None
         self._user: DeviceUser | None = None
+        self._user_since = _now()
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
         self._finish: asyncio.TimerHandle | None = None
         self._break_on = False
@@ -116,15 +119,20 @@ class Device:
     async def stop(self) -> None:
         """Wait until the last user's lines are released, then close the port for good.
 
-        Bounded: a board that does not take its last bytes, or a kernel that does not answer,
+        Bounded: bytes that the board does not take are dropped, a kernel that does not answer
         is left behind.
         """
-        if self._retry is not None:
-            self._retry.cancel()
         self._refuse_waiting("the gateway is shutting down")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
+        if self.state is DeviceState.RELEASING:
+            # A board that is held in reset takes no bytes, and must not stay so for them.
+            self._drop_unsent()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
         self._enter(DeviceState.STOPPED, "stopped")
+        if self._retry is not None:
+            self._retry.cancel()
         if (port := self._port) is None:
             return
         self._forget_port()
@@ -302,6 +310,7 @@ class Device:
             case DeviceState.IDLE if self._waiting:
                 self._user = next(iter(self._waiting))
                 self._waiting.pop(self._user).cancel()
+                self._user_since = _now()
                 self._enter(DeviceState.IN_USE)
                 self._user.attached()
             case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
@@ -315,8 +324,13 @@ class Device:
 
     def _refuse_now(self, user: DeviceUser) -> None:
         del self._waiting[user]
-        holder = f" by {self._user.label}" if self._user is not None else ""
+        holder = f" by {self._user.label} since {self._since()}" if self._user is not None else ""
         user.refused(ClientError(f"{self.name}: {self.state.value}{holder}"))
+
+    def _since(self) -> str:
+        """When the user got the device: the time of day, with the date if it wasn't today."""
+        is_today = self._user_since.date() == _now().date()
+        return self._user_since.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
 
     def _enter(self, state: DeviceState, reason: str = "") -> None:
         if self.state is DeviceState.STOPPED:
@@ -328,3 +342,8 @@ class Device:
             self._at_rest.clear()
         else:
             self._at_rest.set()
+
+
+def _now() -> datetime:
+    """The lab's time of day: who is refused asks the person next to them, not a server."""
+    return datetime.now()

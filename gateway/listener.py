@@ -26,6 +26,9 @@ _RETRY_LONGEST_S = 5.0
 #: has the device, others are told who; what is above is closed without a word.
 MAX_SESSIONS = 32
 
+#: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
+_STOP_LIMIT_S = 1.5
+
 
 class Listener:
     """Serves one device on one TCP port; made and used on the loop."""
@@ -43,7 +46,11 @@ class Listener:
         self._log = log
         self._server: asyncio.Server | None = None
         self._binding: asyncio.Task[None] | None = None
+        self._last_failure = ""
         self._sessions: set[Session] = set()
+        self._nobody_left = asyncio.Event()
+        self._nobody_left.set()
+        self._stopping = False
 
     @property
     def tcp_port(self) -> int | None:
@@ -59,7 +66,12 @@ class Listener:
             self._binding = asyncio.create_task(self._bind_later())
 
     async def stop(self, reason: str) -> None:
-        """Accept nobody any more and end all sessions; their device is released."""
+        """Accept nobody any more and end all sessions; their device is released.
+
+        Returns when all connections are closed, after the time that a session leaves its client
+        to read the last bytes at the latest.
+        """
+        self._stopping = True
         if self._binding is not None:
             self._binding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -68,6 +80,8 @@ class Listener:
             self._server.close()
         for session in tuple(self._sessions):
             session.close(reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nobody_left.wait(), _STOP_LIMIT_S)
 
     async def _bind(self) -> bool:
         loop = asyncio.get_running_loop()
@@ -76,15 +90,21 @@ class Listener:
                 self._accept, self._config.host, self._config.tcp_port
             )
         except OSError as error:
-            self._log.warning(
-                "listen_failed",
-                host=self._config.host,
-                tcp_port=self._config.tcp_port,
-                reason=error.strerror or str(error),
-            )
+            self._log_failure(error.strerror or str(error))
             return False
         self._log.info("listen_started", host=self._config.host, tcp_port=self.tcp_port)
         return True
+
+    def _log_failure(self, reason: str) -> None:
+        if reason == self._last_failure:  # said once, however often it is tried
+            return
+        self._last_failure = reason
+        self._log.warning(
+            "listen_failed",
+            host=self._config.host,
+            tcp_port=self._config.tcp_port,
+            reason=reason,
+        )
 
     async def _bind_later(self) -> None:
         wait_s = _RETRY_FIRST_S
@@ -95,12 +115,20 @@ class Listener:
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
 
     def _accept(self) -> asyncio.BaseProtocol:
+        if self._stopping:  # the kernel had accepted it before
+            return _Dropped()
         if len(self._sessions) >= MAX_SESSIONS:
             self._log.warning("client_dropped", reason=f"{MAX_SESSIONS} are connected already")
             return _Dropped()
-        session = Session(self._device, self._signature, self._log, self._sessions.discard)
+        session = Session(self._device, self._signature, self._log, self._session_ended)
         self._sessions.add(session)
+        self._nobody_left.clear()
         return session
+
+    def _session_ended(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._nobody_left.set()
 
 
 class _Dropped(asyncio.Protocol):

@@ -188,14 +188,18 @@ class RequestQueue:
 
     def _report_state(self, request: access_server.StateRequest) -> None:
         if isinstance(request.command, NotifyModemstate):
-            self._device.read_modemstate(
-                lambda state: self._modemstate_changed(state, requested=True)
-            )
+            # What follows waits: a client could ask faster than a board's lines can be read.
+            self._change_pending = True
+            self._device.read_modemstate(self._modemstate_read)
         elif self._device.unsent_bytes:
             self._access.notify_linestate(Linestate(0), requested=True)
         else:
             empty = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
             self._access.notify_linestate(empty, requested=True)
+
+    def _modemstate_read(self, state: Modemstate) -> None:
+        self._modemstate_changed(state, requested=True)
+        self._changed()
 
     def _modemstate_changed(self, state: Modemstate, *, requested: bool = False) -> None:
         if not self._closed:

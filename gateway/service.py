@@ -51,19 +51,33 @@ class Service:
         Raises DeviceError when a simulated board does not start.
         """
         self._log.info("service_started", version=self._signature, ports=len(config.ports))
-        await asyncio.gather(*(self._start_port(port) for port in config.ports))
+        try:
+            # All are waited for when one fails, so that `stop` knows of all that run.
+            failures = await asyncio.gather(
+                *(self._start_port(port) for port in config.ports), return_exceptions=True
+            )
+        finally:
+            self._ports.sort(key=lambda port: config.ports.index(port.config))
+        for failure in failures:
+            if failure is not None:
+                raise failure
 
     async def stop(self) -> None:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
         reason = "the gateway is shutting down"
-        await asyncio.gather(*(port.listener.stop(reason) for port in self._ports))
-        await asyncio.gather(*(port.device.stop() for port in self._ports))
+        # While a device finishes with its last client, that client reads its last bytes.
+        listeners = [port.listener.stop(reason) for port in self._ports]
+        devices = [port.device.stop() for port in self._ports]
+        await asyncio.gather(*listeners, *devices)
         boards = [port.board for port in self._ports if port.board is not None]
         await asyncio.gather(*(board.stop() for board in boards))
         self._log.info("service_stopped")
 
     def tcp_ports(self) -> dict[str, int | None]:
-        """The TCP port of each entry by its name; None where it could not be bound."""
+        """The TCP port of each entry by its name, in the order of the configuration.
+
+        None where it could not be bound.
+        """
         return {port.config.name: port.listener.tcp_port for port in self._ports}
 
     async def _start_port(self, config: PortConfig) -> None:

@@ -9,6 +9,7 @@ happens to the board `device`'s.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from enum import Enum
@@ -39,17 +40,31 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
 )
 
-#: How long a refused client may take to read why. Closing at once would reset the connection
-#: when it has sent something already, and the line would be lost.
+#: How long a client may take to read the last that it is sent. Closing at once would reset the
+#: connection when it has sent something meanwhile, and what is on the way to it would be lost.
 _LINGER_S = 1.0
 
 #: How long the bytes and commands of a client that has left may wait for a board that takes none.
 _FINISH_LIMIT_S = 10.0
 
+#: While nothing is read from a client, the loop can't see it leave: the kernel is asked this often.
+_LOOK_S = 1.0
+
+#: No more is read from a client that leaves so much unread. The board's output alone stays below
+#: (it is stopped at 64 KiB, and one more read of it may be 128 KiB), so a client that only sends
+#: is never stopped; one that asks for answers and does not read them is.
+_UNREAD_LIMIT_BYTES = 262144
+
+#: States of a TCP connection whose peer will send no more, linux/tcp_states.h.
+_TCP_CLOSE = 7
+_TCP_CLOSE_WAIT = 8
+_TCP_LAST_ACK = 9
+
 
 class SessionState(Enum):
     """What is true of a session."""
 
+    NEW = "new"  # accepted, the connection is not reported yet
     WAITING = "waiting"  # connected, the device has been asked for, nothing is read yet
     ACTIVE = "active"  # the device is ours
     FINISHING = "finishing"  # the client is gone, what it had sent is still carried out
@@ -70,7 +85,7 @@ class Session(asyncio.BufferedProtocol):
         log: structlog.typing.FilteringBoundLogger,
         ended: Callable[[Session], None],
     ) -> None:
-        self.state = SessionState.WAITING
+        self.state = SessionState.NEW
         self.label = "a client that has not connected"
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -84,6 +99,10 @@ class Session(asyncio.BufferedProtocol):
         self._suspended = False  # the client has asked for no more data
         self._client_slow = False  # more output waits for the client than should
         self._violated = False
+        self._identified = False
+        self._connected = False
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._finish_timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
 
     # --- what the connection reports (asyncio.BufferedProtocol)
@@ -91,6 +110,11 @@ class Session(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client has connected: ask for the device, read nothing until it is there."""
         self._transport = cast("asyncio.Transport", transport)
+        if self.state is SessionState.CLOSED:
+            self._transport.abort()
+            return
+        self._connected = True
+        self.state = SessionState.WAITING
         self.label = _peer_name(self._transport)
         self._log = self._log.bind(client=self.label)
         for option in _SOCKET_OPTIONS:
@@ -109,28 +133,27 @@ class Session(asyncio.BufferedProtocol):
             self._requests.add(self._access.receive_data(bytes(_RECEIVE_BUFFER[:nbytes])))
 
     def eof_received(self) -> bool:
-        """The client sends no more: it has left."""
+        """The client sends no more: it has left, whether it still reads or not."""
+        if self.state is SessionState.ACTIVE:
+            self._finish("left")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; what the client had sent is still carried out."""
+        self._connected = False
         if self._abort_timer is not None:
             self._abort_timer.cancel()
-        reason = "left" if exc is None else str(exc)
         match self.state:
             case SessionState.ACTIVE:
-                self.state = SessionState.FINISHING
-                self._log_end(reason)
-                self._requests.stop_reports()
-                self._abort_timer = self._loop.call_later(
-                    _FINISH_LIMIT_S, self.close, "the board takes no bytes"
-                )
-                self._requests.carry_on()
+                self._finish("left" if exc is None else _reason_of(exc))
             case SessionState.WAITING:
+                self.state = SessionState.CLOSED
                 self._leave()
                 self._ended(self)
-            case _:
+            case SessionState.REFUSED | SessionState.CLOSED:
                 self._ended(self)
+            case _:
+                pass  # FINISHING: close() comes when what it had sent has been carried out
 
     def pause_writing(self) -> None:
         """The client does not keep up: leave the board's output in the kernel."""
@@ -141,6 +164,7 @@ class Session(asyncio.BufferedProtocol):
         """The client has caught up."""
         self._client_slow = False
         self._read_board_or_not()
+        self._read_client_or_not()
 
     # --- what the device reports (device.DeviceUser)
 
@@ -156,9 +180,7 @@ class Session(asyncio.BufferedProtocol):
         self.state = SessionState.REFUSED
         self._log.warning("client_refused", reason=str(error))
         self._transport.write(f"{error}\r\n".encode())
-        self._transport.write_eof()
-        self._transport.resume_reading()
-        self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+        self._hang_up()
 
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes on."""
@@ -180,24 +202,24 @@ class Session(asyncio.BufferedProtocol):
 
     # --- ours
 
-    def close(self, reason: str) -> None:
-        """End the session from our side; what waits is not carried out any more."""
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-        if self.state is SessionState.CLOSED:
-            return
-        if self.state is SessionState.ACTIVE:
-            self._log_end(reason)
+    def close(self, reason: str, *, is_fault: bool = False) -> None:
+        """End the session from our side; what waits is not carried out any more.
+
+        `is_fault` when it ends for what the client has done wrong.
+        """
+        before = self.state
+        if before in {SessionState.REFUSED, SessionState.CLOSED}:
+            return  # it is ending already
+        if before is SessionState.ACTIVE:
+            self._log_end(reason, is_fault=is_fault)
             if not self._access.is_rfc2217:
                 self.say(f"{self._device.name}: {reason}")
-        gone = self.state is SessionState.FINISHING
         self.state = SessionState.CLOSED
         self._leave()
-        if gone:
+        if self._connected:
+            self._hang_up()
+        elif before is not SessionState.NEW:
             self._ended(self)
-        else:
-            self._transport.close()
-            self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
 
     # --- what the requests come to (request_queue.QueueOwner)
 
@@ -205,10 +227,7 @@ class Session(asyncio.BufferedProtocol):
         """Send what there is to answer; read on, or end, when nothing waits any more."""
         if self.state is SessionState.ACTIVE:
             self._send_answers()
-            if self._requests.is_empty:
-                self._transport.resume_reading()
-            else:
-                self._transport.pause_reading()
+            self._read_client_or_not()
         elif self.state is SessionState.FINISHING and self._requests.is_empty:
             self.close("finished")
 
@@ -218,28 +237,59 @@ class Session(asyncio.BufferedProtocol):
         self._read_board_or_not()
 
     def client_identified(self, signature: str) -> None:
-        """Log it: it tells which client causes what follows."""
-        self._log.info("client_identified", signature=signature)
+        """Log it once: it tells which client causes what follows."""
+        if not self._identified:
+            self._identified = True
+            printable = signature if signature.isprintable() else ascii(signature)
+            self._log.info("client_identified", signature=printable)
 
     def violated(self, reason: str, *, fatal: bool) -> None:
         """Say once what the client does wrong; a stream that can't be followed ends."""
-        if not self._violated or fatal:
-            self._violated = True
-            self._log.warning("client_violated_protocol", reason=reason, fatal=fatal)
         if fatal:
-            self.close(reason)
+            self.close(reason, is_fault=True)
+        elif not self._violated:
+            self._violated = True
+            self._log.warning("client_violated_protocol", reason=reason)
 
     def say(self, line: str) -> None:
         """Write a line for a person among the board's output."""
         if self.state is SessionState.ACTIVE:
             self._transport.write(self._access.escape(f"\r\n{line}\r\n".encode()))
 
+    def _finish(self, reason: str) -> None:
+        """The client has left: carry out what it had sent, then end."""
+        self.state = SessionState.FINISHING
+        self._log_end(reason)
+        self._requests.stop_reports()
+        # A board whose output nobody takes may stop taking bytes itself.
+        self._device.resume_reading()
+        self._limit_finish()
+        self._requests.carry_on()
+
+    def _limit_finish(self) -> None:
+        if self._finish_timer is None:
+            self._finish_timer = self._loop.call_later(
+                _FINISH_LIMIT_S, self.close, "left, and the board takes no bytes"
+            )
+
     def _leave(self) -> None:
+        for timer in (self._finish_timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
         self._requests.close()
         self._device.detach(self)
 
-    def _log_end(self, reason: str) -> None:
-        self._log.info(
+    def _hang_up(self) -> None:
+        """End the connection when the client has got all that was written to it."""
+        with contextlib.suppress(OSError):  # it is gone already, which is reported soon
+            self._transport.write_eof()
+        # What it still sends is read and dropped (see _LINGER_S), until it hangs up as well.
+        self._transport.resume_reading()
+        self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def _log_end(self, reason: str, *, is_fault: bool = False) -> None:
+        log = self._log.warning if is_fault else self._log.info
+        log(
             "client_disconnected",
             reason=reason,
             seconds=round(self._loop.time() - self._started, 1),
@@ -258,6 +308,39 @@ class Session(asyncio.BufferedProtocol):
             self._device.pause_reading()
         else:
             self._device.resume_reading()
+
+    def _read_client_or_not(self) -> None:
+        if self.state is not SessionState.ACTIVE:
+            return
+        unread_bytes = self._transport.get_write_buffer_size()
+        if self._requests.is_empty and unread_bytes <= _UNREAD_LIMIT_BYTES:
+            self._transport.resume_reading()
+            return
+        self._transport.pause_reading()
+        if self._look_timer is None:
+            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+
+    def _look_after_client(self) -> None:
+        """See whether the client has left while nothing was read from it."""
+        self._look_timer = None
+        if self.state is not SessionState.ACTIVE or self._transport.is_reading():
+            return
+        if _sends_no_more(self._transport):
+            self._limit_finish()
+        else:
+            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+
+
+def _sends_no_more(transport: asyncio.Transport) -> bool:
+    """Whether the peer has closed its end, though there may be bytes left to read."""
+    connection = transport.get_extra_info("socket")
+    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state in {_TCP_CLOSE, _TCP_CLOSE_WAIT, _TCP_LAST_ACK}
+
+
+def _reason_of(error: Exception) -> str:
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return (strerror or str(error)).lower()
 
 
 def _peer_name(transport: asyncio.Transport) -> str:

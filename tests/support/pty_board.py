@@ -1,0 +1,248 @@
+"""A board that is only a pty, and a gateway in the test's own loop that serves it.
+
+The test plays the board: it says when the board is plugged in, reads and writes as the board
+would, and sees what is done to its lines. Modem lines and what can go wrong with them are faked
+where `serial_tty` lets a simulated board set its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import threading
+import time
+import tty
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from gateway.config import PortConfig, Protocol
+from gateway.device import Device, DeviceState
+from gateway.listener import Listener
+from gateway.protocol.reset import Lines
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_tty import LineSetter, TtyLocation
+from gateway.session import Session
+
+#: Far above what anything takes that a test waits for.
+LIMIT_S = 60.0
+#: A pause between two looks, in which control threads get their turn.
+_POLL_S = 0.0002
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until a condition holds; works with a stopped LoopClock too."""
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for has not happened"
+        await turns(1)
+
+
+async def turns(count: int) -> None:
+    """Let the loop and the control threads do what they have to do now."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+        threading.Event().wait(_POLL_S)
+
+
+class LoopClock:
+    """The running loop's time, in the test's hands: it stands still but for `advance`."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._now = loop.time()
+        loop.time = lambda: self._now  # type: ignore[method-assign]
+
+    async def advance(self, seconds: float) -> None:
+        """Let time pass, and what is due then happen."""
+        self._now += seconds
+        await turns(5)
+
+
+class RecordedLines:
+    """Sets the lines of a PtyBoard."""
+
+    def __init__(self, board: PtyBoard) -> None:
+        self._board = board
+
+    def set_lines(self, dtr: bool, rts: bool) -> None:
+        self._board.answers.wait()
+        if self._board.lines_error is not None:
+            raise self._board.lines_error
+        self._board.lines.append(Lines(dtr=dtr, rts=rts))
+
+    def close(self) -> None:
+        pass
+
+
+class PtyBoard:
+    """A board on a pty; a context manager that unplugs it in the end.
+
+    `lines` is every state that was put on its lines, opening included (both on, both off).
+    `received` is what it has read: nothing before `start_reading`. While `answers` is not set,
+    calls on its lines hang, as an ioctl on a device that has just vanished does; `open_error` and
+    `lines_error` are what they fail with.
+    """
+
+    def __init__(self, folder: Path, *, plugged_in: bool = True) -> None:
+        self.path = folder / "tty"
+        self.location = TtyLocation(str(self.path), self._open_lines)
+        self.lines: list[Lines] = []
+        self.received = bytearray()
+        self.answers = threading.Event()
+        self.answers.set()
+        self.open_error: OSError | None = None
+        self.lines_error: OSError | None = None
+        self._fds: tuple[int, int] | None = None
+        if plugged_in:
+            self.plug()
+
+    def plug(self) -> None:
+        """The tty appears."""
+        # The slave is kept open too: without anybody there, reading the master fails.
+        self._fds = pty.openpty()
+        tty.setraw(self._fds[1])
+        os.set_blocking(self._fds[0], False)
+        self.path.symlink_to(os.ttyname(self._fds[1]))
+
+    def unplug(self) -> None:
+        """The tty is hung up and goes."""
+        if self._fds is not None:
+            self.stop_reading()
+            self.path.unlink()
+            for fd in self._fds:
+                os.close(fd)
+            self._fds = None
+
+    def start_reading(self, got: Callable[[bytes], None] = lambda _: None) -> None:
+        """Read whatever comes; `got` is told of it too."""
+        master = self._master
+
+        def read() -> None:
+            data = os.read(master, 65536)
+            self.received += data
+            got(data)
+
+        asyncio.get_running_loop().add_reader(master, read)
+
+    def stop_reading(self) -> None:
+        """Read no more."""
+        asyncio.get_running_loop().remove_reader(self._master)
+
+    def start_echoing(self) -> None:
+        """Send back whatever comes; a board that can't send reads no more."""
+        waiting = bytearray()
+        loop = asyncio.get_running_loop()
+
+        def echo(data: bytes) -> None:
+            waiting.extend(data)
+            self.stop_reading()
+            send()
+
+        def send() -> None:
+            del waiting[: self.write_some(bytes(waiting))]
+            if waiting:
+                loop.add_writer(self._master, send)
+            else:
+                loop.remove_writer(self._master)
+                self.start_reading(echo)
+
+        self.start_reading(echo)
+
+    def write_some(self, data: bytes) -> int:
+        """Send as much as the gateway's side of the tty takes now; return how much that was."""
+        try:
+            return os.write(self._master, data)
+        except BlockingIOError:
+            return 0
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, and wait until the gateway's side of the tty has taken them."""
+        while data:
+            data = data[self.write_some(data) :]
+            await turns(1)
+
+    @property
+    def _master(self) -> int:
+        assert self._fds is not None
+        return self._fds[0]
+
+    def _open_lines(self) -> LineSetter:
+        self.answers.wait()
+        if self.open_error is not None:
+            raise self.open_error
+        return RecordedLines(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.answers.set()
+        self.unplug()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A board behind a listener."""
+
+    device: Device
+    listener: Listener
+
+    @property
+    def tcp_port(self) -> int:
+        """Where clients connect."""
+        tcp_port = self.listener.tcp_port
+        assert tcp_port is not None
+        return tcp_port
+
+    @property
+    def sessions(self) -> set[Session]:
+        """The sessions that have not ended."""
+        return self.listener._sessions
+
+    async def until_idle(self) -> None:
+        """Wait until nobody is connected and the device can be had."""
+        await until(lambda: not self.sessions and self.device.state is DeviceState.IDLE)
+
+
+def port_config(name: str = "desk", tcp_port: int = 0) -> PortConfig:
+    """A port on loopback; its device is not used by a listener."""
+    return PortConfig(
+        name, "127.0.0.1", tcp_port, "/dev/null", SerialSettings(), 1.0, Protocol.RFC2217
+    )
+
+
+def device_of(
+    board: PtyBoard, name: str = "desk", settings: SerialSettings | None = None
+) -> Device:
+    """A device for a board, not started."""
+    log = structlog.get_logger().bind(device=name)
+    return Device(name, board.location, settings or SerialSettings(), 1.0, log)
+
+
+@asynccontextmanager
+async def serving(
+    board: PtyBoard, name: str = "desk", settings: SerialSettings | None = None
+) -> AsyncIterator[Served]:
+    """Serve a board on a free TCP port of loopback; it is open when the body starts."""
+    device = device_of(board, name, settings)
+    log = structlog.get_logger().bind(device=name)
+    listener = Listener(port_config(name), device, "gateway under test", log)
+    device.start()
+    await until(lambda: device.state is DeviceState.IDLE)
+    await listener.start()
+    try:
+        yield Served(device, listener)
+    finally:
+        await asyncio.gather(listener.stop("the test is over"), device.stop())

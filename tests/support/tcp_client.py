@@ -1,0 +1,113 @@
+"""A TCP client that sends exactly the bytes it is told to, and reads only when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tests.support.telnet_wire import ECHO, SGA, subnegotiation, will
+
+#: What the gateway sends first.
+GREETING = will(ECHO) + will(SGA)
+
+_COMMAND = re.compile(
+    rb"\xff(?:(\xff)|[\xfb-\xfe].|\xfa(?:[^\xff]|\xff\xff)*\xff\xf0|[^\xfa-\xff])", re.DOTALL
+)
+
+
+def data_of(wire: bytes) -> bytes:
+    """The data in what the gateway has sent, without telnet commands."""
+    return _COMMAND.sub(lambda match: match[1] or b"", wire)
+
+
+def com_port(code: int, value: bytes = b"") -> bytes:
+    """A COM-PORT-OPTION command; the gateway's answers have 100 added to the code."""
+    return subnegotiation(bytes([44, code]) + value)
+
+
+class TcpClient:
+    """A connection to a gateway on loopback; `await connect`, then use it with `with`.
+
+    `received` is all that has been read so far.
+    """
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+
+    @classmethod
+    async def connect(cls, tcp_port: int, *, receive_buffer_bytes: int | None = None) -> Self:
+        """Connect; a small receive buffer makes a client that does not read felt early."""
+        client = cls()
+        if receive_buffer_bytes is not None:
+            client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        await asyncio.get_running_loop().sock_connect(client._socket, ("127.0.0.1", tcp_port))
+        return client
+
+    @property
+    def name(self) -> str:
+        """How the gateway calls this client."""
+        host, tcp_port = self._socket.getsockname()
+        return f"{host}:{tcp_port}"
+
+    @property
+    def data(self) -> bytes:
+        """The board's bytes in what has been read."""
+        return data_of(bytes(self.received))
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it; waits while the gateway does not read."""
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    async def receive(self, is_enough: Callable[[], object]) -> None:
+        """Read until a condition holds, which may look at `received` and `data`."""
+        while not is_enough():
+            chunk = await asyncio.get_running_loop().sock_recv(self._socket, 65536)
+            assert chunk, f"the gateway hung up after {bytes(self.received)!r}"
+            self.received += chunk
+
+    async def receive_wire(self, wanted: bytes) -> None:
+        """Read until these very bytes have come."""
+        await self.receive(lambda: wanted in self.received)
+
+    async def receive_data(self, wanted: bytes) -> None:
+        """Read until all of the board's bytes so far are `wanted`."""
+        await self.receive(lambda: len(self.data) >= len(wanted))
+        assert self.data == wanted
+
+    async def receive_to_end(self) -> bytes:
+        """Read until the gateway hangs up; all that was ever received, without telnet commands."""
+        loop = asyncio.get_running_loop()
+        while chunk := await loop.sock_recv(self._socket, 65536):
+            self.received += chunk
+        return self.data
+
+    def stop_sending(self) -> None:
+        """Close our direction only."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Leave."""
+        self._socket.close()
+
+    def reset(self) -> None:
+        """Leave with a TCP RST, as a program that dies with unread data does."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
