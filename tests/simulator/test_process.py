@@ -60,6 +60,16 @@ class Board:
     def open_tty(self, baudrate: int = 115200) -> serial.Serial:
         return serial.Serial(str(self.tty_path), baudrate, timeout=LIMIT_S)
 
+    def settle(self) -> None:
+        """Return when all that the board prints at its start has left it.
+
+        The first Enter ends what the tty may have echoed before pyserial set raw mode.
+        """
+        answer = b"? hello\r\n" + PROMPT
+        with self.open_tty() as tty:
+            tty.write(b"\rhello\r")
+            assert tty.read_until(answer).endswith(answer)
+
     def ask(self, *requests: bytes) -> list[bytes]:
         """What the control socket answers to each request; every one must have an answer."""
         with socket.socket(socket.AF_UNIX) as control, control.makefile("rwb") as stream:
@@ -102,9 +112,7 @@ def board(folder: Path) -> Iterator[Board]:
         process.wait_for_line("^ready ")
         board = Board(folder, process)
         board.wait_for("app_started")
-        with board.open_tty() as tty:  # what it prints at its start has left now
-            tty.write(b"hello\r")
-            tty.read_until(b"? hello\r\n" + PROMPT)
+        board.settle()
         yield board
 
 
@@ -323,9 +331,7 @@ def test_unplugging_hangs_the_tty_up_and_plugging_boots_anew(board: Board) -> No
     assert not board.tty_path.is_symlink()
     assert board.ask(b"plug", b"plug") == [b"ok", b"ok"]
     board.wait_for("app_started", 2)
-    with board.open_tty() as tty:
-        tty.write(b"version\r")
-        assert tty.read_until(b"desk simulated app").endswith(b"desk simulated app")
+    board.settle()
     assert board.boot_modes() == ["app", "app"]
     assert len(board.events("plugged")) == 2
     assert len(board.events("unplugged")) == 1
