@@ -32,9 +32,10 @@ class ControlThread:
     """Runs calls one after the other off the loop; results come back on the loop.
 
     `submit` and `stop` are for the loop's thread only. When a call takes longer than its limit,
-    `on_stuck(limit_s)` is called once and the thread is given up: what waits is dropped, later
-    results are ignored, and the call given to `stop` runs when the kernel lets go of the thread.
-    The thread is a daemon: a stuck one does not keep the process.
+    the thread is given up: what waits is dropped, the late result is ignored, nothing more is
+    taken, and `on_stuck(limit_s)` is called, once. It is for the owner to `stop` the thread then:
+    the last call runs when the kernel lets go of the thread, which is a daemon, so that a stuck
+    one does not keep the process.
     """
 
     def __init__(self, name: str, on_stuck: Callable[[float], None]) -> None:
@@ -43,7 +44,8 @@ class ControlThread:
         self._waiting: deque[_Call] = deque()
         self._running: _Call | None = None
         self._overdue: asyncio.TimerHandle | None = None
-        self._stopping = False
+        self._ended = False  # stopped or given up: nothing more is reported
+        self._stopped = False
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -67,22 +69,29 @@ class ControlThread:
         thread is stopped or given up first. `limit_s` counts from the moment that the call's
         turn comes.
         """
-        if self._stopping:
+        if self._ended:
             return
         self._waiting.append(_Call(run, done, failed, limit_s))
         if self._running is None:
             self._start_next()
 
     def stop(self, last: Callable[[], None]) -> None:
-        """Drop what waits, let the running call end, run `last` on the thread and end it."""
-        if self._stopping:
+        """Drop what waits, let the running call end, run `last` on the thread and end it.
+
+        Nothing is reported from here on, not even the result of a call that has just ended.
+        """
+        if self._stopped:
             return
-        self._stopping = True
+        self._stopped = True
+        self._end()
+        self._inbox.put(last)
+        self._inbox.put(None)
+
+    def _end(self) -> None:
+        self._ended = True
         self._waiting.clear()
         if self._overdue is not None:
             self._overdue.cancel()
-        self._inbox.put(last)
-        self._inbox.put(None)
 
     def _start_next(self) -> None:
         if not self._waiting:
@@ -93,7 +102,7 @@ class ControlThread:
         self._inbox.put(lambda: self._run(call))
 
     def _give_up(self, call: _Call) -> None:
-        self._waiting.clear()
+        self._end()
         self._on_stuck(call.limit_s)
 
     def _work(self) -> None:
@@ -104,22 +113,22 @@ class ControlThread:
         try:
             result = call.run()
         except Exception as error:
-            self._report(call, call.failed, error)
+            self._report(call.failed, error)
         else:
-            self._report(call, call.done, result)
+            self._report(call.done, result)
 
-    def _report(self, call: _Call, receiver: Callable[[Any], None], outcome: object) -> None:
+    def _report(self, receiver: Callable[[Any], None], outcome: object) -> None:
         # The loop may have been closed while a stuck call kept this thread.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._finished, call, receiver, outcome)
+            self._loop.call_soon_threadsafe(self._finished, receiver, outcome)
 
-    def _finished(self, call: _Call, receiver: Callable[[Any], None], outcome: object) -> None:
-        if self._stopping or call is not self._running:
+    def _finished(self, receiver: Callable[[Any], None], outcome: object) -> None:
+        if self._ended:
             return
         if self._overdue is not None:
             self._overdue.cancel()
         try:
             receiver(outcome)
         finally:
-            if not self._stopping:
+            if not self._ended:
                 self._start_next()
