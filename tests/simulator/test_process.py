@@ -270,19 +270,6 @@ def test_opening_and_closing_the_tty_does_not_reset_the_board(board: Board) -> N
     assert board.boot_modes() == ["app"]
 
 
-def test_lines_count_by_their_stamps_whoever_sends_them(board: Board) -> None:
-    now_ns = time.monotonic_ns()
-    answers = board.ask(
-        # The last comes first, as if another connection had been quicker.
-        b"lines 1 0 %d\nlines 0 1 %d\nstate?" % (now_ns - 1_000_000, now_ns - 2_000_000)
-    )
-    assert json.loads(answers[0])["runs"] == "app"
-    board.wait_for("boot", 2)
-    stamps = [entry["t_ns"] for entry in board.events("lines")]
-    assert stamps == [now_ns - 2_000_000, now_ns - 1_000_000]
-    assert board.boot_modes() == ["app", "download"]
-
-
 def test_state_tells_what_runs_and_how_the_wire_is(board: Board) -> None:
     with board.open_tty(57600):
         board.set_lines((True, True, 0))
