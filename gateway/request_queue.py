@@ -24,7 +24,7 @@ from gateway.protocol.access_server import (
     SerialData,
     SettingsRequest,
 )
-from gateway.protocol.reset import Lines
+from gateway.protocol.reset import RESET, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate, NotifyModemstate
 
 #: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
@@ -163,28 +163,34 @@ class RequestQueue:
         self.carry_on()
 
     def _set_lines(self, first: LinesRequest) -> None:
-        """Set the lines, together with what follows at once for the other line.
+        """Set one line, together with the other if that follows at once.
 
-        Commands that came in one segment are one edge to the client. All are answered at once,
-        with what was asked for: clients wait for each answer.
+        Two commands in one segment are one edge to the client. Answered at once, with what was
+        asked for: clients wait for each answer.
         """
-        requests = [first]
-        dtr, rts = first.dtr, first.rts
-        while self._events and isinstance(following := self._events[0], LinesRequest):
-            if following.dtr is not None and dtr is None:
-                dtr = following.dtr
-            elif following.rts is not None and rts is None:
-                rts = following.rts
-            else:
-                break
-            requests.append(following)
-            self._events.popleft()
         status = self._device.status
+        lines = _with_request(status.lines, first)
+        dtr, rts = first.dtr, first.rts
+        answers = [(first, lines)]
+        # A reset in between is meant: the network has only brought its two ends together.
+        if lines != RESET and (other := self._other_line(first)) is not None:
+            self._events.popleft()
+            lines = _with_request(lines, other)
+            answers.append((other, lines))
+            dtr = other.dtr if dtr is None else dtr
+            rts = other.rts if rts is None else rts
         self._change_pending = True
         self._device.set_lines(self._changed, dtr=dtr, rts=rts)
-        for request in requests:
-            status = replace(status, lines=_with_request(status.lines, request))
-            self._access.answer(request, status)
+        for request, asked_for in answers:
+            self._access.answer(request, replace(status, lines=asked_for))
+
+    def _other_line(self, first: LinesRequest) -> LinesRequest | None:
+        """The next request, if it sets the line that `first` does not."""
+        following = self._events[0] if self._events else None
+        if not isinstance(following, LinesRequest):
+            return None
+        is_other = following.rts is not None if first.rts is None else following.dtr is not None
+        return following if is_other else None
 
     def _report_state(self, request: access_server.StateRequest) -> None:
         if isinstance(request.command, NotifyModemstate):

@@ -34,7 +34,7 @@ from tests.support.line_bench import (
 )
 
 #: From 0 to the RTT that DEFAULT_HOLD_S is said to serve.
-ROUND_TRIPS_S = (0.0, 0.001, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9)
+ROUND_TRIPS_S = (0.0, 0.001, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0)
 EN_RC_S = (0.0001, 0.001, 0.01)
 
 
@@ -42,9 +42,9 @@ def steady(round_trip_s: float) -> Callable[[], float]:
     return lambda: round_trip_s / 2
 
 
-def jittery(seed: int, most_s: float) -> Callable[[], float]:
+def jittery(seed: int, most_s: float, least_s: float = 0.0) -> Callable[[], float]:
     rng = random.Random(seed)
-    return lambda: rng.uniform(0.0, most_s)
+    return lambda: rng.uniform(least_s, most_s)
 
 
 def stalling(seed: int) -> Callable[[], float]:
@@ -59,7 +59,8 @@ def benches(board: Callable[[], CircuitBoard | UsbSerialJtag]) -> Iterable[Bench
         yield Bench(board(), steady(round_trip_s))
         yield Bench(board(), steady(round_trip_s), ignores_answers=True)
     for seed in range(40):
-        yield Bench(board(), jittery(seed, 0.4))
+        yield Bench(board(), jittery(seed, 0.5))
+        yield Bench(board(), jittery(seed, 0.6, least_s=0.5))
         yield Bench(board(), stalling(seed), ignores_answers=True)
         yield Bench(board(), jittery(seed, 0.5), ignores_answers=True)
 
@@ -355,3 +356,17 @@ def test_release_ends_idle_within_bounded_time_and_never_boots_the_bootloader(
     assert not timeline.controller.busy
     assert timeline.controller.next_deadline() is None
     assert {lines for _, lines in timeline.shown[shown_before:]} <= {RESET, IDLE}
+
+
+def test_reset_commanded_whole_is_not_held_back() -> None:
+    controller = LineController()
+    controller.request(0.0, dtr=True, rts=True)
+    controller.request(1.0, dtr=False, rts=True)
+    assert controller.lines_to_set() == [BOTH, RESET]
+
+
+def test_end_of_a_reset_commanded_whole_is_not_held_back() -> None:
+    controller = LineController()
+    controller.request(0.0, rts=True)
+    controller.request(1.0, dtr=True, rts=True)
+    assert controller.lines_to_set() == [RESET, BOTH]

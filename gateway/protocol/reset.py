@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-#: How long an edge may be held back for the client's next command. pyserial leaves 50-76 ms plus
-#: the round trip between two commands, so 1 s serves links of up to about 0.9 s round trip.
-DEFAULT_HOLD_S = 1.0
+#: How long an edge may be held back for the client's next command. pyserial looks for the answer
+#: every 50 ms, so two commands are up to the round trip and 76 ms apart (measured): 1.5 s serves
+#: links of 1 s round trip with jitter. Holding a reset longer is harmless.
+DEFAULT_HOLD_S = 1.5
 
 #: Shortest reset that is put on the wire, and shortest time that IO0 is then held for the boot
 #: ROM to sample it. Clients wait 100 and 50 ms; a network that delivers their commands in a bunch
@@ -97,7 +98,7 @@ class LineController:
         if self._held_until is not None:
             self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
         else:
-            self._enter(self.wanted, now)
+            self._enter(self.wanted, now, is_whole=dtr is not None and rts is not None)
         self._advance(now)
 
     def release(self, now: float) -> None:
@@ -129,10 +130,11 @@ class LineController:
     def _last(self) -> Lines:
         return self._steps[-1] if self._steps else self.applied
 
-    def _enter(self, lines: Lines, now: float) -> None:
+    def _enter(self, lines: Lines, now: float, *, is_whole: bool = False) -> None:
+        """Go to `lines`; an edge that the client has given whole is never held back."""
         if lines == self._last:
             return
-        if (self._last, lines) in _HELD_EDGES:
+        if (self._last, lines) in _HELD_EDGES and not is_whole:
             self._held_until = now + self._hold_s
         else:
             self._steps.append(lines)

@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 
 #: How long a program may take to show something, or to end.
-LIMIT_S = 60.0
+LIMIT_S = 30.0
 
 
 class Terminal:
