@@ -22,7 +22,11 @@ class LinePort(Protocol):
 
 
 class LineDriver:
-    """One board's DTR and RTS for as long as its port is open."""
+    """One board's DTR and RTS for as long as its port is open.
+
+    The controller's clock stands still while lines are being set: unsent bytes or a slow USB
+    device may delay that, and a reset lasts from the moment that the line has moved.
+    """
 
     def __init__(
         self, controller: LineController, port: LinePort, log: structlog.typing.FilteringBoundLogger
@@ -34,6 +38,9 @@ class LineDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._settled: Callable[[], None] | None = None
         self._being_set = 0
+        self._set_since = 0.0  # the loop's time when being_set was last 0
+        self._stood_still_s = 0.0
+        self._closed = False
         self._shown = controller.applied
 
     @property
@@ -47,39 +54,54 @@ class LineDriver:
         An edge that is held back counts as settled: only the client's next command tells what
         was meant.
         """
-        self._controller.request(self._loop.time(), dtr=dtr, rts=rts)
+        self._controller.request(self._now(), dtr=dtr, rts=rts)
         self._settled = settled
         self._advance()
 
     def release(self, settled: Callable[[], None]) -> None:
         """The client has left: both lines off, without leaving the board in its bootloader."""
-        self._controller.release(self._loop.time())
+        self._controller.release(self._now())
         self._settled = settled
         self._advance()
 
     def close(self) -> None:
         """The port is gone: no more deadlines."""
+        self._closed = True
         self._settled = None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._set_timer()
+
+    def _now(self) -> float:
+        """The controller's time."""
+        return (self._set_since if self._being_set else self._loop.time()) - self._stood_still_s
 
     def _advance(self) -> None:
         for lines in self._controller.lines_to_set():
+            if not self._being_set:
+                self._set_since = self._loop.time()
             self._being_set += 1
             self._note(lines)
             self._port.set_lines(lines, self._lines_set)
-        if self._timer is not None:
-            self._timer.cancel()
-        deadline = self._controller.next_deadline()
-        self._timer = None if deadline is None else self._loop.call_at(deadline, self._on_time)
+        self._set_timer()
         self._report()
 
-    def _on_time(self) -> None:
-        self._controller.handle_timer(self._loop.time())
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._controller.next_deadline()
+        if deadline is not None and not self._being_set and not self._closed:
+            at = deadline + self._stood_still_s
+            self._timer = self._loop.call_at(at, self._on_time, deadline)
+
+    def _on_time(self, deadline: float) -> None:
+        self._controller.handle_timer(max(deadline, self._now()))  # timers may be early by a tick
         self._advance()
 
     def _lines_set(self) -> None:
         self._being_set -= 1
+        if not self._being_set:
+            self._stood_still_s += self._loop.time() - self._set_since
+            self._set_timer()
         self._report()
 
     def _report(self) -> None:
