@@ -1,17 +1,19 @@
 """The tty of one board: the calls on it that may block, each as one function.
 
-For the control thread: everything here but `fileno` may wait for the kernel. Bytes go
+For the control thread: everything here but `stop_draining` may wait for the kernel. Bytes go
 through `serial_port`, which also decides when these calls are made. Linux only.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import fcntl
 import os
 import struct
 import termios
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,6 +56,7 @@ _TCGETS2 = 0x802C542A
 _TERMIOS2_SPEED_OFFSET = 40  # c_ospeed in struct termios2
 _TERMIOS2_BYTES = 44
 _CMSPAR = 0o10000000000
+_TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # asm-generic/ioctls.h; termios does not know them
 
 #: A pty carries bytes, not bits: any framing and any flow control is taken to be in force on it.
 #: Told of one, the kernel refuses it.
@@ -96,6 +99,8 @@ class Tty(serial.Serial):
         self.has_lines = True
         self.in_force = settings
         self._is_pty = False
+        self._is_exclusive = False
+        self._drain_no_more = threading.Event()
 
     def open(self) -> None:
         """Open the tty: raw, exclusive, both lines off, nothing flushed.
@@ -109,7 +114,7 @@ class Tty(serial.Serial):
             raise _device_error(error) from error
         try:
             self._take_over()
-        except (OSError, termios.error, serial.SerialException, ValueError) as error:
+        except (OSError, termios.error, ValueError, OverflowError) as error:
             self._release()
             raise _device_error(error) from error
         self.is_open = True
@@ -118,6 +123,7 @@ class Tty(serial.Serial):
         # First of all: where another program holds the port, nothing of it is touched.
         fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.ioctl(self.descriptor, termios.TIOCEXCL)
+        self._is_exclusive = True
         self._is_pty = os.major(os.fstat(self.descriptor).st_rdev) in _PTY_SLAVE_MAJORS
         _make_raw(self.descriptor)
         self._lines_off_after_open()
@@ -137,7 +143,7 @@ class Tty(serial.Serial):
             try:
                 self._modem_bits = self._modem_get() & _KEPT_BITS
             except OSError as error:
-                if error.errno not in {errno.ENOTTY, errno.EINVAL}:
+                if error.errno not in _NOT_SUPPORTED:
                     raise
                 self.has_lines = False
         self.set_lines(IDLE)
@@ -150,10 +156,17 @@ class Tty(serial.Serial):
         self._release()
 
     def _release(self) -> None:
-        self.fd = None
+        """Nothing fails here: what can't be undone is gone, and the descriptor always is."""
         if self._line_setter is not None:
-            self._line_setter.close()
-        os.close(self.descriptor)
+            with contextlib.suppress(OSError):
+                self._line_setter.close()
+        if self._is_exclusive:
+            # A pty keeps the mark until its other end closes, and would be refused to us as well.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self.descriptor, termios.TIOCNXCL)
+        descriptor, self.descriptor, self.fd = self.descriptor, -1, None
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
     def set_lines(self, lines: Lines) -> None:
         """Set DTR and RTS with one TIOCMSET, so that no state between is seen by the board."""
@@ -195,13 +208,26 @@ class Tty(serial.Serial):
         return self.in_force
 
     def set_break(self, on: bool) -> None:
-        """Start or end a break condition."""
-        fcntl.ioctl(self.descriptor, 0x5427 if on else 0x5428)  # TIOCSBRK, TIOCCBRK
+        """Start or end a break condition, where the device can.
+
+        Bytes that a board does not take are dropped for it: the kernel would wait for them
+        without a limit.
+        """
+        if on and self._unsent_in_kernel():
+            termios.tcflush(self.descriptor, termios.TCOFLUSH)
+        try:
+            fcntl.ioctl(self.descriptor, _TIOCSBRK if on else _TIOCCBRK)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
 
     def purge(self, *, receive: bool, transmit: bool) -> None:
         """Discard what the kernel holds of the board's output, of what is to be sent, or both."""
-        queue = {(True, False): termios.TCIFLUSH, (False, True): termios.TCOFLUSH}
-        termios.tcflush(self.descriptor, queue.get((receive, transmit), termios.TCIOFLUSH))
+        if transmit:
+            self._drain_no_more.clear()
+            termios.tcflush(self.descriptor, termios.TCOFLUSH)
+        if receive:
+            termios.tcflush(self.descriptor, termios.TCIFLUSH)
 
     def drain(self, limit_s: float) -> bool:
         """Wait until the kernel has sent what it was given, at most `limit_s`; True when it has.
@@ -211,14 +237,20 @@ class Tty(serial.Serial):
         deadline = time.monotonic() + limit_s
         pause_s = 0.0005
         while self._unsent_in_kernel():
-            if time.monotonic() >= deadline:
+            if self._drain_no_more.wait(pause_s) or time.monotonic() >= deadline:
                 return False
-            time.sleep(pause_s)
             pause_s = min(pause_s * 2, 0.01)
         if self.in_force.flow_control is FlowControl.NONE:
             # The kernel's queue is empty; the driver still waits for the chip's FIFO.
             termios.tcdrain(self.descriptor)
         return True
+
+    def stop_draining(self) -> None:
+        """End a running drain, and those to come until a purge of what is to be sent.
+
+        For any thread: whoever is about to purge or to close does not wait for the bytes first.
+        """
+        self._drain_no_more.set()
 
     def _unsent_in_kernel(self) -> int:
         count = array.array("i", [0])
@@ -273,6 +305,8 @@ _MODEM_FLAGS = (
 
 #: What the kernel answers when a USB device has been unplugged under an open tty.
 _GONE = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBADF})
+#: What it answers where a driver or a device has no modem lines, or can't send a break.
+_NOT_SUPPORTED = frozenset({errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP})
 
 
 def _make_raw(fd: int) -> None:
