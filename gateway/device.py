@@ -199,6 +199,18 @@ class Device:
         """Set one modem line or both behind the bytes written so far."""
         self._open_parts()[1].request(dtr=dtr, rts=rts, settled=done)
 
+    def enter_bootloader(self, done: Callable[[], None]) -> None:
+        """Reset the board into its bootloader, behind the bytes written so far.
+
+        Both modem lines are off afterwards. Whatever else was asked of them and is not done yet
+        is dropped, its `done` included.
+        """
+        self._open_parts()[1].enter_bootloader(done)
+
+    def reset(self, done: Callable[[], None]) -> None:
+        """Reset the board into its app; otherwise as `enter_bootloader`."""
+        self._open_parts()[1].reset(done)
+
     def set_break(self, on: bool, done: Callable[[], None]) -> None:
         """Start or end a break behind the bytes written so far."""
         self._break_on = on

@@ -64,6 +64,18 @@ class LineDriver:
         self._settled = settled
         self._advance()
 
+    def enter_bootloader(self, settled: Callable[[], None]) -> None:
+        """Reset the board into its bootloader; `settled` is called when that is done."""
+        self._controller.enter_bootloader(self._now())
+        self._settled = settled
+        self._advance()
+
+    def reset(self, settled: Callable[[], None]) -> None:
+        """Reset the board into its app; `settled` is called when that is done."""
+        self._controller.reset(self._now())
+        self._settled = settled
+        self._advance()
+
     def close(self) -> None:
         """The port is gone: no more deadlines."""
         self._closed = True

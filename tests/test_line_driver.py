@@ -190,6 +190,26 @@ async def test_release_replaces_what_the_client_still_waits_for() -> None:
     assert bench.settled == ["release"]
 
 
+async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() -> None:
+    bench = Bench()
+    bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+    await bench.clock.advance(MIN_RESET_S)
+    assert bench.settled == []
+    await bench.clock.advance(MIN_STRAP_S)
+    assert bench.settled == ["bootloader"]
+    assert bench.port.lines == [RESET, STRAP, IDLE]
+    assert bench.events("board_reset") == ["bootloader"]
+
+
+async def test_a_reset_by_the_gateway_settles_when_the_board_runs() -> None:
+    bench = Bench()
+    bench.driver.reset(lambda: bench.settled.append("reset"))
+    await bench.clock.advance(MIN_RESET_S)
+    assert bench.settled == ["reset"]
+    assert bench.port.lines == [RESET, IDLE]
+    assert bench.events("board_reset") == ["app"]
+
+
 async def test_nothing_happens_after_close() -> None:
     bench = Bench()
     bench.port.is_quick = False

@@ -244,6 +244,36 @@ def test_release_goes_to_idle_in_one_step(before: Lines) -> None:
     assert controller.next_deadline() is None
 
 
+@pytest.mark.parametrize("en_rc_s", EN_RC_S)
+@pytest.mark.parametrize("before", [IDLE, BOTH, RESET, STRAP])
+@pytest.mark.parametrize("action", ["enter_bootloader", "reset"])
+def test_an_action_of_the_gateway_needs_no_client(
+    action: str, before: Lines, en_rc_s: float
+) -> None:
+    bench = Bench(CircuitBoard(en_rc_s))
+    bench.controller.request(0.0, dtr=before.dtr, rts=before.rts)
+    bench.show()
+    bench.run_until(1.0)
+    getattr(bench.controller, action)(bench.now)
+    assert bench.controller.busy
+    bench.show()
+    bench.settle()
+    assert bench.board.boots == [Boot.DOWNLOAD if action == "enter_bootloader" else Boot.APP]
+    assert bench.controller.applied == bench.controller.wanted == IDLE
+    assert not bench.controller.busy
+
+
+def test_an_action_replaces_an_edge_that_is_held_back() -> None:
+    controller = LineController()
+    controller.request(0.0, dtr=True, rts=True)
+    controller.request(1.0, dtr=False)
+    controller.reset(1.1)
+    assert controller.lines_to_set() == [BOTH, RESET]
+    controller.handle_timer(1.1 + MIN_RESET_S)
+    assert controller.lines_to_set() == [IDLE]
+    assert controller.next_deadline() is None
+
+
 # --- any commands at any time --------------------------------------------------------------
 
 LINE = st.sampled_from([None, False, True])

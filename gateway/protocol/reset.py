@@ -119,11 +119,30 @@ class LineController:
         self._enter(IDLE, now)
         self._advance(now)
 
+    def enter_bootloader(self, now: float) -> None:
+        """Reset the board into its bootloader, asked for by the gateway and not by a client.
+
+        Ends with both lines off, whatever they were before and whatever was under way.
+        """
+        self._play(now, RESET, STRAP, IDLE)
+
+    def reset(self, now: float) -> None:
+        """Reset the board into its app; otherwise as `enter_bootloader`."""
+        self._play(now, RESET, IDLE)
+
     def handle_timer(self, now: float) -> None:
         """A deadline has passed: apply what waited for it."""
         if self._held_until is not None and not self._steps and now >= self._held_until:
             self._held_until = None
             self._steps.append(self.wanted)
+        self._advance(now)
+
+    def _play(self, now: float, *states: Lines) -> None:
+        self._held_until = None
+        self.wanted = IDLE
+        self._steps = deque(states)
+        if self.applied == RESET:
+            self._steps.popleft()
         self._advance(now)
 
     @property
