@@ -14,6 +14,9 @@ PIP_INSTALL := pip install --quiet --disable-pip-version-check
 TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
 	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py"
 
+# Clients over RFC 2217 wait most of their time, so several tests at once take the time of one.
+PYTEST := $(VENV)/bin/python -m pytest -n 5
+
 # Stamps, one per set of packages: newer than pyproject.toml means installed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
@@ -30,10 +33,10 @@ run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
 	@$(VENV)/bin/esp-gateway demo
 
 test: lint ## formatting, lint, types and all tests but the slow ones
-	@$(TEST_ENV) $(VENV)/bin/python -m pytest -m "not slow"
+	@$(TEST_ENV) $(PYTEST) -m "not slow"
 
 test-all: lint ## the same with the tests that take minutes
-	@$(TEST_ENV) $(VENV)/bin/python -m pytest
+	@$(TEST_ENV) $(PYTEST)
 
 lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
 	@$(VENV)/bin/ruff format --check
