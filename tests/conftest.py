@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test is timed: on a busy machine a single example may take long.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 #: Far above what any test needs on a Raspberry Pi: a test that gets here hangs.
 DEFAULT_TIMEOUT_S = 120.0

@@ -28,7 +28,6 @@ def outcome(text: str) -> GatewayConfig | ConfigError:
     return result
 
 
-@settings(deadline=None)
 @given(st.text())
 @example("ports: !<")
 @example("? ")
@@ -47,7 +46,6 @@ PIECES = sorted(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -87,7 +85,6 @@ VALUES = st.recursive(
 SECTIONS = st.dictionaries(KEYS, VALUES) | VALUES
 
 
-@settings(deadline=None)
 @given(
     st.fixed_dictionaries({"ports": st.lists(SECTIONS, max_size=4) | VALUES, "defaults": SECTIONS}),
     st.booleans(),
