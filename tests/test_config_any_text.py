@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.config import PORT_KEYS, GatewayConfig, parse_config
