@@ -193,6 +193,7 @@ async def test_release_replaces_what_the_client_still_waits_for() -> None:
 async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() -> None:
     bench = Bench()
     bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+    await bench.clock.advance(0)
     await bench.clock.advance(MIN_RESET_S)
     assert bench.settled == []
     await bench.clock.advance(MIN_STRAP_S)
@@ -204,6 +205,7 @@ async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() ->
 async def test_a_reset_by_the_gateway_settles_when_the_board_runs() -> None:
     bench = Bench()
     bench.driver.reset(lambda: bench.settled.append("reset"))
+    await bench.clock.advance(0)
     await bench.clock.advance(MIN_RESET_S)
     assert bench.settled == ["reset"]
     assert bench.port.lines == [RESET, IDLE]

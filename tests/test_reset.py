@@ -255,7 +255,6 @@ def test_an_action_of_the_gateway_needs_no_client(
     bench.show()
     bench.run_until(1.0)
     getattr(bench.controller, action)(bench.now)
-    assert bench.controller.busy
     bench.show()
     bench.settle()
     assert bench.board.boots == [Boot.DOWNLOAD if action == "enter_bootloader" else Boot.APP]
