@@ -8,11 +8,14 @@ where `serial_tty` lets a simulated board set its own.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
+import termios
 import threading
 import time
 import tty
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ from gateway.listener import Listener
 from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_tty import LineSetter, TtyLocation
-from gateway.session import Session
+from gateway.session import Session, SessionState
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 60.0
@@ -52,17 +55,31 @@ async def turns(count: int) -> None:
 
 
 class LoopClock:
-    """The running loop's time, in the test's hands: it stands still but for `advance`."""
+    """The running loop's time in the test's hands: inside the `with` it moves by `advance` only."""
 
     def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._now = loop.time()
-        loop.time = lambda: self._now  # type: ignore[method-assign]
+        self._loop = asyncio.get_running_loop()
+        self._real_time = self._loop.time
+        self._now = self._loop.time()
 
     async def advance(self, seconds: float) -> None:
         """Let time pass, and what is due then happen."""
         self._now += seconds
         await turns(5)
+
+    def __enter__(self) -> Self:
+        self._loop.time = lambda: self._now  # type: ignore[method-assign]
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A clock never goes back.
+        ahead_s = max(0.0, self._now - self._real_time())
+        self._loop.time = lambda: self._real_time() + ahead_s  # type: ignore[method-assign]
 
 
 class RecordedLines:
@@ -164,9 +181,19 @@ class PtyBoard:
 
     async def write(self, data: bytes) -> None:
         """Send bytes, and wait until the gateway's side of the tty has taken them."""
-        while data:
-            data = data[self.write_some(data) :]
-            await turns(1)
+        position = 0
+        while position < len(data):
+            taken = self.write_some(data[position : position + 65536])
+            position += taken
+            await (asyncio.sleep(0) if taken else turns(1))
+
+    @property
+    def unread_bytes(self) -> int:
+        """What the board has sent and the gateway has not read."""
+        assert self._fds is not None
+        count = array("i", [0])
+        fcntl.ioctl(self._fds[1], termios.FIONREAD, count)
+        return count[0]
 
     @property
     def _master(self) -> int:
@@ -211,6 +238,20 @@ class Served:
         """The sessions that have not ended."""
         return self.listener._sessions
 
+    async def session(self) -> Session:
+        """The session that has the device, once there is one."""
+        await until(lambda: self.active)
+        return self.active[0]
+
+    @property
+    def active(self) -> list[Session]:
+        """The session that has the device, if any."""
+        return [session for session in self.sessions if session.state is SessionState.ACTIVE]
+
+    def states(self) -> list[str]:
+        """The states of all sessions."""
+        return sorted(session.state.value for session in self.sessions)
+
     async def until_idle(self) -> None:
         """Wait until nobody is connected and the device can be had."""
         await until(lambda: not self.sessions and self.device.state is DeviceState.IDLE)
@@ -235,14 +276,20 @@ def device_of(
 async def serving(
     board: PtyBoard, name: str = "desk", settings: SerialSettings | None = None
 ) -> AsyncIterator[Served]:
-    """Serve a board on a free TCP port of loopback; it is open when the body starts."""
+    """Serve a board on a free TCP port of loopback; it is open when the body starts.
+
+    Asserts in the end that no callback has raised.
+    """
     device = device_of(board, name, settings)
     log = structlog.get_logger().bind(device=name)
     listener = Listener(port_config(name), device, "gateway under test", log)
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
     await listener.start()
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     try:
         yield Served(device, listener)
     finally:
         await asyncio.gather(listener.stop("the test is over"), device.stop())
+    assert not errors
