@@ -10,6 +10,7 @@ It delays, cuts and resets; it does not lose or reorder: TCP hides that from bot
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -313,7 +314,8 @@ class _Pipe:
         if isinstance(what, bytes):
             self.sink.write(what)
         elif what is _Mark.END:
-            self.sink.write_eof()
+            with contextlib.suppress(OSError):  # the sink has reset the connection meanwhile
+                self.sink.write_eof()
             self.ended = True
             self._connection.half_ended()
         else:
