@@ -1,5 +1,7 @@
 import asyncio
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 import structlog
 from structlog.testing import LogCapture
@@ -39,7 +41,7 @@ class Port:
 
 
 class Bench:
-    """A line driver on a port of ours, its clock in the test's hands."""
+    """A line driver on a port of ours, its clock in the test's hands; a context manager."""
 
     def __init__(self) -> None:
         self.clock = LoopClock()
@@ -62,182 +64,194 @@ class Bench:
         await self.clock.advance(0)
         return self.settled
 
+    def __enter__(self) -> Self:
+        self.clock.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clock.__exit__(error_type, error, traceback)
+
     def events(self, name: str) -> list[str]:
         return [entry["into"] for entry in self.log.entries if entry["event"] == name]
 
 
 async def test_a_change_settles_when_the_port_has_made_it() -> None:
-    bench = Bench()
-    bench.port.is_quick = False
-    assert await bench.request("dtr", dtr=True) == []
-    assert bench.port.lines == [STRAP]
-    bench.port.let_one_be_set()
-    assert bench.settled == ["dtr"]
+    with Bench() as bench:
+        bench.port.is_quick = False
+        assert await bench.request("dtr", dtr=True) == []
+        assert bench.port.lines == [STRAP]
+        bench.port.let_one_be_set()
+        assert bench.settled == ["dtr"]
 
 
 async def test_what_changes_nothing_settles_at_once() -> None:
-    bench = Bench()
-    assert await bench.request("off", dtr=False) == ["off"]
-    assert bench.port.lines == []
+    with Bench() as bench:
+        assert await bench.request("off", dtr=False) == ["off"]
+        assert bench.port.lines == []
 
 
 async def test_the_client_is_told_what_it_has_asked_for() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    await bench.clock.advance(MIN_RESET_S)
-    await bench.request("dtr", dtr=True)
-    assert bench.driver.wanted == BOTH
-    assert bench.port.lines == [RESET]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        await bench.request("dtr", dtr=True)
+        assert bench.driver.wanted == BOTH
+        assert bench.port.lines == [RESET]
 
 
 async def test_a_held_edge_settles_at_once_and_is_made_when_its_time_is_over() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    await bench.clock.advance(MIN_RESET_S)
-    assert await bench.request("dtr", dtr=True) == ["reset", "dtr"]
-    await bench.clock.advance(HOLD_S - 0.01)
-    assert bench.port.lines == [RESET]
-    await bench.clock.advance(0.01)
-    assert bench.port.lines == [RESET, BOTH]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        assert await bench.request("dtr", dtr=True) == ["reset", "dtr"]
+        await bench.clock.advance(HOLD_S - 0.01)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.01)
+        assert bench.port.lines == [RESET, BOTH]
 
 
 async def test_the_other_half_of_a_held_edge_makes_it_one_step() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    await bench.clock.advance(MIN_RESET_S)
-    await bench.request("dtr", dtr=True)
-    await bench.request("rts", rts=False)
-    assert bench.port.lines == [RESET, STRAP]
-    await bench.clock.advance(2 * HOLD_S)
-    assert bench.port.lines == [RESET, STRAP]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        await bench.request("dtr", dtr=True)
+        await bench.request("rts", rts=False)
+        assert bench.port.lines == [RESET, STRAP]
+        await bench.clock.advance(2 * HOLD_S)
+        assert bench.port.lines == [RESET, STRAP]
 
 
 async def test_a_reset_that_is_asked_to_be_short_is_long_enough_and_settles_behind_it() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    assert await bench.request("run", rts=False) == ["reset"]
-    await bench.clock.advance(MIN_RESET_S - 0.001)
-    assert bench.port.lines == [RESET]
-    await bench.clock.advance(0.001)
-    assert bench.port.lines == [RESET, IDLE]
-    assert bench.settled == ["reset", "run"]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        assert await bench.request("run", rts=False) == ["reset"]
+        await bench.clock.advance(MIN_RESET_S - 0.001)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.settled == ["reset", "run"]
 
 
 async def test_a_reset_lasts_from_when_the_line_has_moved_not_from_when_it_was_asked_for() -> None:
-    bench = Bench()
-    bench.port.is_quick = False
-    await bench.request("reset", rts=True)
-    bench.driver.request(dtr=True, rts=False, settled=lambda: bench.settled.append("strap"))
-    # The port is busy with the bytes that were written before.
-    await bench.clock.advance(1.0)
-    assert bench.port.lines == [RESET]
-    bench.port.let_one_be_set()
-    await bench.clock.advance(MIN_RESET_S - 0.001)
-    assert bench.port.lines == [RESET]
-    await bench.clock.advance(0.001)
-    assert bench.port.lines == [RESET, STRAP]
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("reset", rts=True)
+        bench.driver.request(dtr=True, rts=False, settled=lambda: bench.settled.append("strap"))
+        # The port is busy with the bytes that were written before.
+        await bench.clock.advance(1.0)
+        assert bench.port.lines == [RESET]
+        bench.port.let_one_be_set()
+        await bench.clock.advance(MIN_RESET_S - 0.001)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, STRAP]
 
 
 async def test_io0_is_low_from_when_its_line_has_moved() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    await bench.clock.advance(MIN_RESET_S)
-    bench.port.is_quick = False
-    await bench.request("strap", dtr=True, rts=False)
-    await bench.request("off", dtr=False)
-    await bench.clock.advance(1.0)
-    bench.port.let_one_be_set()
-    await bench.clock.advance(MIN_STRAP_S - 0.001)
-    assert bench.port.lines == [RESET, STRAP]
-    await bench.clock.advance(0.001)
-    assert bench.port.lines == [RESET, STRAP, IDLE]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        bench.port.is_quick = False
+        await bench.request("strap", dtr=True, rts=False)
+        await bench.request("off", dtr=False)
+        await bench.clock.advance(1.0)
+        bench.port.let_one_be_set()
+        await bench.clock.advance(MIN_STRAP_S - 0.001)
+        assert bench.port.lines == [RESET, STRAP]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, STRAP, IDLE]
 
 
 async def test_a_delayed_change_does_not_shift_what_is_asked_for_long_after_it() -> None:
-    bench = Bench()
-    bench.port.is_quick = False
-    await bench.request("dtr", dtr=True)
-    await bench.clock.advance(1.0)
-    bench.port.let_one_be_set()
-    bench.port.is_quick = True
-    await bench.clock.advance(10.0)
-    await bench.request("off", dtr=False)
-    await bench.request("reset", rts=True)
-    await bench.request("run", rts=False)
-    await bench.clock.advance(MIN_RESET_S)
-    assert bench.port.lines == [STRAP, IDLE, RESET, IDLE]
-    assert bench.settled == ["dtr", "off", "reset", "run"]
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("dtr", dtr=True)
+        await bench.clock.advance(1.0)
+        bench.port.let_one_be_set()
+        bench.port.is_quick = True
+        await bench.clock.advance(10.0)
+        await bench.request("off", dtr=False)
+        await bench.request("reset", rts=True)
+        await bench.request("run", rts=False)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.port.lines == [STRAP, IDLE, RESET, IDLE]
+        assert bench.settled == ["dtr", "off", "reset", "run"]
 
 
 async def test_release_from_reset_settles_when_both_lines_are_off() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    assert await bench.release() == ["reset"]
-    await bench.clock.advance(MIN_RESET_S)
-    assert bench.settled == ["reset", "release"]
-    assert bench.port.lines == [RESET, IDLE]
-    assert bench.driver.wanted == IDLE
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        assert await bench.release() == ["reset"]
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == ["reset", "release"]
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.driver.wanted == IDLE
 
 
 async def test_release_replaces_what_the_client_still_waits_for() -> None:
-    bench = Bench()
-    bench.port.is_quick = False
-    await bench.request("dtr", dtr=True)
-    await bench.release()
-    bench.port.let_one_be_set()
-    assert bench.settled == []
-    bench.port.let_one_be_set()
-    assert bench.settled == ["release"]
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("dtr", dtr=True)
+        await bench.release()
+        bench.port.let_one_be_set()
+        assert bench.settled == []
+        bench.port.let_one_be_set()
+        assert bench.settled == ["release"]
 
 
 async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() -> None:
-    bench = Bench()
-    bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
-    await bench.clock.advance(0)
-    await bench.clock.advance(MIN_RESET_S)
-    assert bench.settled == []
-    await bench.clock.advance(MIN_STRAP_S)
-    assert bench.settled == ["bootloader"]
-    assert bench.port.lines == [RESET, STRAP, IDLE]
-    assert bench.events("board_reset") == ["bootloader"]
+    with Bench() as bench:
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == []
+        await bench.clock.advance(MIN_STRAP_S)
+        assert bench.settled == ["bootloader"]
+        assert bench.port.lines == [RESET, STRAP, IDLE]
+        assert bench.events("board_reset") == ["bootloader"]
 
 
 async def test_a_reset_by_the_gateway_settles_when_the_board_runs() -> None:
-    bench = Bench()
-    bench.driver.reset(lambda: bench.settled.append("reset"))
-    await bench.clock.advance(0)
-    await bench.clock.advance(MIN_RESET_S)
-    assert bench.settled == ["reset"]
-    assert bench.port.lines == [RESET, IDLE]
-    assert bench.events("board_reset") == ["app"]
+    with Bench() as bench:
+        bench.driver.reset(lambda: bench.settled.append("reset"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == ["reset"]
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.events("board_reset") == ["app"]
 
 
 async def test_nothing_happens_after_close() -> None:
-    bench = Bench()
-    bench.port.is_quick = False
-    await bench.request("reset", rts=True)
-    await bench.request("run", rts=False)
-    bench.driver.close()
-    bench.port.let_one_be_set()
-    await bench.clock.advance(HOLD_S)
-    assert bench.port.lines == [RESET]
-    assert bench.settled == []
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("reset", rts=True)
+        await bench.request("run", rts=False)
+        bench.driver.close()
+        bench.port.let_one_be_set()
+        await bench.clock.advance(HOLD_S)
+        assert bench.port.lines == [RESET]
+        assert bench.settled == []
 
 
 async def test_close_takes_a_deadline_back() -> None:
-    bench = Bench()
-    await bench.request("reset", rts=True)
-    await bench.request("dtr", dtr=True)
-    bench.driver.close()
-    await bench.clock.advance(2 * HOLD_S)
-    assert bench.port.lines == [RESET]
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.request("dtr", dtr=True)
+        bench.driver.close()
+        await bench.clock.advance(2 * HOLD_S)
+        assert bench.port.lines == [RESET]
 
 
 async def test_each_end_of_a_reset_is_logged_with_what_the_board_starts() -> None:
-    bench = Bench()
-    for lines in ((False, True), (True, False), (False, False), (False, True), (False, False)):
-        dtr, rts = lines
-        await bench.request("any", dtr=dtr, rts=rts)
-        await bench.clock.advance(max(MIN_RESET_S, MIN_STRAP_S))
-    assert bench.port.lines == [RESET, STRAP, IDLE, RESET, IDLE]
-    assert bench.events("board_reset") == ["bootloader", "app"]
+    with Bench() as bench:
+        for lines in ((False, True), (True, False), (False, False), (False, True), (False, False)):
+            dtr, rts = lines
+            await bench.request("any", dtr=dtr, rts=rts)
+            await bench.clock.advance(max(MIN_RESET_S, MIN_STRAP_S))
+        assert bench.port.lines == [RESET, STRAP, IDLE, RESET, IDLE]
+        assert bench.events("board_reset") == ["bootloader", "app"]
