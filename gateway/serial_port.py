@@ -1,31 +1,27 @@
 """One open serial port: bytes, settings, lines, break and purge, in the order they are asked for.
 
-Bytes go over pyserial-asyncio's transport with its read, write and close paths replaced;
-everything else goes to the port's control thread, behind the bytes that were written
-before. Which client may use the port, and when it is opened again, is `device`'s matter.
+Bytes go over `serial_transport`; everything else goes to the port's control thread, behind the
+bytes that were written before and ahead of those written after. Which client may use the port,
+and when it is opened again, is `device`'s matter.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
-
-import serial_asyncio
 
 from gateway.control_thread import ControlThread
 from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_transport import SerialTransport
 from gateway.serial_tty import Tty
 
 T = TypeVar("T")
-
-#: One read takes what the tty has: its buffers hold 4 KiB on most drivers, 64 KiB at most.
-_READ_BYTES = 65536
 
 #: Above HIGH unsent bytes the owner is asked to stop writing, at LOW to go on: the client's
 #: socket is not read meanwhile. 64 KiB are 0.7 s at 921600 baud, enough to keep the wire busy.
@@ -42,6 +38,11 @@ _OPEN_LIMIT_S = 35.0
 #: ahead without: USB bridges send a frame each 1 ms and have FIFOs of up to 4 KiB.
 _DRAIN_SLACK_S = 0.5
 _BITS_PER_BYTE = 12  # the longest frame: start, 8 data, parity, 2 stop
+#: The most that drivers keep of what was written: cdc_acm 16 transfers of 1280 bytes at full
+#: speed, others 4 KiB. At 115200 baud they need 2.1 s; pyserial waits 3 s for its answers.
+_KERNEL_HOLDS_BYTES = 20480
+#: 20 KiB at 9600 baud; at less, a board that takes nothing is not waited for any longer.
+_DRAIN_LONGEST_S = 26.0
 
 
 class PortOwner(Protocol):
@@ -60,101 +61,6 @@ class PortOwner(Protocol):
         """The port can't be used any more; the last call."""
 
 
-@dataclass
-class _Descriptor:
-    """All that the transport asks of its serial instance.
-
-    Handed a pyserial port, it would set its timeouts, and each of these setters
-    reconfigures the tty, on the loop.
-    """
-
-    fd: int
-    timeout: float | None = None
-    write_timeout: float | None = None
-
-    def fileno(self) -> int:
-        return self.fd
-
-
-class _Transport(serial_asyncio.SerialTransport):  # type: ignore[misc]
-    """pyserial-asyncio's transport on the descriptor itself.
-
-    Its own read and write go through select() and cost 34 ms of CPU a MB where os.read costs 8;
-    its write waits for the next turn of the loop, and its close calls a flush that blocks.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: _Link, fd: int) -> None:
-        self._fd = fd
-        self._unsent = bytearray()
-        self.on_sent: Callable[[], None] | None = None
-        super().__init__(loop, owner, _Descriptor(fd))
-        self._set_write_buffer_limits(high=UNSENT_HIGH_BYTES, low=UNSENT_LOW_BYTES)
-
-    def get_write_buffer_size(self) -> int:
-        return len(self._unsent)
-
-    def write(self, data: bytes) -> None:
-        if self._closing:
-            return
-        if not self._unsent:
-            try:
-                sent = os.write(self._fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._abort(error)
-                return
-            if sent == len(data):
-                return
-            data = data[sent:]
-        self._unsent += data
-        self._ensure_writer()
-        self._maybe_pause_protocol()
-
-    def flush(self) -> None:
-        self._unsent.clear()
-        super().flush()
-        self._report_sent()
-
-    def _read_ready(self) -> None:
-        try:
-            data = os.read(self._fd, _READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._abort(error)
-            return
-        if data:
-            self._protocol.data_received(data)
-        else:
-            self._abort(OSError("hung up"))
-
-    def _write_ready(self) -> None:
-        try:
-            sent = os.write(self._fd, self._unsent)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._abort(error)
-            return
-        del self._unsent[:sent]
-        if not self._unsent:
-            self._remove_writer()
-        self._maybe_resume_protocol()
-        if not self._unsent:
-            self._report_sent()
-
-    def _report_sent(self) -> None:
-        if self.on_sent is not None:
-            on_sent, self.on_sent = self.on_sent, None
-            on_sent()
-
-    def _call_connection_lost(self, exc: Exception | None) -> None:
-        """Leave the descriptor open: the control thread closes it, for close may block."""
-        self._unsent.clear()
-        self._protocol.connection_lost(exc)
-
-
 class _Link(asyncio.Protocol):
     """Passes the transport's calls on to the port and its owner."""
 
@@ -169,12 +75,23 @@ class _Link(asyncio.Protocol):
             self._port.lose(DeviceError(f"stopped working: {exc}"))
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A call that has its place in the byte stream."""
+
+    position: int  # behind this many written bytes
+    run: Callable[[], Any]
+    done: Callable[[Any], None]
+    holds_reading: bool
+
+
 class SerialPort:
     """An open tty.
 
-    `open` gives one; then `write` bytes and ask for changes with a callback. A change is made
-    after the bytes written before it have left, and reported before any later one is. When the
-    port fails, `PortOwner.port_lost` is called and no other callback.
+    `open_port` gives one; then `write` bytes and ask for changes with a callback. A change is
+    made after the bytes written before it have left, or can't; bytes and changes asked for after
+    it wait for it. `purge` and `read_modemstate` wait for none. When the port fails,
+    `PortOwner.port_lost` is called and no other callback; after `close`, none at all.
     """
 
     def __init__(self, tty: Tty, owner: PortOwner, thread: ControlThread) -> None:
@@ -182,10 +99,16 @@ class SerialPort:
         self._owner = owner
         self._thread = thread
         self._is_open = True
-        self._unconfirmed_bytes = 0  # written since the kernel was last seen empty
-        self._waiting: list[Callable[[], None]] = []
+        self._drained_bytes = 0  # of those written: seen to have left, or given up
+        self._changes: deque[_Change] = deque()  # the first is being made
         self._link = _Link(self, owner)
-        self._transport = _Transport(asyncio.get_running_loop(), self._link, tty.descriptor)
+        self._transport = SerialTransport(
+            asyncio.get_running_loop(),
+            self._link,
+            tty.descriptor,
+            high_bytes=UNSENT_HIGH_BYTES,
+            low_bytes=UNSENT_LOW_BYTES,
+        )
 
     @property
     def settings(self) -> SerialSettings:
@@ -200,12 +123,10 @@ class SerialPort:
     @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
-        size: int = self._transport.get_write_buffer_size()
-        return size
+        return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board; what the kernel does not take now is kept."""
-        self._unconfirmed_bytes += len(data)
         self._transport.write(data)
 
     def pause_reading(self) -> None:
@@ -214,52 +135,61 @@ class SerialPort:
 
     def resume_reading(self) -> None:
         """Deliver what the board sends again."""
-        if self._is_open:
-            self._transport.resume_reading()
+        self._transport.resume_reading()
 
     def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
         """Change the settings; `done` gets those in force then."""
-        self._after_sent(lambda: self._tty.apply(settings), done)
+        self._change(lambda: self._tty.apply(settings), done, holds_reading=True)
 
     def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
         """Set DTR and RTS in one step."""
-        self._after_sent(lambda: self._tty.set_lines(lines), lambda _: done())
+        self._change(lambda: self._tty.set_lines(lines), lambda _: done())
 
     def set_break(self, on: bool, done: Callable[[], None]) -> None:
         """Start or end a break."""
-        self._after_sent(lambda: self._tty.set_break(on), lambda _: done())
+        self._change(lambda: self._tty.set_break(on), lambda _: done())
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Call `done` when everything written so far has left, or can't."""
+        self._change(lambda: None, lambda _: done())
 
     def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
-        """Discard what was received and not read yet, what waits to be sent, or both."""
-        if transmit:
-            self._unconfirmed_bytes = 0
-            self._transport.flush()
-        self._call(lambda: self._tty.purge(receive=receive, transmit=transmit), lambda _: done())
+        """Discard what was received and not read yet, what waits to be sent, or both.
+
+        Changes that wait for bytes which are discarded are made then.
+        """
+        if not self._is_open:
+            return
+        if not transmit:
+            self._call(lambda: self._tty.purge(receive=receive, transmit=False), lambda _: done())
+            return
+        self._tty.stop_draining()
+        self._drained_bytes = self._transport.written_bytes
+        self._call(lambda: self._tty.purge(receive=receive, transmit=True), lambda _: None)
+        # Keeps what is written from here on from being discarded as well.
+        self._change(lambda: None, lambda _: done())
+        self._transport.flush()
 
     def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
         """Read the board's modem lines."""
         self._call(self._tty.modemstate, done)
-
-    def when_sent(self, done: Callable[[], None]) -> None:
-        """Call `done` when everything written so far has left, or can't."""
-        self._after_sent(lambda: None, lambda _: done())
 
     def close(self, closed: Callable[[], None] | None = None) -> None:
         """Close the port off the loop; what is unsent is dropped. `closed` runs on the thread."""
         if not self._is_open:
             return
         self._is_open = False
-        self._waiting.clear()
-        self._transport.on_sent = None
+        self._changes.clear()
+        # The loop lets go of the descriptor here and now: only the thread has it from here on.
         self._transport.abort()
+        self._tty.stop_draining()
 
         def close_tty() -> None:
             self._tty.close()
             if closed is not None:
                 closed()
 
-        # Behind the transport's own clean-up, so that the loop has let go of the descriptor.
-        asyncio.get_running_loop().call_soon(self._thread.stop, close_tty)
+        self._thread.stop(close_tty)
 
     def lose(self, error: DeviceError) -> None:
         """The port has failed: close it and tell the owner."""
@@ -267,37 +197,54 @@ class SerialPort:
             self.close()
             self._owner.port_lost(error)
 
-    def _after_sent(self, run: Callable[[], T], done: Callable[[T], None]) -> None:
-        """Run a call on the control thread when everything written so far has left."""
-        if self.unsent_bytes or self._waiting:
-            self._waiting.append(lambda: self._drain_and_call(run, done))
-            self._transport.on_sent = self._run_waiting
-        else:
-            self._drain_and_call(run, done)
-
-    def _run_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for start in waiting:
-            start()
-
-    def _drain_and_call(self, run: Callable[[], T], done: Callable[[T], None]) -> None:
-        if not self._unconfirmed_bytes:
-            self._call(run, done)
-            return
-        wire_s = self._unconfirmed_bytes * _BITS_PER_BYTE / max(self.settings.baudrate, 1)
-        # The kernel holds no more than a few KiB of what was written since.
-        limit_s = min(wire_s, _CALL_LIMIT_S / 2) + _DRAIN_SLACK_S
-        self._unconfirmed_bytes = 0
-
-        def drain_and_run() -> T:
-            self._tty.drain(limit_s)
-            return run()
-
-        self._call(drain_and_run, done)
-
-    def _call(self, run: Callable[[], T], done: Callable[[T], None]) -> None:
+    def _change(
+        self, run: Callable[[], T], done: Callable[[T], None], *, holds_reading: bool = False
+    ) -> None:
         if self._is_open:
-            self._thread.submit(run, done, self._failed, limit_s=_CALL_LIMIT_S)
+            position = self._transport.written_bytes
+            self._changes.append(_Change(position, run, done, holds_reading))
+            if len(self._changes) == 1:
+                self._begin_change()
+
+    def _begin_change(self) -> None:
+        """Let the bytes before the first change out; make it when they have left."""
+        self._transport.close_gate(self._changes[0].position, self._drain)
+
+    def _drain(self) -> None:
+        """Wait for what the kernel has taken and not sent, then make the change."""
+        undrained = self._changes[0].position - self._drained_bytes
+        if undrained <= 0:
+            self._make_change()
+            return
+        self._drained_bytes += undrained
+        wire_bits = min(undrained, _KERNEL_HOLDS_BYTES) * _BITS_PER_BYTE
+        limit_s = _DRAIN_SLACK_S + wire_bits / max(self.settings.baudrate, 1)
+        limit_s = min(limit_s, _DRAIN_LONGEST_S)
+        self._call(lambda: self._tty.drain(limit_s), lambda _: self._make_change(), waits_s=limit_s)
+
+    def _make_change(self) -> None:
+        change = self._changes[0]
+        if change.holds_reading:
+            # tcsetattr keeps a lock in the kernel while the driver talks to the device, 5 s if
+            # that has vanished: read, write and even epoll_wait on the descriptor wait for it.
+            self._transport.hold_reading()
+        self._call(change.run, self._change_made)
+
+    def _change_made(self, result: object) -> None:
+        change = self._changes.popleft()
+        if change.holds_reading:
+            self._transport.release_reading()
+        if self._changes:
+            self._begin_change()
+        else:
+            self._transport.open_gate()
+        change.done(result)
+
+    def _call(
+        self, run: Callable[[], T], done: Callable[[T], None], *, waits_s: float = 0.0
+    ) -> None:
+        """Run a call on the control thread; `waits_s` is how long it may wait for the board."""
+        self._thread.submit(run, done, self._failed, limit_s=_CALL_LIMIT_S + waits_s)
 
     def _failed(self, error: Exception) -> None:
         self.lose(DeviceError(f"stopped working: {error}"))

@@ -12,7 +12,8 @@ from tests.support.processes import run_tool
 from tests.support.shim import Shim, TtyCall, build_shim
 
 PROGRAM = """
-import sys
+import asyncio, os, sys
+from gateway import serial_port
 from gateway.errors import DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
 from gateway.protocol.serial_settings import SerialSettings
@@ -115,3 +116,99 @@ else:
 """
     fcntl.flock(board.slave, fcntl.LOCK_EX)
     assert [call.name for call in calls_of(shim, board, program)] == ["open", "close"]
+
+
+PORT_PROGRAM = """
+class Owner:
+    def __init__(self):
+        self.opened = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def failed(self, error):
+        raise AssertionError(error)
+
+    def data_received(self, data):
+        pass
+
+    def pause_writing(self):
+        pass
+
+    def resume_writing(self):
+        pass
+
+    def port_lost(self, error):
+        self.lost.set_result(str(error))
+
+async def main():
+    owner = Owner()
+    serial_port.open_port(tty, owner, owner.opened.set_result, owner.failed)
+    await use(await owner.opened, owner)
+    while tty.is_open:
+        await asyncio.sleep(0.001)
+
+async def made(ask, *args):
+    done = asyncio.Event()
+    ask(*args, lambda *_: done.set())
+    await done.wait()
+"""
+
+
+def test_a_ports_lines_move_as_it_is_asked_and_not_by_settings_break_purge_or_close(
+    shim: Shim, board: BarePty
+) -> None:
+    program = """
+async def use(port, owner):
+    assert port.has_lines
+    port.write(b"bytes")
+    await made(port.set_lines, RESET)
+    port.set_lines(STRAP, lambda: None)
+    port.set_lines(IDLE, lambda: None)
+    await made(port.set_lines, STRAP)
+    await made(port.apply, SerialSettings(74880))
+    await made(port.set_break, True)
+    await made(port.set_break, False)
+    await made(lambda done: port.purge(receive=True, transmit=True, done=done))
+    await made(port.read_modemstate)
+    port.close()
+
+asyncio.run(main())
+"""
+    assert line_changes(calls_of(shim, board, PORT_PROGRAM + program)) == [
+        ("open", True, True),
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", False, True),
+        ("TIOCMSET", True, False),
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", True, False),
+        ("close", True, False),
+    ]
+
+
+def test_a_port_whose_ioctl_blocks_is_lost_and_closed_when_the_kernel_lets_go(
+    shim: Shim, board: BarePty
+) -> None:
+    program = """
+serial_port._CALL_LIMIT_S = 0.05
+
+def set_delay_ms(delay_ms):
+    with open(os.environ["MODEM_SHIM_DELAY_FILE"], "w") as file:
+        file.write(f"{delay_ms}\\n")
+
+async def use(port, owner):
+    set_delay_ms(60_000)
+    port.set_lines(RESET, lambda: print("set"))
+    print(await owner.lost, tty.is_open)
+    set_delay_ms(0)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", PROGRAM + PORT_PROGRAM + program, board.path]
+    result = run_tool(command, LIMIT_S, shim.env())
+    assert result.stderr == ""
+    assert result.stdout == "the kernel did not answer for 0.05 s True\n"
+    # A TIOCMSET can't be called back once the kernel has it.
+    assert line_changes(shim.calls())[1:] == [
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", False, True),
+        ("close", False, True),
+    ]
