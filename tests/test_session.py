@@ -297,20 +297,24 @@ async def test_a_client_that_asks_and_never_reads_the_answers_is_read_no_more(
 
 
 async def test_an_echoing_board_gets_all_from_a_client_that_never_reads(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with serving(board) as served:
             board.start_echoing()
             with await rfc2217_client(served, receive_buffer_bytes=4096) as client:
                 session = await served.session()
                 sending = asyncio.create_task(client.send(b"y" * 16_000_000))
-                await until(lambda: not session._transport.is_reading())
+                await until(lambda: served.device.unsent_bytes > 65536)
+                await until(lambda: unread_bytes(served) > 65536)
+                await turns(100)
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
                 client.reset()
-            await served.until_idle()
-            kernel_bytes = 200_000
-            assert len(board.received) >= session.sent_bytes
-            await until(lambda: len(board.received) > session.received_bytes - kernel_bytes)
+            with LoopClock():  # nothing waits for a time limit
+                await served.until_idle()
+            sent_bytes = session.received_bytes - len(RFC2217_CLIENT)
+            await until(lambda: len(board.received) >= sent_bytes)
+            assert board.received == b"y" * sent_bytes
+    assert "unsent_dropped" not in {entry["event"] for entry in logs}
 
 
 async def test_suspended_output_waits_at_the_board(tmp_path: Path) -> None:
@@ -389,13 +393,15 @@ async def test_a_client_that_is_sending_gets_the_last_bytes_too(tmp_path: Path) 
         async with serving(board) as served:
             with await rfc2217_client(served, receive_buffer_bytes=4096) as client:
                 session = await served.session()
-                sending = asyncio.create_task(client.send(MUCH))
-                await until(lambda: not session._transport.is_reading())
-                await board.write(b"z" * 50_000)
-                await until(lambda: session.sent_bytes == 50_000)
+                sending = asyncio.create_task(client.send(doubled(MUCH)))
+                await until(lambda: served.device.unsent_bytes > 65536)
+                await board.write(b"z" * 500_000)
+                await until(lambda: session.sent_bytes == 500_000)
                 board.unplug()
+                await until(lambda: session.state is SessionState.CLOSED)
+                await turns(5)
                 # No connection reset before the end, although the gateway had not read it all.
-                await client.receive(lambda: len(client.data) == 50_000)
+                await client.receive(lambda: len(client.data) == 500_000)
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
 
