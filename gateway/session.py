@@ -30,7 +30,8 @@ _RECEIVE_BYTES = 65536
 _RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
 
 #: An answer waits for nothing. A client's machine that died is noticed within 14 s (5 s of
-#: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge.
+#: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge. Telnet's Synch
+#: has its DM sent urgently: out of line it would be missing behind its IAC.
 _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -38,6 +39,7 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
 )
 
 #: How long a client may take to read the last that it is sent. Closing at once would reset the

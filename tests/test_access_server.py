@@ -266,15 +266,11 @@ def test_signature_is_told_when_asked_for_and_taken_when_given() -> None:
     assert server.data_to_send() == b""
 
 
-def test_suspend_and_resume_both_ways() -> None:
+def test_suspend_and_resume_are_asked_for_and_not_acknowledged() -> None:
     server = connected()
     assert only_event(server, rfc2217.FlowcontrolSuspend()) == OutputSuspended(suspended=True)
     assert only_event(server, rfc2217.FlowcontrolResume()) == OutputSuspended(suspended=False)
     assert server.data_to_send() == b"", "RFC 2217 has no acknowledgement for these"
-    server.suspend_client(True)
-    server.suspend_client(False)
-    expected = from_server(rfc2217.FlowcontrolSuspend(), rfc2217.FlowcontrolResume())
-    assert server.data_to_send() == expected
 
 
 def test_client_without_com_port_option_is_never_sent_any() -> None:
@@ -283,10 +279,42 @@ def test_client_without_com_port_option_is_never_sent_any() -> None:
     assert server.receive_data(b"AT\r\n") == [SerialData(b"AT\r\n")]
     server.notify_modemstate(Modemstate.CTS, requested=True)
     server.notify_linestate(Linestate.BREAK, requested=True)
-    server.suspend_client(True)
     assert server.data_to_send() == b""
     assert not server.is_rfc2217
     assert server.escape(b"OK\r\n") == b"OK\r\n"
+
+
+@pytest.mark.parametrize("farewell", [b"\xff\xfc\x2c", b"\xff\xfd\x2c\xff\xfe\x2c"])
+def test_client_that_ends_com_port_option_is_told_nothing_until_it_begins_again(
+    farewell: bytes,
+) -> None:
+    server = connected()
+    server.receive_data(from_client(rfc2217.SetLinestateMask(255)))
+    assert server.receive_data(farewell) == [StatesWatched(0, 0)]
+    assert not server.is_rfc2217
+    server.data_to_send()
+    server.notify_modemstate(Modemstate.CTS, requested=True)
+    server.notify_linestate(Linestate.BREAK)
+    assert server.data_to_send() == b""
+    assert server.receive_data(CLIENT + b"\xff\xfd\x2c") == [StatesWatched(255, 255)]
+    assert server.is_rfc2217
+
+
+def test_masks_of_a_client_without_com_port_option_watch_nothing_yet() -> None:
+    server = AccessServer("gateway")
+    masks = from_client(rfc2217.SetLinestateMask(16)) + from_client(rfc2217.SetModemstateMask(32))
+    assert server.receive_data(masks) == [StatesWatched(0, 0)] * 2
+    assert server.receive_data(CLIENT) == [StatesWatched(16, 32)]
+
+
+def test_two_access_servers_do_not_answer_each_other_for_ever() -> None:
+    here, there = connected(), connected()
+    wire = from_server(rfc2217.NotifyModemstate(0), Sb(9600), Sc(8), rfc2217.Signature(b""))
+    for _ in range(3):
+        assert all(isinstance(event, Violation) for event in there.receive_data(wire))
+        wire = there.data_to_send()
+        here, there = there, here
+    assert wire == b""
 
 
 def test_console_functions_become_requests_or_the_bytes_a_terminal_sends() -> None:

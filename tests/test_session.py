@@ -22,6 +22,8 @@ from tests.support.telnet_wire import (
     AO,
     AYT,
     BRK,
+    DM,
+    IP,
     RFC2217_CLIENT,
     SB,
     WIRE_CASES,
@@ -347,6 +349,18 @@ async def test_a_purge_drops_what_the_board_has_sent(tmp_path: Path, request_byt
                 await settled(client)
                 await board.write(b"fresh")
                 await client.receive_data(b"fresh")
+
+
+async def test_a_synch_with_its_urgent_byte_takes_nothing_along(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                board.start_reading()
+                await client.send(b"before" + command(IP))
+                client.send_urgent(command(DM))
+                await client.send(b"behind")
+                await until(lambda: len(board.received) >= 13)
+                assert board.received == b"before\x03behind"
 
 
 async def test_are_you_there_is_answered_with_the_state_of_the_port(tmp_path: Path) -> None:

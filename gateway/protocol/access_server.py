@@ -205,7 +205,7 @@ class AccessServer:
 
     @property
     def is_rfc2217(self) -> bool:
-        """True once the client has agreed to COM-PORT-OPTION."""
+        """True while the client agrees to COM-PORT-OPTION."""
         return self._com_port
 
     def receive_data(self, data: bytes) -> list[Event]:
@@ -217,8 +217,8 @@ class AccessServer:
                     events.append(SerialData(payload))
                 case telnet.ComPort(payload):
                     events += self._com_port_command(payload)
-                case telnet.ComPortEnabled():
-                    self._com_port = True
+                case telnet.ComPortEnabled() | telnet.ComPortDisabled():
+                    self._com_port = isinstance(event, telnet.ComPortEnabled)
                     events.append(self._states_watched())
                 case telnet.ControlFunction(function):
                     events.append(_console_event(function))
@@ -250,19 +250,16 @@ class AccessServer:
         if self._com_port and (masked or requested):
             self._send(rfc2217.NotifyLinestate(state if requested else masked))
 
-    def suspend_client(self, suspended: bool) -> None:
-        """Ask the client to stop sending data, or to go on (FLOWCONTROL-SUSPEND, -RESUME)."""
-        if self._com_port:
-            self._send(rfc2217.FlowcontrolSuspend() if suspended else rfc2217.FlowcontrolResume())
-
     def _send(self, command: rfc2217.Command) -> None:
         self._telnet.queue(rfc2217.encode(command))
 
     def _states_watched(self) -> StatesWatched:
+        if not self._com_port:
+            return StatesWatched(0, 0)
         return StatesWatched(self._linestate_mask, self._modemstate_mask)
 
     def _com_port_command(self, payload: bytes) -> list[Event]:
-        command = rfc2217.decode(payload)
+        command = rfc2217.decode(payload, from_server=False)
         match command:
             case rfc2217.Malformed(reason):
                 return [Violation(f"COM-PORT-OPTION: {reason}", fatal=False)]

@@ -213,18 +213,17 @@ _CODES: dict[object, int] = {
 }
 
 
-def decode(payload: bytes) -> Command | Malformed:
+def decode(payload: bytes, *, from_server: bool = False) -> Command | Malformed:
     """Read what stands between `IAC SB COM-PORT-OPTION` and `IAC SE`, IACs already un-doubled.
 
-    Takes both directions: 100 is taken off an access server's code. A client that asks for a
-    state (NOTIFY-LINESTATE, NOTIFY-MODEMSTATE) may leave its octet out: pyserial does.
+    `from_server` says whose codes are expected. The other side's are malformed:
+    an access server that took them would answer another one's answers for ever. A client that
+    asks for a state (NOTIFY-LINESTATE, NOTIFY-MODEMSTATE) may leave its octet out: pyserial does.
     Octets behind a fixed-length value are ignored, as RFC 2217 servers in the field do.
     """
     if not payload:
         return Malformed("no command")
-    code, value = payload[0] % _SERVER_OFFSET, payload[1:]
-    if payload[0] >= 2 * _SERVER_OFFSET:
-        return Malformed(f"unknown command {payload[0]}")
+    code, value = payload[0] - (_SERVER_OFFSET if from_server else 0), payload[1:]
     if code == 0:
         return Signature(value[:MAX_SIGNATURE_BYTES])
     if code == 1:

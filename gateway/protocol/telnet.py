@@ -96,6 +96,11 @@ class ComPortEnabled:
 
 
 @dataclass(frozen=True, slots=True)
+class ComPortDisabled:
+    """The client has taken its agreement to COM-PORT-OPTION back."""
+
+
+@dataclass(frozen=True, slots=True)
 class ProtocolViolation:
     """The stream is no telnet that can be followed; `fatal` when it can't be resynchronised."""
 
@@ -103,7 +108,7 @@ class ProtocolViolation:
     fatal: bool
 
 
-Event = Data | ComPort | ControlFunction | ComPortEnabled | ProtocolViolation
+Event = Data | ComPort | ControlFunction | ComPortEnabled | ComPortDisabled | ProtocolViolation
 
 _FUNCTIONS: dict[bytes, Function] = {
     AYT: Function.ARE_YOU_THERE,
@@ -146,6 +151,8 @@ class _Negotiator(TelnetWriter):
         super().__init__(cast("asyncio.Transport", outbox), None, server=True)
         self._events = events
         self._refused_binary: set[bytes] = set()
+        self._refused_com_port = False  # the client wants no COM-PORT-OPTION from us any more
+        self._com_port = False
         self.always_will = {COM_PORT_OPTION}
         for command, function in _FUNCTIONS.items():
             self.set_iac_callback(command, self._report(function))
@@ -163,6 +170,9 @@ class _Negotiator(TelnetWriter):
             self.send_iac(IAC + refusal + command[2:])
 
     def handle_do(self, opt: bytes) -> bool:
+        if opt == COM_PORT_OPTION:
+            self._refused_com_port = False
+            self._report_com_port()
         if opt in _WE_MAY or opt == TM:
             return super().handle_do(opt)
         self.send_iac(IAC + WONT + opt)
@@ -193,6 +203,9 @@ class _Negotiator(TelnetWriter):
         # RFC 1143: a change to "no" is confirmed, a repeated one is not, so there is no loop.
         if self.local_option.enabled(opt):
             self.send_iac(IAC + WONT + opt)
+            if opt == COM_PORT_OPTION:
+                self._refused_com_port = True
+                self._report_com_port()
 
     def handle_will(self, opt: bytes) -> None:
         if opt not in _THEY_MAY:
@@ -203,7 +216,7 @@ class _Negotiator(TelnetWriter):
         if opt == COM_PORT_OPTION and is_new:
             self.iac(WILL, BINARY)
             self.iac(DO, BINARY)
-            self._events.append(ComPortEnabled())
+            self._report_com_port()
 
     def handle_wont(self, opt: bytes) -> None:
         if opt == BINARY:
@@ -211,6 +224,14 @@ class _Negotiator(TelnetWriter):
         if self.remote_option.enabled(opt):
             self.send_iac(IAC + DONT + opt)
         self.remote_option[opt] = False
+        if opt == COM_PORT_OPTION:
+            self._report_com_port()
+
+    def _report_com_port(self) -> None:
+        agreed = self.remote_option.enabled(COM_PORT_OPTION) and not self._refused_com_port
+        if agreed != self._com_port:
+            self._com_port = agreed
+            self._events.append(ComPortEnabled() if agreed else ComPortDisabled())
 
     def handle_subnegotiation(self, buf: deque[bytes]) -> None:
         option, *payload = buf

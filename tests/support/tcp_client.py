@@ -88,6 +88,10 @@ class TcpClient:
             self.received += chunk
         return self.data
 
+    def send_urgent(self, data: bytes) -> None:
+        """Send a few bytes, the last of them as TCP urgent data."""
+        self._socket.send(data, socket.MSG_OOB)
+
     def stop_sending(self) -> None:
         """Close our direction only."""
         self._socket.shutdown(socket.SHUT_WR)

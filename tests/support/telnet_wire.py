@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.protocol.telnet import (
     MAX_SUBNEGOTIATION_BYTES,
     ComPort,
+    ComPortDisabled,
     ComPortEnabled,
     ControlFunction,
     Data,
@@ -59,6 +60,7 @@ def function(name: Function) -> list[Event]:
 UNENDED = ProtocolViolation("subnegotiation without its end", fatal=False)
 TOO_LONG = ProtocolViolation("subnegotiation longer than 256 bytes", fatal=True)
 ENABLED = ComPortEnabled()
+DISABLED = ComPortDisabled()
 
 #: name: (what the client sends, the events, what is answered)
 WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
@@ -93,6 +95,21 @@ WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
     "option 255": (will(255) + do(255) + b"\xff\xff", [Data(b"\xff")], dont(255) + wont(255)),
     "RFC 2217 client": (RFC2217_CLIENT, [ENABLED], ACCEPTS_COM_PORT),
     "COM-PORT-OPTION twice": (RFC2217_CLIENT * 2, [ENABLED], ACCEPTS_COM_PORT),
+    "COM-PORT-OPTION ended and begun again": (
+        RFC2217_CLIENT + wont(COM_PORT) * 2 + b"\r\0" + will(COM_PORT) + b"\r\0",
+        [ENABLED, DISABLED, Data(b"\r"), ENABLED, Data(b"\r\0")],
+        ACCEPTS_COM_PORT + dont(COM_PORT) + do(COM_PORT),
+    ),
+    "COM-PORT-OPTION ended for our side": (
+        RFC2217_CLIENT + (do(COM_PORT) + dont(COM_PORT) * 2) * 2 + do(COM_PORT),
+        [ENABLED, DISABLED, ENABLED, DISABLED, ENABLED],
+        ACCEPTS_COM_PORT + (will(COM_PORT) + wont(COM_PORT)) * 2 + will(COM_PORT),
+    ),
+    "COM-PORT-OPTION never wanted from our side": (
+        dont(COM_PORT) + RFC2217_CLIENT + dont(COM_PORT),
+        [ENABLED],
+        ACCEPTS_COM_PORT,
+    ),
     "COM-PORT-OPTION from our side": (do(COM_PORT) * 2, [], will(COM_PORT)),
     "BINARY before COM-PORT-OPTION": (
         will(BINARY) + do(BINARY) + RFC2217_CLIENT,
