@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,24 @@ class LabBoard:
         """What has happened to the board, oldest first."""
         lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def state(self) -> dict[str, object]:
+        """What runs on the board and what the gateway has set: see `simulator.process`."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(START_LIMIT_S)
+            control.connect(str(self.folder / "control"))
+            control.sendall(b"state?\n")
+            with control.makefile() as answers:
+                state: dict[str, object] = json.loads(answers.readline())
+                return state
+
+    def wait_for_state(self, **wanted: object) -> None:
+        """Wait until the board's state has these values."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while not wanted.items() <= (state := self.state()).items():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{wanted} did not come; the board's state: {state}")
+            time.sleep(_POLL_S)
 
     def wait_for_app(self) -> None:
         """Wait until the app runs: what is typed while the ROM boots is lost, as on hardware."""

@@ -7,6 +7,7 @@ import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ import pytest
 
 #: How long a program may take to show something, or to end.
 LIMIT_S = 30.0
+
+#: Between two looks at the terminal's mode, which can't be waited for.
+_POLL_S = 0.01
 
 
 class Terminal:
@@ -56,6 +60,14 @@ class Terminal:
         while self.screen.count(text) < count:
             if not self._read_some(deadline):
                 pytest.fail(f"{text!r} was not shown {count} times:\n{self.screen.decode()}")
+
+    def wait_until_raw(self) -> None:
+        """Wait until the program gets each key as it is pressed."""
+        deadline = time.monotonic() + LIMIT_S
+        while termios.tcgetattr(self._fd)[3] & termios.ICANON:
+            if time.monotonic() > deadline:
+                pytest.fail(f"the terminal stays in line mode:\n{self.screen.decode()}")
+            time.sleep(_POLL_S)
 
     def wait_until_ended(self) -> int:
         """Wait for the program to end; return its exit code."""
