@@ -63,7 +63,8 @@ class LoopClock:
         self._now = self._loop.time()
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, and what is due then happen."""
+        """Let what is due now happen, then let time pass, and what is due then happen."""
+        await turns(5)
         self._now += seconds
         await turns(5)
 
@@ -114,6 +115,7 @@ class PtyBoard:
         self.received = bytearray()
         self.answers = threading.Event()
         self.answers.set()
+        self.tries = 0  # to open it
         self.open_error: OSError | None = None
         self.lines_error: OSError | None = None
         self._fds: tuple[int, int] | None = None
@@ -201,6 +203,7 @@ class PtyBoard:
         return self._fds[0]
 
     def _open_lines(self) -> LineSetter:
+        self.tries += 1
         self.answers.wait()
         if self.open_error is not None:
             raise self.open_error
