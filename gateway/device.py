@@ -309,7 +309,8 @@ class Device:
 
     def _drop_unsent(self) -> None:
         port, _ = self._open_parts()
-        self._log.warning("unsent_dropped", unsent_bytes=port.unsent_bytes)
+        if port.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=port.unsent_bytes)
         port.purge(receive=False, transmit=True, done=lambda: None)
 
     def _become_idle(self) -> None:
