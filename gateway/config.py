@@ -52,7 +52,8 @@ class PortConfig:
     """One entry of `ports`: a device and the TCP address where it is served.
 
     `tcp_port` 0 means any free port; `device` is an absolute path or a sim:// URL; `hold_s` is
-    how long a DTR or RTS edge may be held back (protocol/reset.py).
+    how long a DTR or RTS edge may be held back (protocol/reset.py), `grace_s` how long a client
+    is kept when its board leaves the bus.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PortConfig:
     device: str
     serial: SerialSettings
     hold_s: float
+    grace_s: float
     protocol: Protocol
 
 
@@ -164,6 +166,8 @@ PORT_KEYS: Final = (
     # Below 0.05 s the next command of a client on the same host comes too late (pyserial polls
     # every 50 ms); above 5 s a client that really wants both lines on would take it for a hang.
     Key("hold_s", seconds(0.05, 5), DEFAULT_HOLD_S),
+    # Boards come back from a reset within 2.5 s, over a slow hub within 5.
+    Key("grace_s", seconds(0, 300), 10.0),
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.default is not REQUIRED)

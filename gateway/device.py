@@ -1,8 +1,8 @@
-"""One device of the YAML over time: its open port, its lines, its settings, and who uses it.
+"""One device of the YAML over time: who uses it, its lines, and what is left for the next user.
 
-Opens the tty, opens it again when it comes back, and hands it to one user at a time; after each
-the lines and settings are what the YAML says. What a user's client speaks is `session`'s
-matter, who may connect `listener`'s.
+Hands its port to one user at a time; after each the lines and settings are what the YAML says.
+How the port is opened, and opened again, is `lasting_port`'s matter, what a user's client speaks
+`session`'s, who may connect `listener`'s.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ from typing import Protocol
 
 import structlog
 
+from gateway.config import PortConfig
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
+from gateway.lasting_port import LastingPort
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.reset import LineController
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.serial_port import SerialPort, open_port
-from gateway.serial_tty import Tty, TtyLocation
-
-#: First and longest wait before a device that could not be opened is tried again. One try costs
-#: a failing open(): 20 us.
-_RETRY_FIRST_S = 0.25
-_RETRY_LONGEST_S = 4.0
+from gateway.serial_tty import TtyLocation
 
 #: How long a new user waits for the one before to be gone. A client that ends one connection and
 #: starts the next at once may be seen in the other order.
@@ -37,18 +33,19 @@ _HANDOVER_S = 0.5
 #: How long the bytes of a client that has left may keep the port from the next.
 _FINISH_LIMIT_S = 10.0
 
-#: How long stopping waits for the last bytes to be sent, again for the lines to be released
-#: without them, and again for the port to be closed.
+#: How long stopping waits for the last bytes to be sent, and again for the lines to be released
+#: without them.
 _STOP_LIMIT_S = 0.5
 
 
 class DeviceState(Enum):
     """What is true of a device."""
 
+    OPENING = "opening"  # its tty is being opened for the first time
     ABSENT = "absent"  # its tty does not exist; it is tried again
-    OPENING = "opening"  # its tty is being opened
     IDLE = "idle"  # open, nobody uses it
     IN_USE = "in use"  # open, a user has it
+    AWAY = "away"  # its tty has vanished under its user, who is kept for a while
     RELEASING = "releasing"  # open; lines and settings go back to where the next user expects them
     BROKEN = "broken"  # its tty exists and does not work, `reason` says why; it is tried again
     STOPPED = "stopped"  # closed for good
@@ -85,25 +82,19 @@ class Device:
 
     def __init__(
         self,
-        name: str,
+        config: PortConfig,
         location: TtyLocation,
-        settings: SerialSettings,
-        hold_s: float,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
-        self.name = name
-        self.state = DeviceState.ABSENT
-        self.reason = "not tried yet"
-        self._location = location
-        self._settings = settings
-        self._hold_s = hold_s
+        self.name = config.name
+        self.state = DeviceState.OPENING
+        self.reason = ""
+        self._config = config
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._retry: asyncio.TimerHandle | None = None
-        self._retry_s = _RETRY_FIRST_S
+        self._port = LastingPort(location, config.serial, self, log)
+        self._lines = LineDriver(LineController(config.hold_s), self._port, log)
         self._last_failure = ""
-        self._port: SerialPort | None = None
-        self._lines: LineDriver | None = None
         self._user: DeviceUser | None = None
         self._user_since = _now()
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
@@ -114,7 +105,7 @@ class Device:
 
     def start(self) -> None:
         """Open the device, now and whenever it is there."""
-        self._open()
+        self._port.start()
 
     async def stop(self) -> None:
         """Wait until the last user's lines are released, then close the port for good.
@@ -131,20 +122,8 @@ class Device:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
         self._enter(DeviceState.STOPPED, "stopped")
-        if self._retry is not None:
-            self._retry.cancel()
-        if (port := self._port) is None:
-            return
-        self._forget_port()
-        closed = asyncio.Event()
-
-        def closed_on_thread() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
-                self._loop.call_soon_threadsafe(closed.set)
-
-        port.close(closed_on_thread)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(closed.wait(), _STOP_LIMIT_S)
+        self._end_use()
+        await self._port.stop()
 
     def attach(self, user: DeviceUser) -> None:
         """Ask for the device: `attached` or `refused` is called, perhaps at once."""
@@ -155,9 +134,15 @@ class Device:
         """Give the device back, or stop asking for it; what was written is still sent."""
         if (timer := self._waiting.pop(user, None)) is not None:
             timer.cancel()
-        if user is not self._user or self._port is None:
+        if user is not self._user:
             return
         self._user = None
+        self._port.grace_s = 0.0
+        if self.state is DeviceState.AWAY:
+            self._port.give_up_absence()
+            self._end_use()
+            self._enter(DeviceState.ABSENT, self.reason)
+            return
         self._enter(DeviceState.RELEASING)
         self._finish = self._loop.call_later(_FINISH_LIMIT_S, self._drop_unsent)
         self._port.resume_reading()
@@ -169,35 +154,34 @@ class Device:
     @property
     def status(self) -> PortStatus:
         """What is in force: what a client is told."""
-        port, lines = self._open_parts()
-        return PortStatus(port.settings, lines.wanted, self._break_on)
+        return PortStatus(self._port.settings, self._lines.wanted, self._break_on)
 
     @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
-        return self._open_parts()[0].unsent_bytes
+        return self._port.unsent_bytes
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board."""
-        self._open_parts()[0].write(data)
+        self._port.write(data)
 
     def pause_reading(self) -> None:
         """Leave what the board sends in the kernel."""
-        self._open_parts()[0].pause_reading()
+        self._port.pause_reading()
 
     def resume_reading(self) -> None:
         """Take what the board sends again."""
-        self._open_parts()[0].resume_reading()
+        self._port.resume_reading()
 
     def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
         """Change the settings behind the bytes written so far; `status` tells what came of it."""
-        self._open_parts()[0].apply(settings, lambda _: done())
+        self._port.apply(settings, lambda _: done())
 
     def set_lines(
         self, done: Callable[[], None], *, dtr: bool | None = None, rts: bool | None = None
     ) -> None:
         """Set one modem line or both behind the bytes written so far."""
-        self._open_parts()[1].request(dtr=dtr, rts=rts, settled=done)
+        self._lines.request(dtr=dtr, rts=rts, settled=done)
 
     def enter_bootloader(self, done: Callable[[], None]) -> None:
         """Reset the board into its bootloader, behind the bytes written so far.
@@ -205,26 +189,26 @@ class Device:
         Both modem lines are off afterwards. Whatever else was asked of them and is not done yet
         is dropped, its `done` included.
         """
-        self._open_parts()[1].enter_bootloader(done)
+        self._lines.enter_bootloader(done)
 
     def reset(self, done: Callable[[], None]) -> None:
         """Reset the board into its app; otherwise as `enter_bootloader`."""
-        self._open_parts()[1].reset(done)
+        self._lines.reset(done)
 
     def set_break(self, on: bool, done: Callable[[], None]) -> None:
         """Start or end a break behind the bytes written so far."""
         self._break_on = on
-        self._open_parts()[0].set_break(on, done)
+        self._port.set_break(on, done)
 
     def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
         """Discard what the board has sent, what waits to be sent to it, or both."""
-        self._open_parts()[0].purge(receive=receive, transmit=transmit, done=done)
+        self._port.purge(receive=receive, transmit=transmit, done=done)
 
     def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
         """Read CTS, DSR, RI and CD."""
-        self._open_parts()[0].read_modemstate(done)
+        self._port.read_modemstate(done)
 
-    # What the port reports (serial_port.PortOwner).
+    # What the port reports (lasting_port.LastingPortOwner).
 
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes to the user; without one they are dropped."""
@@ -241,77 +225,53 @@ class Device:
         if self._user is not None:
             self._user.board_ready()
 
-    def port_lost(self, error: DeviceError) -> None:
-        """The port has failed: tell the user, and try to open it again."""
-        self._forget_port()
-        user, self._user = self._user, None
-        self._log.warning("device_lost", reason=str(error))
-        self._last_failure = str(error)
-        self._open_failed(error)
-        if user is not None:
-            user.device_lost(error)
-
-    def _open(self) -> None:
-        self._retry = None
-        self._enter(DeviceState.OPENING, self.reason)
-        tty = Tty(self._location, self._settings)
-        open_port(tty, self, self._opened, self._open_failed)
-
-    def _opened(self, port: SerialPort) -> None:
-        if self.state is DeviceState.STOPPED:
-            port.close()
-            return
-        self._port = port
-        self._lines = LineDriver(LineController(self._hold_s), port, self._log)
-        self._break_on = False
-        self._retry_s = _RETRY_FIRST_S
+    def port_opened(self) -> None:
+        """The port is open, lines off: the device can be had."""
         self._last_failure = ""
-        self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
-        if port.settings != self._settings:
-            self._log.warning("settings_refused", wanted=self._settings, in_force=port.settings)
+        self._lines = LineDriver(LineController(self._config.hold_s), self._port, self._log)
         self._become_idle()
 
-    def _open_failed(self, error: DeviceError) -> None:
-        if self.state is DeviceState.STOPPED:
-            return
+    def port_away(self, error: DeviceError) -> None:
+        """The board has left the bus under its user, who keeps the device for a while."""
+        self._enter(DeviceState.AWAY, str(error))
+
+    def port_back(self) -> None:
+        """The board is back under its user."""
+        self._enter(DeviceState.IN_USE)
+
+    def port_lost(self, error: DeviceError) -> None:
+        """The port is closed; it is tried again. Its user is told."""
+        user, self._user = self._user, None
+        self._port.grace_s = 0.0
+        self._end_use()
         absent = isinstance(error, DeviceAbsentError)
         self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
         if self.reason != self._last_failure:  # said once, however often it is tried
             self._last_failure = self.reason
             self._log.warning("device_not_open", state=self.state.value, reason=self.reason)
-        self._retry = self._loop.call_later(self._retry_s, self._open)
-        self._retry_s = min(2 * self._retry_s, _RETRY_LONGEST_S)
-        self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
+        self._serve_waiting()
+        if user is not None:
+            user.device_lost(error)
 
-    def _forget_port(self) -> None:
-        self._port = None
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
+    def _end_use(self) -> None:
+        self._lines.close()
+        self._break_on = False
         if self._finish is not None:
             self._finish.cancel()
 
-    def _open_parts(self) -> tuple[SerialPort, LineDriver]:
-        if self._port is None or self._lines is None:
-            raise RuntimeError(f"{self.name} was used while it is {self.state.value}")
-        return self._port, self._lines
-
     def _release_lines(self) -> None:
-        port, lines = self._open_parts()
         if self._finish is not None:
             self._finish.cancel()
         if self._break_on:
             self.set_break(False, lambda: None)
-        if port.settings == self._settings:
-            lines.release(self._become_idle)
+        if self._port.settings == self._config.serial:
+            self._lines.release(self._become_idle)
         else:
-            lines.release(lambda: port.apply(self._settings, lambda _: self._become_idle()))
+            self._lines.release(lambda: self.apply(self._config.serial, self._become_idle))
 
     def _drop_unsent(self) -> None:
-        port, _ = self._open_parts()
-        if port.unsent_bytes:
-            self._log.warning("unsent_dropped", unsent_bytes=port.unsent_bytes)
-        port.purge(receive=False, transmit=True, done=lambda: None)
+        self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
+        self._port.purge(receive=False, transmit=True, done=lambda: None)
 
     def _become_idle(self) -> None:
         self._enter(DeviceState.IDLE)
@@ -324,6 +284,7 @@ class Device:
                 self._user = next(iter(self._waiting))
                 self._waiting.pop(self._user).cancel()
                 self._user_since = _now()
+                self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
                 self._user.attached()
             case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
@@ -350,8 +311,7 @@ class Device:
             return
         self.state = state
         self.reason = reason
-        under_way = {DeviceState.OPENING, DeviceState.IN_USE, DeviceState.RELEASING}
-        if state in under_way:
+        if state in {DeviceState.IN_USE, DeviceState.RELEASING}:
             self._at_rest.clear()
         else:
             self._at_rest.set()

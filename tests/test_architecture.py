@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"protocol.access_server"},
     {"yaml_lines", "config"},
     {"control_thread", "serial_*", "hotplug"},
-    {"line_driver", "device"},
+    {"away_port", "lasting_port", "line_driver", "device"},
     {"modemstate_poll", "request_queue", "session"},
     {"listener"},
     {"web", "web.*"},

@@ -51,6 +51,7 @@ def test_the_smallest_file_gets_the_defaults() -> None:
                 device="/dev/ttyUSB0",
                 serial=SerialSettings(),
                 hold_s=DEFAULT_HOLD_S,
+                grace_s=10.0,
                 protocol=Protocol.RFC2217,
             ),
         )
@@ -67,6 +68,7 @@ def test_every_key_reaches_its_field() -> None:
         flow_control="rtscts",
         protocol="rfc2217",
         hold_s="0.5",
+        grace_s="0",
     )
     assert parse_config(ports(text), "f.yaml").ports == (
         PortConfig(
@@ -82,6 +84,7 @@ def test_every_key_reaches_its_field() -> None:
                 flow_control=FlowControl.RTSCTS,
             ),
             hold_s=0.5,
+            grace_s=0.0,
             protocol=Protocol.RFC2217,
         ),
     )
@@ -131,6 +134,8 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("flow_control", "xonxoff", FlowControl.XONXOFF),
         ("hold_s", "0.05", 0.05),
         ("hold_s", "5", 5.0),
+        ("grace_s", "0", 0.0),
+        ("grace_s", "300", 300.0),
     ],
 )
 def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: object) -> None:
@@ -183,6 +188,7 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("protocol", "raw"),
         ("hold_s", "0.049"),
         ("hold_s", "5.01"),
+        ("grace_s", "301"),
         ("hold_s", ".nan"),
         ("hold_s", "-1"),
         ("hold_s", "1e0"),

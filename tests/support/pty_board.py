@@ -18,7 +18,7 @@ import tty
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -263,27 +263,41 @@ class Served:
 def port_config(name: str = "desk", tcp_port: int = 0) -> PortConfig:
     """A port on loopback; its device is not used by a listener."""
     return PortConfig(
-        name, "127.0.0.1", tcp_port, "/dev/null", SerialSettings(), 1.0, Protocol.RFC2217
+        name,
+        host="127.0.0.1",
+        tcp_port=tcp_port,
+        device="/dev/null",
+        serial=SerialSettings(),
+        hold_s=1.0,
+        grace_s=0.0,
+        protocol=Protocol.RFC2217,
     )
 
 
 def device_of(
-    board: PtyBoard, name: str = "desk", settings: SerialSettings | None = None
+    board: PtyBoard,
+    name: str = "desk",
+    settings: SerialSettings | None = None,
+    grace_s: float = 0.0,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
-    return Device(name, board.location, settings or SerialSettings(), 1.0, log)
+    config = replace(port_config(name), serial=settings or SerialSettings(), grace_s=grace_s)
+    return Device(config, board.location, log)
 
 
 @asynccontextmanager
 async def serving(
-    board: PtyBoard, name: str = "desk", settings: SerialSettings | None = None
+    board: PtyBoard,
+    name: str = "desk",
+    settings: SerialSettings | None = None,
+    grace_s: float = 0.0,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
     Asserts in the end that no callback has raised.
     """
-    device = device_of(board, name, settings)
+    device = device_of(board, name, settings, grace_s)
     log = structlog.get_logger().bind(device=name)
     listener = Listener(port_config(name), device, "gateway under test", log)
     device.start()

@@ -1,0 +1,135 @@
+"""Stands in for a serial port whose device has vanished under its user, until it is back.
+
+Boards with native USB leave the bus when they are reset and come back a second later. Their
+client is kept meanwhile: what it writes and asks for is answered and remembered here, and
+handed to the next open port. How long that is waited for is `device`'s matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.protocol.reset import BOTH, IDLE, Lines
+from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.serial_settings import SerialSettings
+
+#: What a client may write to a board that is away before it is asked to stop: one read of its
+#: socket more may follow. A flasher sends one packet of up to 16 KiB and waits for the answer.
+HELD_HIGH_BYTES = 65536
+
+
+class Port(Protocol):
+    """What a device needs of the port that it has: an open one, or this."""
+
+    @property
+    def settings(self) -> SerialSettings:
+        """The settings in force."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that have not been sent."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the board."""
+
+    def pause_reading(self) -> None:
+        """Deliver nothing of what the board sends."""
+
+    def resume_reading(self) -> None:
+        """Deliver what the board sends again."""
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        """Change the settings."""
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        """Set DTR and RTS in one step."""
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        """Start or end a break."""
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Call `done` when what was written has left, or can't."""
+
+    def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
+        """Discard what was received, what waits to be sent, or both."""
+
+    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
+        """Read the board's modem lines."""
+
+
+class AwayPort:
+    """A port without a board; every `done` is called at once.
+
+    `full` is called when more than HELD_HIGH_BYTES are held.
+    """
+
+    def __init__(self, settings: SerialSettings, full: Callable[[], None]) -> None:
+        self.settings = settings
+        self._full = full
+        self._held = bytearray()
+        self._lines = IDLE
+        self._break_on = False
+        self._reading = True
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that wait for the board."""
+        return len(self._held)
+
+    def write(self, data: bytes) -> None:
+        """Keep bytes for when the board is back."""
+        self._held += data
+        if len(self._held) > HELD_HIGH_BYTES:
+            self._full()
+
+    def pause_reading(self) -> None:
+        """Remembered."""
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        """Remembered."""
+        self._reading = True
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        """Remembered, and taken for what will be in force."""
+        self.settings = settings
+        done(settings)
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        """Remembered."""
+        self._lines = lines
+        done()
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        """Remembered."""
+        self._break_on = on
+        done()
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Nothing can leave."""
+        done()
+
+    def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:  # noqa: ARG002 - nothing is received
+        """Discard what is held."""
+        if transmit:
+            self._held.clear()
+        done()
+
+    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
+        """Nothing drives the lines."""
+        done(Modemstate(0))
+
+    def hand_over(self, port: Port) -> None:
+        """The board is back: ask `port` for what was asked for here."""
+        if not self._reading:
+            port.pause_reading()
+        if port.settings != self.settings:
+            port.apply(self.settings, lambda _: None)
+        # Lines in the middle of a reset are not played again: the board has just been through it.
+        if self._lines == BOTH:
+            port.set_lines(BOTH, lambda: None)
+        if self._break_on:
+            port.set_break(True, lambda: None)
+        if self._held:
+            port.write(bytes(self._held))

@@ -1,0 +1,296 @@
+"""The serial port of one board over time: opened, lost, opened again, and always there to ask.
+
+A board that is absent is tried again with back-off. One that vanishes under a user may be kept
+for a grace period, in which `AwayPort` answers for it. Who uses the port, and what it is brought
+back to afterwards, is `device`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from gateway.away_port import AwayPort, Port
+from gateway.errors import DeviceError
+from gateway.protocol.reset import Lines
+from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_port import SerialPort, open_port
+from gateway.serial_tty import Tty, TtyLocation
+
+#: First and longest wait before a device that could not be opened is tried again. One try costs
+#: a failing open(): 20 us.
+_RETRY_FIRST_S = 0.25
+_RETRY_LONGEST_S = 4.0
+
+#: How often a board that has left the bus under its user is looked for: it comes back within
+#: 0.3 to 2.5 s, and esptool looks for its answer at once.
+_AWAY_RETRY_S = 0.05
+
+#: How long stopping waits for a port to be closed; a kernel that does not answer is left behind.
+_CLOSE_LIMIT_S = 0.5
+
+
+class LastingPortOwner(Protocol):
+    """Whom a lasting port reports to; every call is made on the loop."""
+
+    def port_opened(self) -> None:
+        """It is open, with both lines off and the settings that it was made with."""
+
+    def port_away(self, error: DeviceError) -> None:
+        """The board has vanished, and is waited for: what is asked now is done when it is back."""
+
+    def port_back(self) -> None:
+        """The board is back; what was asked meanwhile has been done."""
+
+    def port_lost(self, error: DeviceError) -> None:
+        """It is closed, for an open one or one that was tried to be opened has failed."""
+
+    def data_received(self, data: bytes) -> None:
+        """The board has sent bytes."""
+
+    def pause_writing(self) -> None:
+        """Too many bytes wait to be sent."""
+
+    def resume_writing(self) -> None:
+        """Bytes can be written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Something that has been asked of a port and is not done yet."""
+
+    ask: Callable[[Port, Callable[[], None]], None]
+    finished: Callable[[], None]
+
+
+class LastingPort:
+    """See the module. Implements `Port`; may be asked from `port_opened` to `port_lost`.
+
+    `grace_s` is how long a board that vanishes is waited for; the owner sets it while there is
+    somebody to wait for it.
+    """
+
+    def __init__(
+        self,
+        location: TtyLocation,
+        settings: SerialSettings,
+        owner: LastingPortOwner,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self.grace_s = 0.0
+        self._location = location
+        self._initial_settings = settings
+        self._owner = owner
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._port: SerialPort | AwayPort | None = None
+        self._asked: dict[object, _Asked] = {}
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = _RETRY_FIRST_S
+        self._grace: asyncio.TimerHandle | None = None
+        self._is_busy = False  # the owner has been told to write no more
+        self._stopped = False
+
+    def start(self) -> None:
+        """Open the port, now and whenever it is there."""
+        self._retry = None
+        open_port(Tty(self._location, self._initial_settings), self, self._opened, self._not_opened)
+
+    async def stop(self) -> None:
+        """Close the port for good; bounded, the owner is told nothing more."""
+        self._stopped = True
+        if self._retry is not None:
+            self._retry.cancel()
+        port = self._port
+        self._forget()
+        if isinstance(port, SerialPort):
+            await self._close(port)
+
+    def give_up_absence(self) -> None:
+        """Nobody waits for the board any more: what it was asked for meanwhile is dropped."""
+        if isinstance(self._port, AwayPort):
+            if self._port.unsent_bytes:
+                self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
+            self._forget()
+
+    # What may be asked (away_port.Port)
+
+    @property
+    def settings(self) -> SerialSettings:
+        """The settings in force, or that will be when the board is back."""
+        return self._present.settings
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return self._present.unsent_bytes
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the board."""
+        self._present.write(data)
+
+    def pause_reading(self) -> None:
+        """Leave what the board sends in the kernel."""
+        self._present.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what the board sends again."""
+        self._present.resume_reading()
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        """Change the settings behind the bytes written so far."""
+        self._ask(
+            lambda port, finished: port.apply(settings, lambda _: finished()),
+            lambda: done(self.settings),
+        )
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        """Set DTR and RTS in one step behind the bytes written so far."""
+        self._ask(lambda port, finished: port.set_lines(lines, finished), done)
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        """Start or end a break behind the bytes written so far."""
+        self._ask(lambda port, finished: port.set_break(on, finished), done)
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Call `done` when everything written so far has left, or can't."""
+        self._ask(lambda port, finished: port.when_sent(finished), done)
+
+    def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
+        """Discard what was received, what waits to be sent, or both."""
+        self._ask(
+            lambda port, finished: port.purge(receive=receive, transmit=transmit, done=finished),
+            done,
+        )
+
+    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
+        """Read CTS, DSR, RI and CD."""
+        read = Modemstate(0)
+
+        def ask(port: Port, finished: Callable[[], None]) -> None:
+            def was_read(state: Modemstate) -> None:
+                nonlocal read
+                read = state
+                finished()
+
+            port.read_modemstate(was_read)
+
+        self._ask(ask, lambda: done(read))
+
+    # What the open port reports (serial_port.PortOwner)
+
+    def data_received(self, data: bytes) -> None:
+        """Passed on."""
+        self._owner.data_received(data)
+
+    def pause_writing(self) -> None:
+        """Passed on."""
+        self._is_busy = True
+        self._owner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Passed on."""
+        self._is_busy = False
+        self._owner.resume_writing()
+
+    def port_lost(self, error: DeviceError) -> None:
+        """The open port has failed: wait for the board, or give it up and try to open it again."""
+        self._log.warning("device_lost", reason=str(error))
+        if self.grace_s and self._port is not None:
+            self._begin_absence(self._port, error)
+        else:
+            self._forget()
+            self._try_later(error)
+
+    @property
+    def _present(self) -> SerialPort | AwayPort:
+        if self._port is None:
+            raise RuntimeError(f"{self._location.path} was used while it is not open")
+        return self._port
+
+    def _ask(
+        self, ask: Callable[[Port, Callable[[], None]], None], done: Callable[[], None]
+    ) -> None:
+        """Ask the port for something, and what stands in for it if it is lost before."""
+        key = object()
+
+        def finished() -> None:
+            if self._asked.pop(key, None) is not None:
+                done()
+
+        self._asked[key] = _Asked(ask, finished)
+        ask(self._present, finished)
+
+    def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
+        self._port = away = AwayPort(lost.settings, self.pause_writing)
+        self._grace = self._loop.call_later(self.grace_s, self._stayed_away, error)
+        self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+        self._owner.port_away(error)
+        for asked in tuple(self._asked.values()):
+            asked.ask(away, asked.finished)
+
+    def _stayed_away(self, error: DeviceError) -> None:
+        self.give_up_absence()
+        self._owner.port_lost(DeviceError(f"{error}; not back within {self.grace_s:g} s"))
+
+    def _opened(self, port: SerialPort) -> None:
+        if self._stopped:
+            port.close()
+            return
+        self._retry_s = _RETRY_FIRST_S
+        self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
+        if port.settings != self._initial_settings:
+            self._log.warning(
+                "settings_refused", wanted=self._initial_settings, in_force=port.settings
+            )
+        away, self._port = self._port, port
+        if isinstance(away, AwayPort):
+            self._came_back(away, port)
+        else:
+            self._owner.port_opened()
+
+    def _came_back(self, away: AwayPort, port: SerialPort) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        self._owner.port_back()
+        was_busy, self._is_busy = self._is_busy, False
+        away.hand_over(port)
+        if was_busy and not self._is_busy:
+            self.resume_writing()
+
+    def _not_opened(self, error: DeviceError) -> None:
+        if self._stopped:
+            return
+        if isinstance(self._port, AwayPort):
+            self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+        else:
+            self._try_later(error)
+
+    def _try_later(self, error: DeviceError) -> None:
+        self._retry = self._loop.call_later(self._retry_s, self.start)
+        self._retry_s = min(2 * self._retry_s, _RETRY_LONGEST_S)
+        self._owner.port_lost(error)
+
+    def _forget(self) -> None:
+        self._port = None
+        self._is_busy = False
+        self._asked.clear()
+        if self._grace is not None:
+            self._grace.cancel()
+
+    async def _close(self, port: SerialPort) -> None:
+        closed = asyncio.Event()
+
+        def closed_on_thread() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
+                self._loop.call_soon_threadsafe(closed.set)
+
+        port.close(closed_on_thread)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), _CLOSE_LIMIT_S)
