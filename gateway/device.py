@@ -270,7 +270,8 @@ class Device:
             self._lines.release(lambda: self.apply(self._config.serial, self._become_idle))
 
     def _drop_unsent(self) -> None:
-        self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
+        if self._port.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
         self._port.purge(receive=False, transmit=True, done=lambda: None)
 
     def _become_idle(self) -> None:
