@@ -94,7 +94,6 @@ class Device:
         self._loop = asyncio.get_running_loop()
         self._port = LastingPort(location, config.serial, self, log)
         self._lines = LineDriver(LineController(config.hold_s), self._port, log)
-        self._last_failure = ""
         self._user: DeviceUser | None = None
         self._user_since = _now()
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
@@ -227,7 +226,6 @@ class Device:
 
     def port_opened(self) -> None:
         """The port is open, lines off: the device can be had."""
-        self._last_failure = ""
         self._lines = LineDriver(LineController(self._config.hold_s), self._port, self._log)
         self._become_idle()
 
@@ -246,9 +244,6 @@ class Device:
         self._end_use()
         absent = isinstance(error, DeviceAbsentError)
         self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
-        if self.reason != self._last_failure:  # said once, however often it is tried
-            self._last_failure = self.reason
-            self._log.warning("device_not_open", state=self.state.value, reason=self.reason)
         self._serve_waiting()
         if user is not None:
             user.device_lost(error)

@@ -95,6 +95,7 @@ class LastingPort:
         self._retry_s = _RETRY_FIRST_S
         self._grace: asyncio.TimerHandle | None = None
         self._is_busy = False  # the owner has been told to write no more
+        self._last_failure = ""  # said once, however often the port is tried
         self._stopped = False
 
     def start(self) -> None:
@@ -202,6 +203,7 @@ class LastingPort:
     def port_lost(self, error: DeviceError) -> None:
         """The open port has failed: wait for the board, or give it up and try to open it again."""
         self._log.warning("device_lost", reason=str(error))
+        self._last_failure = str(error)
         if self.grace_s and self._port is not None:
             self._begin_absence(self._port, error)
         else:
@@ -244,6 +246,7 @@ class LastingPort:
             port.close()
             return
         self._retry_s = _RETRY_FIRST_S
+        self._last_failure = ""
         self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
         if port.settings != self._initial_settings:
             self._log.warning(
@@ -269,8 +272,11 @@ class LastingPort:
             return
         if isinstance(self._port, AwayPort):
             self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
-        else:
-            self._try_later(error)
+            return
+        if str(error) != self._last_failure:
+            self._last_failure = str(error)
+            self._log.warning("device_not_open", reason=str(error))
+        self._try_later(error)
 
     def _try_later(self, error: DeviceError) -> None:
         self._retry = self._loop.call_later(self._retry_s, self.start)

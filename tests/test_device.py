@@ -333,7 +333,7 @@ async def test_a_lost_device_can_not_be_used(tmp_path: Path) -> None:
             user = await attached(device)
             board.unplug()
             await until(lambda: not user.has_device)
-            with pytest.raises(RuntimeError, match="desk was used while it is broken"):
+            with pytest.raises(RuntimeError, match="was used while it is not open"):
                 device.write(b"x")
 
 
