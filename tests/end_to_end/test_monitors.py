@@ -80,7 +80,9 @@ def test_telnet_is_a_console_with_characters_as_they_are_typed(tmp_path: Path) -
             telnet.wait_for(b"telnet>")
             telnet.type(b"send ayt\r")
             telnet.wait_for(b"desk: 115200 8N1")
-            telnet.type(QUIT + b"quit\r")
+            telnet.type(QUIT)
+            telnet.wait_for(b"telnet>", count=2)
+            telnet.type(b"quit\r")
             telnet.wait_until_ended()
         assert board.boots() == ["app"]
 
