@@ -50,11 +50,6 @@ class ControlThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def is_idle(self) -> bool:
-        """True while no call runs or waits."""
-        return self._running is None
-
     def submit(
         self,
         run: Callable[[], T],

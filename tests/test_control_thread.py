@@ -145,16 +145,6 @@ async def test_a_report_that_raises_does_not_stop_the_thread(bench: Bench) -> No
 
 
 @on_bench
-async def test_it_is_idle_while_no_call_runs_or_waits(bench: Bench) -> None:
-    assert bench.thread.is_idle
-    bench.submit(bench.block, "blocks")
-    assert not bench.thread.is_idle
-    bench.door.set()
-    await bench.events.count(1)
-    await asyncio.sleep(0)
-    assert bench.thread.is_idle
-
-
 @on_bench
 async def test_a_stuck_call_is_told_once_and_what_waits_is_dropped(bench: Bench) -> None:
     bench.submit(bench.block, "blocks", limit_s=SOON_S)
