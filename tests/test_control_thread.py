@@ -145,7 +145,6 @@ async def test_a_report_that_raises_does_not_stop_the_thread(bench: Bench) -> No
 
 
 @on_bench
-@on_bench
 async def test_a_stuck_call_is_told_once_and_what_waits_is_dropped(bench: Bench) -> None:
     bench.submit(bench.block, "blocks", limit_s=SOON_S)
     bench.submit(lambda: None, "waits")
