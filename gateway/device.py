@@ -294,8 +294,10 @@ class Device:
 
     def _refuse_now(self, user: DeviceUser) -> None:
         del self._waiting[user]
-        holder = f" by {self._user.label} since {self._since()}" if self._user is not None else ""
-        user.refused(ClientError(f"{self.name}: {self.state.value}{holder}"))
+        what = self.state.value
+        if self._user is not None:  # its board may be away
+            what = f"in use by {self._user.label} since {self._since()}"
+        user.refused(ClientError(f"{self.name}: {what}"))
 
     def _since(self) -> str:
         """When the user got the device: the time of day, with the date if it wasn't today."""
