@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.config import GatewayConfig, PortConfig
-from gateway.device import Device
+from gateway.device import Device, DeviceState
 from gateway.errors import DeviceError
 from gateway.listener import Listener
+from gateway.sd_notify import Notifier
+from gateway.sd_report import Counts, SdReport
 from gateway.serial_tty import TtyLocation
 
 if TYPE_CHECKING:
     from gateway.simulator.host import SimulatedBoard
 
 _SIMULATED = "sim://"
+
+#: A device whose board has vanished under its client counts in two ways.
+_OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}
+_IN_USE = {DeviceState.IN_USE, DeviceState.AWAY}
+_ABSENT = {DeviceState.ABSENT, DeviceState.AWAY}
 
 
 @dataclass(slots=True)
@@ -80,6 +87,22 @@ class Service:
         """
         return {port.config.name: port.listener.tcp_port for port in self._ports}
 
+    def counts(self) -> Counts:
+        """How many ports there are, and how many of them are in which state now."""
+        states = [port.device.state for port in self._ports]
+        return Counts(
+            ports=len(states),
+            listening=sum(port.listener.tcp_port is not None for port in self._ports),
+            open=sum(state in _OPEN for state in states),
+            in_use=sum(state in _IN_USE for state in states),
+            absent=sum(state in _ABSENT for state in states),
+            broken=states.count(DeviceState.BROKEN),
+        )
+
+    def refuse_reload(self) -> None:
+        """SIGHUP, which would end the process: its file is read at the start only."""
+        self._log.warning("reload_refused", reason="restart the service to read its file again")
+
     async def _start_port(self, config: PortConfig) -> None:
         log = self._log.bind(device=config.name)
         board = await _start_board(config.device) if _is_simulated(config) else None
@@ -98,11 +121,15 @@ async def serve(config: GatewayConfig, started: Callable[[Service], None] = lamb
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)
     service = Service()
+    loop.add_signal_handler(signal.SIGHUP, service.refuse_reload)
+    report = SdReport(Notifier(), service.counts)
     try:
         await service.start(config)
+        report.start()
         started(service)
         await asked_to_stop.wait()
     finally:
+        report.stop()
         await service.stop()
 
 

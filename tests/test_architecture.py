@@ -30,7 +30,7 @@ FLOORS: list[set[str]] = [
     {"away_port", "lasting_port", "line_driver", "device"},
     {"modemstate_poll", "request_queue", "session"},
     {"listener"},
-    {"web", "web.*"},
+    {"web", "web.*", "sd_report"},
     {"service"},
     {"cli*", "demo", "__main__"},
 ]
