@@ -32,7 +32,8 @@ _RETRY_LONGEST_S = 4.0
 #: 0.3 to 2.5 s, and esptool looks for its answer at once.
 _AWAY_RETRY_S = 0.05
 
-#: How long stopping waits for a port to be closed; a kernel that does not answer is left behind.
+#: How long stopping waits for a port that is being opened, and again for it to be closed; a kernel
+#: that does not answer is left behind.
 _CLOSE_LIMIT_S = 0.5
 
 
@@ -97,10 +98,13 @@ class LastingPort:
         self._is_busy = False  # the owner has been told to write no more
         self._last_failure = ""  # said once, however often the port is tried
         self._stopped = False
+        self._tried = asyncio.Event()  # no try to open it is under way
+        self._tried.set()
 
     def start(self) -> None:
         """Open the port, now and whenever it is there."""
         self._retry = None
+        self._tried.clear()
         open_port(Tty(self._location, self._initial_settings), self, self._opened, self._not_opened)
 
     async def stop(self) -> None:
@@ -108,6 +112,8 @@ class LastingPort:
         self._stopped = True
         if self._retry is not None:
             self._retry.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), _CLOSE_LIMIT_S)
         port = self._port
         self._forget()
         if isinstance(port, SerialPort):
@@ -243,8 +249,9 @@ class LastingPort:
 
     def _opened(self, port: SerialPort) -> None:
         if self._stopped:
-            port.close()
+            port.close(self._on_loop(self._tried.set))
             return
+        self._tried.set()
         self._retry_s = _RETRY_FIRST_S
         self._last_failure = ""
         self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
@@ -268,6 +275,7 @@ class LastingPort:
             self.resume_writing()
 
     def _not_opened(self, error: DeviceError) -> None:
+        self._tried.set()
         if self._stopped:
             return
         if isinstance(self._port, AwayPort):
@@ -292,11 +300,15 @@ class LastingPort:
 
     async def _close(self, port: SerialPort) -> None:
         closed = asyncio.Event()
-
-        def closed_on_thread() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
-                self._loop.call_soon_threadsafe(closed.set)
-
-        port.close(closed_on_thread)
+        port.close(self._on_loop(closed.set))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), _CLOSE_LIMIT_S)
+
+    def _on_loop(self, call: Callable[[], object]) -> Callable[[], None]:
+        """The same for another thread to call; nothing once the loop has ended."""
+
+        def on_thread() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
+                self._loop.call_soon_threadsafe(call)
+
+        return on_thread

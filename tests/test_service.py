@@ -1,0 +1,150 @@
+"""The running gateway: all ports of a configuration, from start to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pty
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway import service
+from gateway.config import GatewayConfig, parse_config
+from gateway.errors import DeviceError
+from gateway.protocol.rfc2217 import Control
+from gateway.service import serve
+from tests.support.processes import Service
+from tests.support.pty_board import until
+from tests.support.shim import build_shim
+from tests.support.tcp_client import GREETING, TcpClient, com_port
+from tests.support.telnet_wire import RFC2217_CLIENT
+
+SET_CONTROL = 5
+
+
+def configuration(devices: dict[str, str]) -> GatewayConfig:
+    """Ports on free TCP ports of loopback, each a name and its device."""
+    lines = ["ports:"]
+    for name, device in devices.items():
+        lines += [f"  - name: {name}", "    tcp: 0", f"    device: {device}"]
+    return parse_config("\n".join(lines), "test.yaml")
+
+
+async def test_serves_present_and_absent_devices_in_the_order_of_the_file(tmp_path: Path) -> None:
+    # The simulated board takes the longest to start and comes first all the same.
+    config = configuration(
+        {"simulated": "sim://esp32?heartbeat_s=0", "absent": str(tmp_path / "ttyUSB0")}
+    )
+    gateway = service.Service()
+    await gateway.start(config)
+    tcp_ports = gateway.tcp_ports()
+    assert list(tcp_ports) == ["simulated", "absent"]
+    with await TcpClient.connect(tcp_ports["absent"] or 0) as client:
+        assert await client.receive_to_end() == b"absent: absent: not plugged in\r\n"
+    with await TcpClient.connect(tcp_ports["simulated"] or 0) as client:
+        await client.receive_wire(GREETING)
+        reading = asyncio.create_task(client.receive_to_end())
+        await gateway.stop()
+        assert (await reading).endswith(b"simulated: the gateway is shutting down\r\n")
+    assert gateway.tcp_ports() == {"simulated": None, "absent": None}
+
+
+async def test_a_port_that_is_taken_does_not_keep_the_others(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker:
+        taken = blocker.getsockname()[1]
+        config = parse_config(
+            f"ports:\n  - {{name: a, tcp: {taken}, device: {tmp_path}/a}}\n"
+            f"  - {{name: b, tcp: 0, device: {tmp_path}/b}}\n",
+            "test.yaml",
+        )
+        gateway = service.Service()
+        await gateway.start(config)
+        assert gateway.tcp_ports()["a"] is None
+        assert gateway.tcp_ports()["b"] is not None
+        await gateway.stop()
+
+
+async def test_a_simulated_board_that_does_not_start_is_an_error_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    config = configuration(
+        {
+            "wrong": f"sim://esp32?dir={tmp_path}/file",
+            "right": "sim://esp32",
+            "absent": str(tmp_path / "ttyUSB0"),
+        }
+    )
+    gateway = service.Service()
+    with pytest.raises(DeviceError, match="can't be started"):
+        await gateway.start(config)
+    # `stop` knows of all that run meanwhile; that nothing is left is every test's last check.
+    assert list(gateway.tcp_ports()) == ["right", "absent"]
+    await gateway.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_service_in_its_order(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    started: list[service.Service] = []
+    with capture_logs() as logs:
+        config = configuration({"absent": str(tmp_path / "ttyUSB0")})
+        serving = asyncio.create_task(serve(config, started.append))
+        await until(lambda: started)
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        await serving
+    events = [entry["event"] for entry in logs]
+    assert events[0] == "service_started"
+    assert events[-1] == "service_stopped"
+    assert {"listen_started", "device_not_open"} <= set(events)
+
+
+def test_sigterm_hangs_up_on_clients_and_releases_their_boards(tmp_path: Path) -> None:
+    shim = build_shim(tmp_path)
+    ttys = [pty.openpty() for _ in range(2)]
+    paths = [os.ttyname(slave) for _, slave in ttys]
+    config = tmp_path / "gateway.yaml"
+    entries = [f"  - {{name: b{i}, tcp: 0, device: {path}}}" for i, path in enumerate(paths)]
+    config.write_text("\n".join(["ports:", *entries]))
+    with Service(config, shim.env()) as process:
+        tcp_ports = [
+            int(process.wait_for_line(rf'"device": "b{i}".*"tcp_port": (\d+)')[1]) for i in range(2)
+        ]
+        asyncio.run(hold_in_reset(tcp_ports, lambda: process.send_signal(signal.SIGTERM)))
+        # Leaving the context asserts that the process ends by itself, with exit code 0.
+    for fd in itertools.chain.from_iterable(ttys):
+        os.close(fd)
+    for path in paths:
+        calls = [call for call in shim.calls("TIOCMSET") if call.path == path]
+        assert [(call.dtr, call.rts) for call in calls] == [
+            (False, False),
+            (False, True),
+            (False, False),
+        ]
+    log = "\n".join(process.log)
+    assert log.count('"reason": "the gateway is shutting down"') == 2
+    assert '"event": "service_stopped"' in process.log[-1]
+    assert "Traceback" not in log
+
+
+async def hold_in_reset(tcp_ports: list[int], then: Callable[[], None]) -> None:
+    """Be a client of each port that holds its board in reset; see it hang up on what is done."""
+    clients = [await TcpClient.connect(tcp_port) for tcp_port in tcp_ports]
+    for client in clients:
+        await client.send(RFC2217_CLIENT + com_port(SET_CONTROL, bytes([Control.RTS_ON])))
+        await client.receive_wire(com_port(SET_CONTROL + 100, bytes([Control.RTS_ON])))
+        # Answered behind the change: the line has moved.
+        await client.send(com_port(SET_CONTROL, bytes([Control.REQUEST_DTR])))
+        await client.receive_wire(com_port(SET_CONTROL + 100, bytes([Control.DTR_OFF])))
+    then()
+    for client in clients:
+        await client.receive_to_end()
+        client.close()
