@@ -1,0 +1,150 @@
+"""The command: what it prints, where to, and with which exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import structlog
+
+from gateway.cli import main
+from tests.support.processes import run_tool
+
+RUN_LIMIT_S = 60.0
+
+GOOD = """\
+ports:
+  - {name: desk, tcp: 4001, device: /dev/ttyUSB0}
+  - {name: shelf, tcp: 0, device: "sim://esp32", host: 0.0.0.0}
+"""
+BAD = """\
+ports:
+  - {name: desk, tcp: 70000, device: /dev/ttyUSB0}
+  - {name: desk, tcp: 4001, devise: /dev/ttyUSB1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "gateway.yaml"
+
+
+def test_check_lists_the_ports_of_a_good_file(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(GOOD)
+    assert main(["check", str(config)]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == f"{config}: no errors, 2 ports"
+    assert lines[1] == "  desk: 127.0.0.1:4001 -> /dev/ttyUSB0"
+    assert lines[2].startswith("  shelf: 0.0.0.0:0 -> sim://esp32")
+    assert len(lines) == 3
+    assert err == ""
+
+
+def test_one_port_is_one_port(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text("ports:\n  - {name: desk, tcp: 4001, device: /dev/ttyUSB0}\n")
+    assert main(["check", str(config)]) == 0
+    assert capsys.readouterr().out.startswith(f"{config}: no errors, 1 port\n")
+
+
+@pytest.mark.parametrize("command", [["check"], ["run", "--config"]])
+def test_each_problem_of_a_file_is_one_line_on_stderr(
+    config: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    config.write_text(BAD)
+    assert main([*command, str(config)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert [line.split(" ")[0] for line in lines] == [f"{config}:2:"] + [f"{config}:3:"] * 3
+    for key in ("ports[0].tcp:", "ports[1].name:", "ports[1].device:", "ports[1].devise:"):
+        assert sum(f" {key} found " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("command", [["check"], ["run", "--config"]])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("missing.yaml", "No such file or directory"),
+        (".", "Is a directory"),
+        # Opens, but not even root can read it.
+        ("/proc/self/mem", "Input/output error"),
+        ("no\0name", "embedded null byte"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    path: str,
+    reason: str,
+) -> None:
+    assert main([*command, str(tmp_path / path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert f"found no readable file ({reason})" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(GOOD)
+    config.chmod(0)
+    assert main(["check", str(config)]) == 2
+    assert "(Permission denied)" in capsys.readouterr().err
+
+
+def test_a_board_that_does_not_start_is_one_line_and_another_code(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    config.write_text(
+        f"ports:\n  - {{name: desk, tcp: 0, device: 'sim://esp32?dir={tmp_path}/file'}}\n"
+    )
+    assert main(["run", "--config", str(config)]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = [line for line in err.splitlines() if not line.startswith("{")]
+    assert line.startswith("esp-gateway: sim://esp32")
+    assert "can't be started" in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["run"], ["check"], ["demo", "x"]])
+def test_wrong_arguments_are_told_with_the_code_of_wrong_input(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: esp-gateway")
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"esp-gateway {version('esp-serial-gateway')}\n"
+
+
+def test_the_process_ends_with_the_code_and_without_a_traceback(config: Path) -> None:
+    config.write_text(BAD)
+    command = [sys.executable, "-m", "gateway", "run", "--config", str(config)]
+    result = run_tool(command, RUN_LIMIT_S)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 4
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,69 @@
+"""`esp-gateway demo`: boards to try without hardware, wherever there is room for them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import sys
+
+import pytest
+
+from gateway import demo
+from tests.support.processes import BackgroundProcess, free_tcp_port
+from tests.support.tcp_client import GREETING, TcpClient
+
+
+@pytest.fixture
+def first_tcp_port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A free port that the demo takes for its first, for 4001 may be in use on this machine."""
+    tcp_port = free_tcp_port()
+    monkeypatch.setattr(demo, "_FIRST_TCP_PORT", tcp_port)
+    return tcp_port
+
+
+def test_boards_are_on_the_documented_ports() -> None:
+    assert demo._FIRST_TCP_PORT == 4001
+
+
+def test_a_taken_port_is_replaced_by_any_free_one(first_tcp_port: int) -> None:
+    assert demo.configuration().ports[0].tcp_port == first_tcp_port
+    with socket.create_server(("127.0.0.1", first_tcp_port)):
+        ports = demo.configuration().ports
+    assert ports[0].tcp_port == 0
+    assert [port.name for port in ports] == ["desk", "shelf"]
+    assert {port.host for port in ports} == {"127.0.0.1"}
+
+
+def test_the_commands_are_for_the_ports_that_the_boards_have_got() -> None:
+    text = demo.commands_to_try({"desk": 50001, "shelf": 50002})
+    assert "Simulated ESP32 'desk' is served at rfc2217://127.0.0.1:50001" in text
+    assert "Simulated ESP32 'shelf' is served at rfc2217://127.0.0.1:50002" in text
+    assert "esptool --port rfc2217://127.0.0.1:50001 flash-id" in text
+    assert "telnet 127.0.0.1 50001" in text
+    assert "{" not in text
+
+
+def test_the_demo_serves_what_it_prints_although_its_ports_are_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker:
+        taken = blocker.getsockname()[1]
+        script = (
+            "from gateway import cli, demo\n"
+            f"demo._FIRST_TCP_PORT = {taken}\n"
+            "raise SystemExit(cli.main(['demo']))"
+        )
+        with BackgroundProcess([sys.executable, "-c", script]) as process:
+            url = process.wait_for_line(r"'desk' is served at rfc2217://127\.0\.0\.1:(\d+)")
+            process.wait_for_line("Ctrl-C ends")
+            tcp_port = int(url[1])
+            assert tcp_port != taken
+            asyncio.run(greeted(tcp_port))
+    commands = [line for line in process.log if re.match(r"  \S", line)]
+    assert len(commands) == 5
+    assert all(str(tcp_port) in command for command in commands)
+
+
+async def greeted(tcp_port: int) -> None:
+    """Connect and be welcome."""
+    with await TcpClient.connect(tcp_port) as client:
+        await client.receive_wire(GREETING)
