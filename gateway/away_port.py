@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gateway.protocol.reset import BOTH, IDLE, Lines
-from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_states import NO_STATES, PortStates
 
 #: What a client may write to a board that is away before it is asked to stop: one read of its
 #: socket more may follow. A flasher sends one packet of up to 16 KiB and waits for the answer.
@@ -54,8 +54,8 @@ class Port(Protocol):
     def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
         """Discard what was received, what waits to be sent, or both."""
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
-        """Read the board's modem lines."""
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        """Read the states of the board's lines and of the bytes on their way to it."""
 
 
 class AwayPort:
@@ -116,9 +116,9 @@ class AwayPort:
             self._held.clear()
         done()
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
         """Nothing drives the lines."""
-        done(Modemstate(0))
+        done(NO_STATES)
 
     def hand_over(self, port: Port) -> None:
         """The board is back: ask `port` for what was asked for here."""

@@ -22,8 +22,8 @@ from gateway.lasting_port import LastingPort
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.reset import LineController
-from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_states import PortStates
 from gateway.serial_tty import TtyLocation
 
 #: How long a new user waits for the one before to be gone. A client that ends one connection and
@@ -203,9 +203,9 @@ class Device:
         """Discard what the board has sent, what waits to be sent to it, or both."""
         self._port.purge(receive=receive, transmit=transmit, done=done)
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
-        """Read CTS, DSR, RI and CD."""
-        self._port.read_modemstate(done)
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        """Read the modem lines, what is on its way, and what has happened on the wire."""
+        self._port.read_states(done)
 
     # What the port reports (lasting_port.LastingPortOwner).
 

@@ -18,9 +18,9 @@ import structlog
 from gateway.away_port import AwayPort, Port
 from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
-from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_port import SerialPort, open_port
+from gateway.serial_states import NO_STATES, PortStates
 from gateway.serial_tty import Tty, TtyLocation
 
 #: First and longest wait before a device that could not be opened is tried again. One try costs
@@ -176,17 +176,17 @@ class LastingPort:
             done,
         )
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
-        """Read CTS, DSR, RI and CD."""
-        read = Modemstate(0)
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        """Read the modem lines, what is on its way, and what has happened on the wire."""
+        read = NO_STATES
 
         def ask(port: Port, finished: Callable[[], None]) -> None:
-            def was_read(state: Modemstate) -> None:
+            def was_read(states: PortStates) -> None:
                 nonlocal read
-                read = state
+                read = states
                 finished()
 
-            port.read_modemstate(was_read)
+            port.read_states(was_read)
 
         self._ask(ask, lambda: done(read))
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from gateway.device import Device
-from gateway.modemstate_poll import ModemstatePoll
 from gateway.protocol import access_server
 from gateway.protocol.access_server import (
     AccessServer,
@@ -26,6 +25,8 @@ from gateway.protocol.access_server import (
 )
 from gateway.protocol.reset import RESET, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate, NotifyModemstate
+from gateway.serial_states import PortStates
+from gateway.states_poll import StatesPoll
 
 #: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
 _BREAK_S = 0.25
@@ -63,7 +64,9 @@ class RequestQueue:
         self._carrying_out = False
         self._closed = False
         self._modemstate_told = False
-        self._poll = ModemstatePoll(device.read_modemstate, self._modemstate_changed)
+        self._poll = StatesPoll(
+            device.read_states, self._modemstate_changed, self._linestate_changed
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -86,13 +89,13 @@ class RequestQueue:
 
     def stop_reports(self) -> None:
         """Nobody listens any more: watch no states, only carry out what waits."""
-        self._poll.stop()
+        self._poll.watch(linestate=False, modemstate=False)
 
     def close(self) -> None:
         """Drop what waits; the device may not be touched any more."""
         self._closed = True
         self._events.clear()
-        self._poll.stop()
+        self._poll.watch(linestate=False, modemstate=False)
 
     def carry_on(self) -> None:
         """Carry out requests until one has to be waited for."""
@@ -121,8 +124,8 @@ class RequestQueue:
                 self._change(event)
             case access_server.StateRequest():
                 self._report_state(event)
-            case access_server.StatesWatched(_, modemstate_mask):
-                self._poll.start() if modemstate_mask else self._poll.stop()
+            case access_server.StatesWatched(linestate_mask, modemstate_mask):
+                self._poll.watch(linestate=bool(linestate_mask), modemstate=bool(modemstate_mask))
             case access_server.OutputSuspended(suspended):
                 self._owner.output_suspended(suspended)
             case access_server.ClientIdentified(signature):
@@ -193,18 +196,15 @@ class RequestQueue:
         return following if is_other else None
 
     def _report_state(self, request: access_server.StateRequest) -> None:
-        if isinstance(request.command, NotifyModemstate):
-            # What follows waits: a client could ask faster than a board's lines can be read.
-            self._change_pending = True
-            self._device.read_modemstate(self._modemstate_read)
-        elif self._device.unsent_bytes:
-            self._access.notify_linestate(Linestate(0), requested=True)
-        else:
-            empty = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
-            self._access.notify_linestate(empty, requested=True)
+        # What follows waits: a client could ask faster than a board's lines can be read.
+        self._change_pending = True
+        self._device.read_states(lambda states: self._states_read(request, states))
 
-    def _modemstate_read(self, state: Modemstate) -> None:
-        self._modemstate_changed(state, requested=True)
+    def _states_read(self, request: access_server.StateRequest, states: PortStates) -> None:
+        if isinstance(request.command, NotifyModemstate):
+            self._modemstate_changed(self._poll.take_modemstate(states), requested=True)
+        elif not self._closed:
+            self._access.notify_linestate(self._poll.take_linestate(states), requested=True)
         self._changed()
 
     def _modemstate_changed(self, state: Modemstate, *, requested: bool = False) -> None:
@@ -213,6 +213,11 @@ class RequestQueue:
             requested = requested or not self._modemstate_told
             self._modemstate_told = True
             self._access.notify_modemstate(state, requested=requested)
+            self._owner.queue_moved()
+
+    def _linestate_changed(self, state: Linestate) -> None:
+        if not self._closed:
+            self._access.notify_linestate(state)
             self._owner.queue_moved()
 
     def _serve_console(self, request: Console) -> None:

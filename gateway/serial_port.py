@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from gateway.control_thread import ControlThread
 from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
-from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.rfc2217 import Linestate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_states import PortStates
 from gateway.serial_transport import SerialTransport
 from gateway.serial_tty import Tty
 
@@ -90,7 +91,7 @@ class SerialPort:
 
     `open_port` gives one; then `write` bytes and ask for changes with a callback. A change is
     made after the bytes written before it have left, or can't; bytes and changes asked for after
-    it wait for it. `purge` and `read_modemstate` wait for none. When the port fails,
+    it wait for it. `purge` and `read_states` wait for none. When the port fails,
     `PortOwner.port_lost` is called and no other callback; after `close`, none at all.
     """
 
@@ -170,9 +171,9 @@ class SerialPort:
         self._change(lambda: None, lambda _: done())
         self._transport.flush()
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
-        """Read the board's modem lines."""
-        self._call(self._tty.modemstate, done)
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        """Read the states of the board's lines and of the bytes on their way to it."""
+        self._call(self._tty.states, lambda states: done(self._with_unsent(states)))
 
     def close(self, closed: Callable[[], None] | None = None) -> None:
         """Close the port off the loop; what is unsent is dropped. `closed` runs on the thread."""
@@ -196,6 +197,13 @@ class SerialPort:
         if self._is_open:
             self.close()
             self._owner.port_lost(error)
+
+    def _with_unsent(self, states: PortStates) -> PortStates:
+        """Bytes that the kernel has not been given yet have not been transmitted either."""
+        if not self.unsent_bytes:
+            return states
+        transmitted = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
+        return replace(states, linestate=states.linestate & ~transmitted)
 
     def _change(
         self, run: Callable[[], T], done: Callable[[T], None], *, holds_reading: bool = False

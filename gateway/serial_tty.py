@@ -25,6 +25,13 @@ from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.serial_states import (
+    NOT_SUPPORTED,
+    PortStates,
+    modemstate_of,
+    read_counts,
+    read_linestate,
+)
 
 
 class LineSetter(Protocol):
@@ -143,7 +150,7 @@ class Tty(serial.Serial):
             try:
                 self._modem_bits = self._modem_get() & _KEPT_BITS
             except OSError as error:
-                if error.errno not in _NOT_SUPPORTED:
+                if error.errno not in NOT_SUPPORTED:
                     raise
                 self.has_lines = False
         self.set_lines(IDLE)
@@ -182,12 +189,13 @@ class Tty(serial.Serial):
         """The board's side of the modem lines, without deltas."""
         if not self.has_lines or self._line_setter is not None:
             return Modemstate(0)
-        bits = self._modem_get()
-        state = Modemstate(0)
-        for bit, flag in _MODEM_FLAGS:
-            if bits & bit:
-                state |= flag
-        return state
+        return modemstate_of(self._modem_get())
+
+    def states(self) -> PortStates:
+        """The states of lines and buffers, and what has been counted, at this moment."""
+        return PortStates(
+            self.modemstate(), read_linestate(self.descriptor), read_counts(self.descriptor)
+        )
 
     def apply(self, settings: SerialSettings) -> SerialSettings:
         """Set the tty to `settings`; return what is in force then.
@@ -218,7 +226,7 @@ class Tty(serial.Serial):
         try:
             fcntl.ioctl(self.descriptor, _TIOCSBRK if on else _TIOCCBRK)
         except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
+            if error.errno not in NOT_SUPPORTED:
                 raise
 
     def purge(self, *, receive: bool, transmit: bool) -> None:
@@ -296,17 +304,8 @@ class Tty(serial.Serial):
         )
 
 
-_MODEM_FLAGS = (
-    (termios.TIOCM_CTS, Modemstate.CTS),
-    (termios.TIOCM_DSR, Modemstate.DSR),
-    (termios.TIOCM_RI, Modemstate.RI),
-    (termios.TIOCM_CD, Modemstate.CD),
-)
-
 #: What the kernel answers when a USB device has been unplugged under an open tty.
 _GONE = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBADF})
-#: What it answers where a driver or a device has no modem lines, or can't send a break.
-_NOT_SUPPORTED = frozenset({errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP})
 
 
 def _make_raw(fd: int) -> None:

@@ -28,7 +28,7 @@ FLOORS: list[set[str]] = [
     {"yaml_lines", "config"},
     {"control_thread", "serial_*", "hotplug"},
     {"away_port", "lasting_port", "line_driver", "device"},
-    {"modemstate_poll", "request_queue", "session"},
+    {"states_poll", "request_queue", "session"},
     {"listener"},
     {"web", "web.*", "sd_report"},
     {"service"},

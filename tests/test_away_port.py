@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from gateway.away_port import HELD_HIGH_BYTES, AwayPort
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
-from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_states import NO_STATES
 
 
 class RecordingPort(AwayPort):
@@ -54,8 +54,8 @@ def test_every_request_is_done_at_once() -> None:
     port.set_break(True, lambda: done.append("break"))
     port.purge(receive=True, transmit=True, done=lambda: done.append("purge"))
     port.when_sent(lambda: done.append("sent"))
-    port.read_modemstate(done.append)
-    assert done == [fast, "lines", "break", "purge", "sent", Modemstate(0)]
+    port.read_states(done.append)
+    assert done == [fast, "lines", "break", "purge", "sent", NO_STATES]
     assert port.settings == fast
 
 

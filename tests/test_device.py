@@ -19,6 +19,7 @@ from gateway.errors import ClientError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_states import PortStates
 from tests.support.pty_board import LoopClock, PtyBoard, device_of, turns, until
 
 SETTINGS = SerialSettings(baudrate=74880)
@@ -278,10 +279,10 @@ async def test_a_board_without_modem_lines_reports_none(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with started(board) as device:
             user = await attached(device)
-            states: list[Modemstate] = []
-            device.read_modemstate(states.append)
+            states: list[PortStates] = []
+            device.read_states(states.append)
             await until(lambda: states)
-            assert states == [Modemstate(0)]
+            assert states[0].modemstate == Modemstate(0)
             device.detach(user)
 
 

@@ -355,3 +355,39 @@ def test_a_delay_may_be_given_once_for_all(shim: Shim, tty: str) -> None:
         ("blocked", "TIOCMGET"),
         ("TIOCMGET", "-"),
     ]
+
+
+def test_the_test_says_what_a_driver_would_tell_of_the_board(shim: Shim, tty: str) -> None:
+    script = """
+        fd = os.open(tty, flags)
+        number = array.array("I", [0])
+        for request in (termios.TIOCMGET, termios.TIOCOUTQ, 0x5459):  # TIOCSERGETLSR
+            try:
+                fcntl.ioctl(fd, request, number)
+                print(number[0])
+            except OSError as error:
+                print(error.errno == errno.ENOTTY)
+        """
+    assert run(shim, script, tty).split() == [str(0x6), "0", "True"]
+    shim.set_modem_bits(0x20)
+    shim.set_unsent_bytes(7)
+    shim.set_line_status(1)
+    assert run(shim, script, tty).split() == [str(0x26), "7", "1"]
+
+
+def test_writes_are_logged_and_changes_of_what_is_unsent(shim: Shim, tty: str) -> None:
+    shim.set_unsent_bytes(3)
+    run(
+        shim,
+        """
+        fd = os.open(tty, flags)
+        number = array.array("i", [0])
+        os.write(fd, b"abc")
+        fcntl.ioctl(fd, termios.TIOCOUTQ, number)
+        fcntl.ioctl(fd, termios.TIOCOUTQ, number)
+        os.remove(os.environ["MODEM_SHIM_OUTQ_FILE"])
+        """,
+        tty,
+    )
+    calls = [(call.name, call.args) for call in shim.calls("write", "TIOCOUTQ")]
+    assert calls == [("write", "3"), ("TIOCOUTQ", "3")]

@@ -11,16 +11,20 @@ import pytest
 from gateway.device import Device
 from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
-from gateway.protocol.rfc2217 import Control, Modemstate
+from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.request_queue import RequestQueue
+from gateway.serial_states import EventCounts, PortStates
 from tests.support.pty_board import LoopClock
 from tests.support.tcp_client import com_port
-from tests.support.telnet_wire import AO, AYT, BRK, RFC2217_CLIENT, SB, command
+from tests.support.telnet_wire import AO, AYT, BRK, COM_PORT, RFC2217_CLIENT, SB, command, wont
 
 SET_BAUDRATE, SET_PARITY, SET_STOPSIZE, SET_CONTROL = 1, 3, 4, 5
 NOTIFY_LINESTATE, NOTIFY_MODEMSTATE, SUSPEND, RESUME = 6, 7, 8, 9
-SET_MODEMSTATE_MASK, PURGE = 11, 12
+SET_LINESTATE_MASK, SET_MODEMSTATE_MASK, PURGE = 10, 11, 12
+
+
+EMPTY = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
 
 
 class SlowDevice:
@@ -31,8 +35,8 @@ class SlowDevice:
     def __init__(self) -> None:
         self.asked: list[object] = []
         self.status = PortStatus(SerialSettings(), IDLE)
-        self.unsent_bytes = 0
         self.refuses_settings = False
+        self.states = PortStates(Modemstate.CTS, EMPTY, EventCounts(0, 0, 0, 0, 0, 0, 0, 0))
         self._under_way: list[Callable[[], None]] = []
 
     def write(self, data: bytes) -> None:
@@ -62,9 +66,9 @@ class SlowDevice:
         self.asked.append(("purge", receive, transmit))
         self._under_way.append(done)
 
-    def read_modemstate(self, done: Callable[[Modemstate], None]) -> None:
-        self.asked.append("modemstate")
-        self._under_way.append(lambda: done(Modemstate.CTS))
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        self.asked.append("states")
+        self._under_way.append(lambda: done(self.states))
 
     def finish(self) -> None:
         """Be done with the oldest of what was asked."""
@@ -270,17 +274,17 @@ async def test_abort_output_drops_what_the_board_has_sent() -> None:
 async def test_modem_states_are_read_one_at_a_time_however_often_they_are_asked_for() -> None:
     client = rfc2217_client()
     client.sends(com_port(NOTIFY_MODEMSTATE, b"\0") * 1000)
-    assert client.device.asked == ["modemstate"]
+    assert client.device.asked == ["states"]
     assert not client.queue.is_empty
     client.device.finish()
-    assert client.device.asked == ["modemstate"] * 2
+    assert client.device.asked == ["states"] * 2
     assert client.answers() == com_port(NOTIFY_MODEMSTATE + 100, bytes([Modemstate.CTS]))
 
 
 async def test_the_first_modem_state_is_told_without_being_asked_for() -> None:
     client = Client()
     client.sends(RFC2217_CLIENT)
-    assert client.device.asked == ["modemstate"]
+    assert client.device.asked == ["states"]
     client.device.finish()
     told = com_port(NOTIFY_MODEMSTATE + 100, bytes([Modemstate.CTS]))
     assert client.answers().endswith(told)
@@ -290,26 +294,59 @@ async def test_modem_states_are_polled_until_nobody_wants_them() -> None:
     with LoopClock() as clock:
         client = rfc2217_client()
         await clock.advance(0.3)
-        assert client.device.asked == ["modemstate"]
+        assert client.device.asked == ["states"]
         client.device.finish()
         client.sends(com_port(SET_MODEMSTATE_MASK, b"\0"))
         await clock.advance(10.0)
-        assert client.device.asked == ["modemstate"]
+        assert client.device.asked == ["states"]
         client.sends(com_port(SET_MODEMSTATE_MASK, b"\xff"))
         client.device.finish()
         client.queue.stop_reports()
         await clock.advance(10.0)
-        assert client.device.asked == ["modemstate"] * 2
+        assert client.device.asked == ["states"] * 2
 
 
 async def test_the_line_state_says_whether_bytes_wait() -> None:
     client = rfc2217_client()
-    client.device.unsent_bytes = 1
-    client.sends(com_port(NOTIFY_LINESTATE, b"\0"))
-    assert client.answers() == com_port(NOTIFY_LINESTATE + 100, b"\0")
-    client.device.unsent_bytes = 0
-    client.sends(com_port(NOTIFY_LINESTATE, b"\0"))
-    assert client.answers() == com_port(NOTIFY_LINESTATE + 100, b"\x60")
+    for linestate in (EMPTY, Linestate.DATA_READY):
+        client.device.states = replace(client.device.states, linestate=linestate)
+        client.sends(com_port(NOTIFY_LINESTATE, b"\0"))
+        client.device.finish()
+        assert client.answers() == com_port(NOTIFY_LINESTATE + 100, bytes([linestate]))
+
+
+async def test_errors_on_the_wire_are_told_to_who_wants_them() -> None:
+    with LoopClock() as clock:
+        client = rfc2217_client()
+        client.sends(com_port(SET_LINESTATE_MASK, bytes([Linestate.BREAK | Linestate.OVERRUN])))
+        client.device.finish()
+        client.answers()
+        broken = EventCounts(0, 0, 0, 0, frame=1, overrun=0, parity=0, brk=1)
+        client.device.states = replace(client.device.states, counts=broken)
+        await clock.advance(0.3)
+        client.device.finish()
+        told = com_port(NOTIFY_LINESTATE + 100, bytes([Linestate.BREAK]))
+        assert client.answers() == told
+        client.sends(com_port(SET_LINESTATE_MASK, b"\0") + com_port(SET_MODEMSTATE_MASK, b"\0"))
+        client.device.asked.clear()
+        await clock.advance(10.0)
+        assert client.device.asked == []
+
+
+async def test_states_are_watched_only_while_com_port_option_is_agreed() -> None:
+    with LoopClock() as clock:
+        client = Client()
+        client.sends(b"hello" + com_port(SET_MODEMSTATE_MASK, b"\xff"))
+        await clock.advance(10.0)
+        assert client.device.asked == [b"hello"]
+        client.sends(RFC2217_CLIENT)
+        client.device.finish()
+        client.sends(wont(COM_PORT))
+        client.answers()
+        client.device.asked.clear()
+        await clock.advance(10.0)
+        assert client.device.asked == []
+        assert client.answers() == b""
 
 
 async def test_what_is_not_for_the_device_goes_to_the_session_in_order() -> None:

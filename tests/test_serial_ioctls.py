@@ -168,7 +168,7 @@ async def use(port, owner):
     await made(port.set_break, True)
     await made(port.set_break, False)
     await made(lambda done: port.purge(receive=True, transmit=True, done=done))
-    await made(port.read_modemstate)
+    await made(port.read_states)
     port.close()
 
 asyncio.run(main())

@@ -8,11 +8,14 @@ import pytest
 
 from gateway import serial_port
 from gateway.protocol.reset import STRAP
-from gateway.protocol.rfc2217 import Modemstate
+from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_port import UNSENT_HIGH_BYTES, UNSENT_LOW_BYTES, SerialPort
+from gateway.serial_states import PortStates
 from tests.support.port_bench import OTHER, SETTINGS, open_bench
 from tests.support.pty_board import turns, until
+
+EMPTY = Linestate.TRANSMIT_HOLDING_EMPTY | Linestate.TRANSMIT_SHIFT_EMPTY
 
 Change = Callable[[SerialPort, Callable[..., None]], None]
 
@@ -38,7 +41,7 @@ async def test_every_call_is_made_on_one_thread_that_is_not_the_loops() -> None:
         for change in CHANGES.values():
             change(bench.port, bench.noting("done"))
         bench.port.purge(receive=True, transmit=True, done=bench.noting("done"))
-        bench.port.read_modemstate(bench.noting("done"))
+        bench.port.read_states(bench.noting("done"))
         await until(lambda: len(bench.events) == 5)
         bench.port.close()
         await until(lambda: not bench.tty.is_open)
@@ -58,11 +61,20 @@ async def test_apply_tells_what_is_in_force_then() -> None:
 
 async def test_a_pty_has_no_lines_and_its_board_no_modem_state() -> None:
     async with open_bench() as bench:
-        states: list[Modemstate] = []
-        bench.port.read_modemstate(states.append)
+        states: list[PortStates] = []
+        bench.port.read_states(states.append)
         await until(lambda: states)
-        assert states == [Modemstate(0)]
+        assert states == [PortStates(Modemstate(0), EMPTY)]
         assert not bench.port.has_lines
+
+
+async def test_bytes_that_the_kernel_has_not_taken_are_not_told_as_transmitted() -> None:
+    async with open_bench() as bench:
+        states: list[PortStates] = []
+        bench.port.write(b"x" * 300_000)  # more than a pty takes
+        bench.port.read_states(states.append)
+        await until(lambda: states)
+        assert states == [PortStates(Modemstate(0), Linestate(0))]
 
 
 # --- order

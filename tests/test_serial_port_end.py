@@ -26,7 +26,7 @@ REQUESTS: dict[str, Callable[[SerialPort, Callable[..., None]], None]] = {
     "when_sent": lambda port, done: port.when_sent(done),
     "purge": lambda port, done: port.purge(receive=True, transmit=True, done=done),
     "purge received": lambda port, done: port.purge(receive=True, transmit=False, done=done),
-    "modemstate": lambda port, done: port.read_modemstate(done),
+    "modemstate": lambda port, done: port.read_states(done),
 }
 
 
@@ -215,7 +215,7 @@ async def test_a_hang_up_seen_by_several_is_told_once_and_nothing_after_it(
         bench.board.hang_up()
         bench.port.write(b"bytes")
         REQUESTS[request_name](bench.port, bench.noting("done"))
-        bench.port.read_modemstate(bench.noting("modemstate"))
+        bench.port.read_states(bench.noting("modemstate"))
         bench.port.resume_reading()
         await until(lambda: bench.lost)
         await until(lambda: not bench.tty.is_open)
@@ -279,7 +279,7 @@ async def test_a_stuck_call_loses_the_port_once_and_keeps_its_descriptor(
         os.fstat(descriptor)  # still open: nobody else gets its number while the call runs
         assert not bench.is_watched
         bench.port.write(b"bytes")
-        bench.port.read_modemstate(bench.noting("modemstate"))
+        bench.port.read_states(bench.noting("modemstate"))
         await asyncio.sleep(2 * SOON_S)
         bench.tty.door.set()
         await until(lambda: not bench.tty.is_open)

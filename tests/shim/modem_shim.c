@@ -15,9 +15,15 @@
  *                        sent there as `lines <dtr> <rts> <monotonic ns>`
  *  MODEM_SHIM_ICOUNT_FILE  up to 11 numbers, cts dsr rng dcd rx tx frame overrun parity brk
  *                        buf_overrun, for TIOCGICOUNT; zeros without it
+ *  MODEM_SHIM_MODEM_FILE  a number: the board's side of TIOCMGET; none of its lines without it
+ *  MODEM_SHIM_OUTQ_FILE  a number for TIOCOUTQ: what the driver has not sent yet; a pty's own
+ *                        is always 0
+ *  MODEM_SHIM_LSR_FILE   a number for TIOCSERGETLSR, which fails without it as on many drivers
  *  MODEM_SHIM_IOCTL_DELAY_MS  how long control transfers block
  *  MODEM_SHIM_DELAY_FILE  the same, looked at again all the time: `<ms>` for all ttys, or lines
  *                        `<tty> <ms>`
+ *
+ * What is written is logged as `write <bytes>`, TIOCOUTQ when its number changes.
  *
  * Descriptors made by dup() are passed through, and in a forked child all are.
  */
@@ -60,6 +66,7 @@ struct device {
 	bool dtr, rts;
 	int control; /* connected unix socket, or -1 */
 	char control_path[PATH_BYTES];
+	int outq_logged;
 };
 
 struct slot {
@@ -90,7 +97,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* devices, log, contr
 
 #define REAL(name) ((__typeof__(&name))real(&real_##name, #name))
 static _Atomic(void *) real_ioctl, real_close, real_tcsetattr, real_tcflush, real_tcsendbreak,
-	real_tcdrain;
+	real_tcdrain, real_write;
 
 static void *real(_Atomic(void *) *cached, const char *name)
 {
@@ -150,6 +157,17 @@ static void log_call(const char *path, const struct device *device, const char *
 			fprintf(stderr, "modem_shim: can't write to %s\n", log);
 		syscall(SYS_close, fd);
 	}
+}
+
+/* The number in the file that the variable names; false without a file. */
+static bool number_of(const char *variable, int *number)
+{
+	char text[40];
+
+	if (!read_file_of(variable, text, sizeof text))
+		return false;
+	*number = strtol(text, NULL, 0);
+	return true;
 }
 
 static bool names_device(const char *path, dev_t rdev)
@@ -427,10 +445,13 @@ static int modem_ioctl(struct slot *slot, unsigned long request, const char *nam
 
 	control_transfer(slot->path, device, name);
 	pthread_mutex_lock(&mutex);
-	if (request == TIOCMGET)
-		*bits = (device->dtr ? TIOCM_DTR : 0) | (device->rts ? TIOCM_RTS : 0);
-	else
+	if (request == TIOCMGET) {
+		if (!number_of("MODEM_SHIM_MODEM_FILE", bits))
+			*bits = 0;
+		*bits |= (device->dtr ? TIOCM_DTR : 0) | (device->rts ? TIOCM_RTS : 0);
+	} else {
 		describe_lines(args, sizeof args, *bits);
+	}
 	if (request == TIOCMSET)
 		set_lines(slot->path, device, *bits & TIOCM_DTR, *bits & TIOCM_RTS);
 	else if (request == TIOCMBIS)
@@ -463,7 +484,7 @@ static int count_ioctl(struct slot *slot, struct icounter *counters)
 	return 0;
 }
 
-static int logged(struct slot *slot, const char *call, const char *args, int result)
+static ssize_t logged(struct slot *slot, const char *call, const char *args, ssize_t result)
 {
 	int error = errno;
 
@@ -472,6 +493,22 @@ static int logged(struct slot *slot, const char *call, const char *args, int res
 	pthread_mutex_unlock(&mutex);
 	errno = error;
 	return result;
+}
+
+static int outq_ioctl(struct slot *slot, int fd, int *count)
+{
+	struct device *device = slot->device;
+	char args[40];
+
+	if (!number_of("MODEM_SHIM_OUTQ_FILE", count))
+		return REAL(ioctl)(fd, TIOCOUTQ, count);
+	pthread_mutex_lock(&mutex);
+	snprintf(args, sizeof args, "%d", *count);
+	if (*count != device->outq_logged)
+		log_call(slot->path, device, "TIOCOUTQ", args, 0);
+	device->outq_logged = *count;
+	pthread_mutex_unlock(&mutex);
+	return 0;
 }
 
 static int settings_ioctl(struct slot *slot, int fd, unsigned long request, const char *name,
@@ -523,6 +560,12 @@ int ioctl(int fd, unsigned long request, ...)
 	MODEM(TIOCMBIC);
 	case TIOCGICOUNT:
 		return count_ioctl(slot, argument);
+	case TIOCOUTQ:
+		return outq_ioctl(slot, fd, argument);
+	case TIOCSERGETLSR:
+		if (number_of("MODEM_SHIM_LSR_FILE", argument))
+			return 0;
+		return REAL(ioctl)(fd, request, argument);
 	SETTINGS(TCSETS, "TCSETS");
 	SETTINGS(TCSETSW, "TCSETSW");
 	SETTINGS(TCSETSF, "TCSETSF");
@@ -542,6 +585,19 @@ int ioctl(int fd, unsigned long request, ...)
 	default:
 		return REAL(ioctl)(fd, request, argument);
 	}
+}
+
+ssize_t write(int fd, const void *bytes, size_t count)
+{
+	struct slot *slot = ours(fd);
+	ssize_t written;
+	char args[40];
+
+	if (!slot)
+		return REAL(write)(fd, bytes, count);
+	written = REAL(write)(fd, bytes, count);
+	snprintf(args, sizeof args, "%zd", written);
+	return logged(slot, "write", args, written);
 }
 
 int tcsetattr(int fd, int when, const struct termios *settings)

@@ -53,6 +53,9 @@ class Shim:
         self.control = folder / "modem_shim.control"
         self.delay = folder / "modem_shim.delay"
         self.counters = folder / "modem_shim.icount"
+        self.modem = folder / "modem_shim.modem"
+        self.unsent = folder / "modem_shim.outq"
+        self.line = folder / "modem_shim.lsr"
 
     def env(self) -> dict[str, str]:
         """What to add to the environment of a program that shall see modem lines."""
@@ -62,6 +65,9 @@ class Shim:
             "MODEM_SHIM_CONTROL": str(self.control),
             "MODEM_SHIM_DELAY_FILE": str(self.delay),
             "MODEM_SHIM_ICOUNT_FILE": str(self.counters),
+            "MODEM_SHIM_MODEM_FILE": str(self.modem),
+            "MODEM_SHIM_OUTQ_FILE": str(self.unsent),
+            "MODEM_SHIM_LSR_FILE": str(self.line),
         }
 
     def set_controls(self, sockets: Mapping[str | Path, Path]) -> None:
@@ -78,19 +84,33 @@ class Shim:
         """What TIOCGICOUNT says: cts dsr rng dcd rx tx frame overrun parity brk buf_overrun."""
         _replace(self.counters, " ".join(map(str, counters)))
 
+    def set_modem_bits(self, bits: int) -> None:
+        """The board's lines in TIOCMGET: TIOCM_CTS and others."""
+        _replace(self.modem, str(bits))
+
+    def set_unsent_bytes(self, count: int) -> None:
+        """What TIOCOUTQ says that the driver has not sent."""
+        _replace(self.unsent, str(count))
+
+    def set_line_status(self, status: int) -> None:
+        """What TIOCSERGETLSR says: TIOCSER_TEMT or 0."""
+        _replace(self.line, str(status))
+
     def calls(self, *names: str) -> list[TtyCall]:
         """What has been logged so far; with names, only calls of these names."""
         text = self.log.read_text() if self.log.exists() else ""
         calls = [_parse(line) for line in text.splitlines()]
         return [call for call in calls if not names or call.name in names]
 
-    def wait_for_call(self, name: str, limit_s: float = 20.0) -> TtyCall:
-        """The first call of that name, logged already or to come."""
+    def wait_for_call(self, name: str, args: str | None = None, limit_s: float = 20.0) -> TtyCall:
+        """The first call of that name (and these arguments), logged already or to come."""
         deadline = time.monotonic() + limit_s
-        while not (calls := self.calls(name)):
+        while True:
+            for call in self.calls(name):
+                if args is None or call.args == args:
+                    return call
             assert time.monotonic() < deadline, f"no {name} in {limit_s:g} s: {self.calls()}"
             time.sleep(_POLL_S)
-        return calls[0]
 
 
 def build_shim(folder: Path) -> Shim:
