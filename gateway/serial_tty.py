@@ -46,13 +46,15 @@ class LineSetter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TtyLocation:
-    """Where a device is: its /dev name, and how its lines are set if not by ioctl.
+    """Where a device is: its /dev name, and what a simulated board says for the kernel.
 
-    `open_lines` is called on the control thread at each open.
+    Both are called on the control thread at each open: `open_lines` for what sets the lines if no
+    ioctl does, `usb_ids` for vendor and product id of what is no USB device (None: it is gone).
     """
 
     path: str
     open_lines: Callable[[], LineSetter] | None = None
+    usb_ids: Callable[[], tuple[int, int] | None] | None = None
 
 
 #: How far a speed may be off and still be taken for the one that was asked for. UARTs divide a

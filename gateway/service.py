@@ -151,4 +151,8 @@ async def _start_board(url: str) -> SimulatedBoard:
 def _location_of(board: SimulatedBoard) -> TtyLocation:
     from gateway.simulator.host import SimulatedLines  # noqa: PLC0415
 
-    return TtyLocation(str(board.tty_path), lambda: SimulatedLines(board.control_path))
+    return TtyLocation(
+        str(board.by_path),
+        open_lines=lambda: SimulatedLines(board.control_path),
+        usb_ids=lambda: board.usb_ids,
+    )

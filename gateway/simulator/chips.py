@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.simulator.commands import Opcode
+from gateway.simulator.usb import UsbKind
 
 
 class ResetCause(Enum):
@@ -19,6 +20,7 @@ class ResetCause(Enum):
     POWER_ON = "power on or EN"
     SOFTWARE = "software reset"
     WATCHDOG = "RTC watchdog"
+    USB = "USB-Serial/JTAG controller"
 
 
 class MacLayout(Enum):
@@ -71,7 +73,9 @@ class Chip:
     `status_bytes` is how many end each answer of the ROM. `sync_value` is what the ROM answers to
     a SYNC: left-overs of the frame, never 0, for 0 is how esptool knows a running stub.
     `security_info_bytes` is 0 where the ROM does not know GET_SECURITY_INFO. `crystal_hz` times
-    `uart_clock_factor` is the clock that the UART divider divides.
+    `uart_clock_factor` is the clock that the UART divider divides. `usb_kinds` are the ways onto
+    USB that boards with this chip have, the usual one first; `usb_registers` is what a host reads
+    differently on one that is not a bridge.
     """
 
     name: str
@@ -96,6 +100,8 @@ class Chip:
     legacy_stub_max_text_bytes: int
     rom_baudrate: int = 115200
     has_erase_size_bug: bool = False
+    usb_kinds: tuple[UsbKind, ...] = (UsbKind.BRIDGE,)
+    usb_registers: Mapping[int, int] = field(default_factory=dict)
     registers: Mapping[int, int] = field(default_factory=dict)
 
     def boot_messages(self, cause: ResetCause, *, download: bool) -> bytes:
@@ -140,6 +146,7 @@ _LATER_CAUSES = {
     ResetCause.POWER_ON: "rst:0x1 (POWERON)",
     ResetCause.SOFTWARE: "rst:0x3 (RTC_SW_SYS_RST)",
     ResetCause.WATCHDOG: "rst:0x10 (RTCWDT_RTC_RST)",
+    ResetCause.USB: "rst:0x15 (USB_UART_CHIP_RESET)",
 }
 
 
@@ -257,6 +264,11 @@ _ESP32S2 = Chip(
     ),
     stub_text_starts=frozenset({0x40028000}),
     legacy_stub_max_text_bytes=5000,
+    usb_kinds=(UsbKind.OTG, UsbKind.BRIDGE),
+    # The ROM's variable that tells through which port it speaks; then what tells whether a
+    # software reset can leave download mode: the strap GPIO0 (bit 3) is high, so the flag that
+    # forces download mode (bit 0) must have led there.
+    usb_registers={0x3FFFFD14: 2, 0x3F404038: 1 << 3, 0x3F408128: 1},
 )
 
 _ESP32C3 = Chip(
@@ -293,6 +305,8 @@ _ESP32C3 = Chip(
     ),
     stub_text_starts=frozenset({0x40380000}),
     legacy_stub_max_text_bytes=5000,
+    usb_kinds=(UsbKind.JTAG, UsbKind.BRIDGE),
+    usb_registers={0x3FCDF07C: 3},
     # Revision 0.4: the minor number in word 3 of the block that begins with the MAC.
     registers={0x60008850: 4 << 18},
 )

@@ -1,9 +1,10 @@
-"""The auto-reset circuit of an ESP board: from DTR and RTS to EN, IO0 and the chip's start.
+"""The auto-reset circuit behind a USB-UART bridge: from DTR and RTS to EN, IO0, the chip's start.
 
 Two transistors: EN is pulled low only while RTS is on and DTR off, IO0 only while DTR is on and
 RTS off; with both on or both off, both pins are high. EN falls at once, for the transistor
 discharges its capacitor, and rises over an RC; the chip samples IO0 when EN crosses its threshold
-on the way up, and starts. What the chip then runs is `board`'s matter.
+on the way up, and starts. What the chip then runs is `board`'s matter. The events are also those of
+`usb_jtag` and `usb_otg`, which take the circuit's place on boards without a bridge.
 
 Pure logic: times are arguments, in nanoseconds of CLOCK_MONOTONIC.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+
+from gateway.simulator.chips import ResetCause
 
 #: How far the circuit lags behind the clock. A line change is stamped by whoever sets it and
 #: reaches the simulator over a socket; within this time after its stamp it still counts as if it
@@ -48,13 +51,38 @@ class EnHigh:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """The chip starts, in download mode if it found IO0 low."""
+    """The chip starts, in download mode if it found its strap low or was told so otherwise."""
+
+    t_ns: int
+    download: bool
+    cause: ResetCause = ResetCause.POWER_ON
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadFlag:
+    """The USB-Serial/JTAG controller's download flag was set or cleared."""
+
+    t_ns: int
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChipReset:
+    """The USB-Serial/JTAG controller resets the chip, which will boot as `download` says."""
 
     t_ns: int
     download: bool
 
 
-Event = LinesSet | EnLow | EnHigh | Boot
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """What the chip runs restarts it by software at the host's request."""
+
+    t_ns: int
+    download: bool
+
+
+Event = LinesSet | EnLow | EnHigh | Boot | DownloadFlag | ChipReset | Restart
 
 
 class Circuit:
@@ -73,6 +101,7 @@ class Circuit:
         self._in_reset = True
         self._dip_since_ns: int | None = None  # EN pulled low, perhaps too shortly to count
         self._rise_ns: int | None = powered_ns + en_rise_ns
+        self._strap_was_low = False  # when EN rose last
 
     def set_lines(self, stamp_ns: int, dtr: bool, rts: bool) -> None:
         """The host set both lines at `stamp_ns`, which may lie a little back.
@@ -103,6 +132,13 @@ class Circuit:
         """Whether IO0 is pulled low, as far as is replayed."""
         return self.dtr and not self.rts
 
+    def enters_download(self, cause: ResetCause) -> bool:
+        """Whether a reset that the host's lines have no part in leads to download mode.
+
+        A software reset finds the straps as they were when EN rose; others sample them again.
+        """
+        return self._strap_was_low if cause is ResetCause.SOFTWARE else self.io0_is_low
+
     @property
     def _en_is_pulled(self) -> bool:
         return self.rts and not self.dtr
@@ -128,6 +164,7 @@ class Circuit:
             return [LinesSet(t_ns, dtr, rts)]
         self._rise_ns = None
         self._in_reset = False
+        self._strap_was_low = self.io0_is_low
         return [EnHigh(t_ns), Boot(t_ns, download=self.io0_is_low)]
 
     def _apply(self, t_ns: int, dtr: bool, rts: bool) -> None:

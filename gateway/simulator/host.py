@@ -25,9 +25,20 @@ from gateway.simulator.process import (
     FAILED,
     LOG_NAME,
     READY,
-    TTY_NAME,
 )
+from gateway.simulator.tty_links import BY_PATH_NAME, TTY_NAME, UsbDevice, read_usb_device
 from gateway.simulator.url import BoardUrl
+from gateway.simulator.usb import UsbIds
+
+__all__ = [
+    "SimulatedBoard",
+    "SimulatedLines",
+    "UsbDevice",
+    "UsbIds",
+    "read_log",
+    "read_usb_device",
+    "start_board",
+]
 
 #: Importing takes 2 s on a slow Raspberry Pi.
 START_LIMIT_S = 10.0
@@ -45,15 +56,21 @@ _MAX_SOCKET_PATH_BYTES = 108
 
 
 class SimulatedBoard:
-    """A board whose process runs; made by `start_board`, ended by `stop`."""
+    """A board whose process runs; made by `start_board`, ended by `stop`.
+
+    `tty_path` is the tty's name at first, `by_path` the name that it has for as long as the board
+    is there, whatever else it is called.
+    """
 
     def __init__(
         self, url: BoardUrl, folder: Path, process: asyncio.subprocess.Process, owns_folder: bool
     ) -> None:
         self.url = url
         self.tty_path = folder / TTY_NAME
+        self.by_path = folder / BY_PATH_NAME
         self.control_path = folder / CONTROL_NAME
         self.log_path = folder / LOG_NAME
+        self._folder = folder
         self._process = process
         self._private_folder = folder if owns_folder else None
 
@@ -61,6 +78,17 @@ class SimulatedBoard:
     def is_running(self) -> bool:
         """Whether the process still runs; it ends by itself only if it is killed or fails."""
         return self._process.returncode is None
+
+    @property
+    def usb_device(self) -> UsbDevice | None:
+        """The USB device that it is at the moment; None while it is gone."""
+        return read_usb_device(self._folder)
+
+    @property
+    def usb_ids(self) -> UsbIds | None:
+        """Vendor and product id of that device."""
+        device = self.usb_device
+        return None if device is None else device.ids
 
     async def stop(self) -> None:
         """End the process and remove the private folder; does nothing the second time."""

@@ -1,7 +1,9 @@
 """The wire between the host's tty and the simulated board's UART: a pty, paced in both directions.
 
 What a UART and its USB bridge do to bytes: each side's take the time of its baud rate, a host that
-reads with another rate than the board sends with gets garbage, and what nobody reads is lost. What
+reads with another rate than the board sends with gets garbage, and what nobody reads is lost. On a
+board that is its own USB device the bytes take the time of the bus, and the rate that the host sets
+is a number that the board is told. What
 the board does with the bytes is `board`'s matter; the modem lines, which a pty lacks, go another
 way (`process`).
 """
@@ -26,6 +28,10 @@ _NS_PER_S = 1_000_000_000
 
 #: Bytes move in chunks of what is due, this often; about the polling of a USB bridge.
 TICK_NS = 4_000_000
+
+#: How often the host's rate is looked at where the board wants to know: nothing tells of a change.
+#: Tools that ask for a bootloader by the rate leave it for 10 ms and more.
+RATE_POLL_NS = 5_000_000
 
 #: A UART samples each bit in its middle, so that the tenth is still right with an error of 5 %;
 #: with noise and two clocks that are both off, 3 % is what the boards' makers allow.
@@ -184,12 +190,22 @@ class Link:
 
     `after_transfer` is called when the UART has received or sent bytes, `lost` with the number of
     bytes that the host did not read in time. Call `wake` when the UART may have something to send.
+    With `usb_baudrate` the board is its own USB device: that is the pace of both directions, and
+    `rate_set` is called with each rate that the host sets.
     """
 
     def __init__(
-        self, uart: Uart, after_transfer: Callable[[], None], lost: Callable[[int], None]
+        self,
+        uart: Uart,
+        after_transfer: Callable[[], None],
+        lost: Callable[[int], None],
+        *,
+        usb_baudrate: int | None = None,
+        rate_set: Callable[[int], None] | None = None,
     ) -> None:
         self._uart = uart
+        self._usb_baudrate = usb_baudrate
+        self._rate_set = rate_set
         self._after_transfer = after_transfer
         self._lost = lost
         self._pty = _Pty()
@@ -202,6 +218,9 @@ class Link:
         self._to_host_pacer: Pacer | None = None
         self._backlog = bytearray()  # has left the UART, is not in the kernel yet
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._seen_rate = self._pty.baudrate
+        if rate_set is not None:
+            self._watch_rate()
 
     @property
     def host_baudrate(self) -> int:
@@ -214,6 +233,11 @@ class Link:
             timer.cancel()
         self._loop.remove_reader(self._pty.edges.fileno())
         self._pty.close()
+
+    @property
+    def _line_baudrate(self) -> int:
+        """The rate of the line at the host's end."""
+        return self._usb_baudrate or self._pty.baudrate
 
     def wake(self) -> None:
         """Start sending if the line is idle and the UART has something to send."""
@@ -242,10 +266,18 @@ class Link:
         self._was_open = is_open
         return is_open
 
+    def _watch_rate(self) -> None:
+        at_s = self._loop.time() + RATE_POLL_NS / _NS_PER_S
+        self._timers[self._watch_rate] = self._loop.call_at(at_s, self._watch_rate)
+        rate = self._pty.baudrate
+        if rate != self._seen_rate and self._rate_set is not None:
+            self._seen_rate = rate
+            self._rate_set(rate)
+
     # Host to board
 
     def _start_receiving(self) -> None:
-        baudrate = self._pty.baudrate
+        baudrate = self._line_baudrate
         self._fill(baudrate)
         if self._to_board:
             self._to_board_pacer = Pacer(baudrate, time.monotonic_ns())
@@ -253,7 +285,7 @@ class Link:
 
     def _fill(self, baudrate: int) -> None:
         """Move bytes from the kernel to the bridge's buffer, unless the rate has changed."""
-        if self._pty.baudrate == baudrate:
+        if self._line_baudrate == baudrate:
             self._to_board += self._pty.read(BRIDGE_BUFFER_BYTES - len(self._to_board))
 
     def _deliver_due(self) -> None:
@@ -296,7 +328,7 @@ class Link:
     def _hand_over(self, chunk: bytes, sender_baud: int) -> None:
         if not self._note_open():
             return
-        self._backlog += carry(chunk, sender_baud, self._pty.baudrate)
+        self._backlog += carry(chunk, sender_baud, self._line_baudrate)
         self._write_backlog()
         if (n_lost := len(self._backlog) - BACKLOG_BYTES) > 0:
             del self._backlog[BACKLOG_BYTES:]

@@ -1,16 +1,22 @@
 """The process of one simulated board: its folder, its tty, its control socket and its log.
 
-In the folder (`dir` in the URL) are `tty`, a link to the pty that the host opens; `control`, a
-unix stream socket for what a pty can't carry; and `log.jsonl`, what happened to the board since
-this process started. What a board is, is `board`'s and `link`'s matter; `host` starts the process
-and speaks to it.
+In the folder (`dir` in the URL) are `tty`, a link to the pty that the host opens, `by-path` and
+`usb.json` (`tty_links`); `control`, a unix stream socket for what a pty can't carry; and
+`log.jsonl`, what happened to the board since this process started. What a board is, is `board`'s
+and `link`'s matter; `host` starts the process and speaks to it.
+
+A USB device that goes, as a reset makes it do on some boards (`attachment`), hangs the pty up,
+takes the links away and ends the connections that set lines; after `reenumerate_s` there is a new
+pty with new links, whose lines are off. Meanwhile the board runs on, and what it says is lost.
 
 Control protocol, one line of text each:
     lines DTR RTS STAMP   both set to 0 or 1 at STAMP (ns of CLOCK_MONOTONIC); no answer
     unplug                the tty goes away, and with it every other connection that set lines
     plug                  the board is powered up with a new tty
-    state?                one line of JSON: what runs, at which rate, how the lines are
-`unplug` and `plug` are answered with `ok`, what is not understood with `error REASON`.
+    reset                 the board's reset button is pressed
+    state?                one line of JSON: what runs, at which rate, how the lines are, which
+                          USB device it is
+`unplug`, `plug` and `reset` are answered with `ok`, what is not understood with `error REASON`.
 """
 
 from __future__ import annotations
@@ -30,9 +36,10 @@ from pathlib import Path
 from gateway.simulator.board import Board, LogEntry
 from gateway.simulator.flash import Flash
 from gateway.simulator.link import Link
+from gateway.simulator.tty_links import TTY_NAME, TtyLinks
 from gateway.simulator.url import BoardUrl, parse_url
+from gateway.simulator.usb import USB_BAUDRATE, UsbKind
 
-TTY_NAME = "tty"
 CONTROL_NAME = "control"
 LOG_NAME = "log.jsonl"
 
@@ -62,41 +69,45 @@ class BoardProcess:
         self._board: Board | None = None
         self._link: Link | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._return_timer: asyncio.TimerHandle | None = None
+        self._enumeration = 0  # the board's, when its tty was shown last
+        self._links = TtyLinks(Path(), renames=url.renames)
+        self.line_setters: set[_ControlConnection] = set()  # end with the tty
         self._log = Path(LOG_NAME).open("w", encoding="utf-8")  # noqa: SIM115 - until close()
 
     @property
-    def is_plugged(self) -> bool:
-        """Whether the board has power and a tty."""
-        return self._board is not None
+    def has_tty(self) -> bool:
+        """Whether the board is there for the host."""
+        return self._link is not None
 
     def plug(self) -> None:
-        """Give the board power and a new tty; nothing happens if it has both."""
+        """Give the board power and a new tty; nothing happens if it has power."""
         if self._board is not None:
             return
         now_ns = time.monotonic_ns()
         self._board = Board(self._url, self._flash, now_ns)
-        self._link = Link(self._board, after_transfer=self._step, lost=self._note_lost)
-        # Renamed into place, so that a watcher never sees a link that leads nowhere.
-        new_name = f".{TTY_NAME}.new"
-        Path(new_name).unlink(missing_ok=True)
-        Path(new_name).symlink_to(self._link.path)
-        Path(new_name).rename(TTY_NAME)
-        self._write_log([{"t_ns": now_ns, "event": "plugged", "tty": self._link.path}])
-        self._step()
+        self._note("plugged")
+        self._show_tty()
 
     def unplug(self) -> None:
         """Take power and tty away; nothing happens if there is neither."""
-        if self._link is None:
+        if self._board is None:
             return
-        self._link.close()
-        Path(TTY_NAME).unlink(missing_ok=True)
-        self._link = self._board = None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._write_log([{"t_ns": time.monotonic_ns(), "event": "unplugged"}])
+        self._hide_tty()
+        self._board = None
+        for timer in (self._timer, self._return_timer):
+            if timer is not None:
+                timer.cancel()
+        self._note("unplugged")
+
+    def press_reset(self) -> None:
+        """Someone presses the reset button; nothing happens without power."""
+        if self._board is not None:
+            self._board.press_reset(time.monotonic_ns())
+            self._step()
 
     def set_lines(self, stamp_ns: int, dtr: bool, rts: bool) -> None:
-        """The host set both lines at `stamp_ns`; the board must be plugged."""
+        """The host set both lines at `stamp_ns`; the board must have a tty."""
         if self._board is not None:
             self._board.set_lines(time.monotonic_ns(), stamp_ns, dtr, rts)
             self._step()
@@ -104,17 +115,21 @@ class BoardProcess:
     def state(self) -> dict[str, object]:
         """What `state?` tells."""
         state: dict[str, object] = {"name": self._url.name, "chip": self._url.chip}
-        if self._board is None or self._link is None:
+        if self._board is None:
             return {**state, "runs": "unplugged"}
+        device = self._links.device
         return {
             **state,
+            "usb": self._url.usb_kind.value,
+            "usb_number": device and device.number,
+            "usb_ids": device and str(device.ids),
             "runs": self._board.runs.value,
             "mode": self._board.boot_mode,
             "baudrate": self._board.baudrate,
-            "host_baudrate": self._link.host_baudrate,
+            "host_baudrate": self._link and self._link.host_baudrate,
             "dtr": self._board.dtr,
             "rts": self._board.rts,
-            "tty": self._link.path,
+            "tty": self._link and self._link.path,
         }
 
     def close(self) -> None:
@@ -125,20 +140,73 @@ class BoardProcess:
 
     def _step(self) -> None:
         """Let the board do what is due, pass on what that led to, and see when it is due next."""
-        if self._board is None or self._link is None:
+        if self._board is None:
             return
         self._board.handle_timer(time.monotonic_ns())
+        if self._board.enumeration != self._enumeration and self._return_timer is None:
+            self._hide_tty()
+            self._return_timer = self._loop.call_later(self._url.reenumerate_s, self._show_tty)
+        if self._link is None:
+            self._board.discard_output(time.monotonic_ns())
+        else:
+            self._link.wake()
         self._write_log(self._board.log_entries())
-        self._link.wake()
         if self._timer is not None:
             self._timer.cancel()
         deadline_ns = self._board.next_deadline()
         if deadline_ns is not None:
             self._timer = self._loop.call_at(deadline_ns / _NS_PER_S, self._step)
 
+    def _show_tty(self) -> None:
+        """The USB device appears."""
+        if self._board is None:
+            return
+        self._return_timer = None
+        self._enumeration = self._board.enumeration
+        self._link = self._new_link(self._board)
+        device = self._links.show(self._link.path, self._board.usb_ids)
+        self._note(
+            "usb_shown",
+            number=device.number,
+            ids=str(device.ids),
+            name=device.tty_name,
+            tty=self._link.path,
+        )
+        self._step()
+
+    def _hide_tty(self) -> None:
+        """The USB device goes; nothing happens if there is none."""
+        if self._link is None:
+            return
+        self._link.close()
+        self._link = None
+        self._links.hide()
+        for connection in self.line_setters:
+            connection.close()
+        self.line_setters.clear()
+        self._note("usb_gone")
+
+    def _new_link(self, board: Board) -> Link:
+        if self._url.usb_kind is UsbKind.BRIDGE:
+            return Link(board, after_transfer=self._step, lost=self._note_lost)
+
+        def set_host_baudrate(baudrate: int) -> None:
+            board.set_host_baudrate(time.monotonic_ns(), baudrate)
+            self._step()
+
+        return Link(
+            board,
+            after_transfer=self._step,
+            lost=self._note_lost,
+            usb_baudrate=USB_BAUDRATE,
+            rate_set=set_host_baudrate if self._url.usb_kind is UsbKind.OTG else None,
+        )
+
     def _note_lost(self, n_bytes: int) -> None:
-        entry: LogEntry = {"t_ns": time.monotonic_ns(), "event": "bytes_lost", "n_bytes": n_bytes}
-        self._write_log([entry])
+        self._note("bytes_lost", n_bytes=n_bytes)
+
+    def _note(self, event: str, **details: object) -> None:
+        self._write_log([{"t_ns": time.monotonic_ns(), "event": event, **details}])
 
     def _write_log(self, entries: list[LogEntry]) -> None:
         if entries:
@@ -155,7 +223,6 @@ class _ControlConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._request = bytearray()
         self._is_too_long = False  # skip to the end of the line
-        self._has_set_lines = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
@@ -164,6 +231,7 @@ class _ControlConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._connections.discard(self)
+        self._process.line_setters.discard(self)
 
     def pause_writing(self) -> None:
         if self._transport is not None:  # who does not read answers asks no more questions
@@ -207,24 +275,25 @@ class _ControlConnection(asyncio.Protocol):
                 self._process.plug()
                 self._say("ok")
             case [b"unplug"]:
+                self._process.line_setters.discard(self)  # it is still to be answered
                 self._process.unplug()
-                for connection in list(self._connections):
-                    if connection is not self and connection._has_set_lines:
-                        connection.close()
+                self._say("ok")
+            case [b"reset"]:
+                self._process.press_reset()
                 self._say("ok")
             case [b"state?"]:
                 self._say(json.dumps(self._process.state()))
             case _:
-                self._say("error accepted: lines DTR RTS STAMP, plug, unplug, state?")
+                self._say("error accepted: lines DTR RTS STAMP, plug, unplug, reset, state?")
 
     def _set_lines(self, dtr: bytes, rts: bytes, stamp: bytes) -> None:
         levels = {b"0": False, b"1": True}
         if dtr not in levels or rts not in levels or not stamp.isdigit():
             self._say("error accepted: lines <0|1> <0|1> <ns of CLOCK_MONOTONIC>")
-        elif not self._process.is_plugged:
+        elif not self._process.has_tty:
             self._say("error the board is unplugged")
         else:
-            self._has_set_lines = True
+            self._process.line_setters.add(self)
             self._process.set_lines(int(stamp), levels[dtr], levels[rts])
 
 

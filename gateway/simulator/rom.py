@@ -78,17 +78,24 @@ class DownloadMode:
     """A chip in download mode, from the reset that led there to the one that ends it.
 
     After ResetRequested or AppStarted nothing more is answered: make another one at the next
-    reset.
+    reset. A `max_frame_bytes` below the usual stands for a ROM that has less room on some port.
     """
 
-    def __init__(self, chip: Chip, flash: Flash) -> None:
+    def __init__(
+        self, chip: Chip, flash: Flash, max_frame_bytes: int = _MAX_ROM_FRAME_BYTES
+    ) -> None:
         self._chip = chip
         self._flash = flash
         self._registers = Registers(chip, flash, chip.rom_baudrate)
-        self._slip = SlipReader(_MAX_ROM_FRAME_BYTES)
+        self._slip = SlipReader(max_frame_bytes)
         self._rom = Rom(chip, flash, self._registers, self._send)
         self._loader: Rom | Stub | None = self._rom
         self._out = bytearray()
+
+    @property
+    def runs_stub(self) -> bool:
+        """Whether the host has uploaded the flasher stub and started it."""
+        return isinstance(self._loader, Stub)
 
     def adopt_baudrate(self, baudrate: int) -> None:
         """The ROM has measured the host's rate (`chip.rom_baudrate` before that).

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 from gateway.simulator.chips import CHIPS
+from gateway.simulator.usb import UsbKind
 
 SCHEME = "sim"
 
@@ -21,6 +22,9 @@ EN_RISE_RANGE_MS = (0.1, 100.0)
 
 #: Longer than a day is as good as none, shorter than 10 ms fills a 115200 baud line.
 HEARTBEAT_RANGE_S = (0.01, 86400.0)
+
+#: Hosts enumerate a device within some tenths of a second, behind hubs within a few seconds.
+REENUMERATE_RANGE_S = (0.01, 60.0)
 
 #: Sizes that flash chips have and esptool can tell from their id.
 FLASH_SIZES_MB = (1, 2, 4, 8, 16)
@@ -36,7 +40,10 @@ class BoardUrl:
 
     `en_rise_ms` is how long EN takes from its release to the chip's threshold, `heartbeat_s` the
     time between two lines of the app's log (0: none), `folder` where tty, control socket and log
-    are put (None: in a private temporary one; `dir` in the URL).
+    are put (None: in a private temporary one; `dir` in the URL). `usb` is how it hangs on USB
+    (None: as boards with this chip usually do, see `usb_kind`), `reenumerates` whether a reset
+    makes its USB device go and come back (None: as hardware does, see `attachment`),
+    `reenumerate_s` how long it is gone, `renames` whether it comes back under another name.
     """
 
     chip: str
@@ -45,12 +52,27 @@ class BoardUrl:
     folder: Path | None = None
     heartbeat_s: float = 1.0
     flash_mb: int = 4
+    usb: UsbKind | None = None
+    reenumerates: bool | None = None
+    reenumerate_s: float = 0.4
+    renames: bool = False
+
+    @property
+    def usb_kind(self) -> UsbKind:
+        """How it hangs on USB."""
+        return self.usb or CHIPS[self.chip].usb_kinds[0]
 
     def __str__(self) -> str:
         url = (
             f"{SCHEME}://{self.chip}?en_rise_ms={self.en_rise_ms}&name={self.name}"
             f"&heartbeat_s={self.heartbeat_s}&flash_mb={self.flash_mb}"
         )
+        if self.usb is not None:
+            url += f"&usb={self.usb.value}"
+        if self.reenumerates is not None:
+            url += f"&reenumerates={self.reenumerates:d}"
+        if self.usb_kind is not UsbKind.BRIDGE:
+            url += f"&reenumerate_s={self.reenumerate_s}&renames={self.renames:d}"
         return url if self.folder is None else f"{url}&dir={quote(str(self.folder))}"
 
 
@@ -73,7 +95,17 @@ def parse_url(url: str) -> BoardUrl:
         if field in values:
             raise ValueError(f"parameter {key!r} is given twice, accepted: once")
         values[field] = read(key, text)
-    return BoardUrl(chip, **values)
+    board = BoardUrl(chip, **values)
+    kinds = CHIPS[chip].usb_kinds
+    if board.usb_kind not in kinds:
+        accepted = ", ".join(kind.value for kind in kinds)
+        raise ValueError(
+            f"usb={board.usb_kind.value!r} is not on {chip} boards, accepted: {accepted}"
+        )
+    for key in _OF_NATIVE_USB & values.keys():
+        if board.usb_kind is UsbKind.BRIDGE:
+            raise ValueError(f"a bridge knows no {key!r}, accepted: with usb=jtag, usb=otg")
+    return board
 
 
 def _refuse(key: str, text: str, accepted: str) -> ValueError:
@@ -100,6 +132,26 @@ def _read_flash(key: str, text: str) -> int:
     raise _refuse(key, text, ", ".join(map(str, FLASH_SIZES_MB)))
 
 
+def _read_usb(key: str, text: str) -> UsbKind:
+    kinds = [kind.value for kind in UsbKind]
+    if text in kinds:
+        return UsbKind(text)
+    raise _refuse(key, text, ", ".join(kinds))
+
+
+def _read_reenumerate(key: str, text: str) -> float:
+    low, high = REENUMERATE_RANGE_S
+    if _NUMBER.fullmatch(text) and low <= float(text) <= high:
+        return float(text)
+    raise _refuse(key, text, f"{low} to {high} (seconds)")
+
+
+def _read_switch(key: str, text: str) -> bool:
+    if text in {"0", "1"}:
+        return text == "1"
+    raise _refuse(key, text, "0, 1")
+
+
 def _read_name(key: str, text: str) -> str:
     if _NAME.fullmatch(text):
         return text
@@ -119,4 +171,11 @@ _PARAMETERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "dir": ("folder", _read_folder),
     "heartbeat_s": ("heartbeat_s", _read_heartbeat),
     "flash_mb": ("flash_mb", _read_flash),
+    "usb": ("usb", _read_usb),
+    "reenumerates": ("reenumerates", _read_switch),
+    "reenumerate_s": ("reenumerate_s", _read_reenumerate),
+    "renames": ("renames", _read_switch),
 }
+
+#: What only a board that is its own USB device has.
+_OF_NATIVE_USB = {"reenumerates", "reenumerate_s", "renames"}

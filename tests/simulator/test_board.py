@@ -1,63 +1,14 @@
 import struct
 
 from gateway.simulator.app import PROMPT
-from gateway.simulator.board import Board, Runs
 from gateway.simulator.chips import CHIPS, ResetCause
 from gateway.simulator.circuit import DELIVERY_NS
 from gateway.simulator.commands import Opcode
-from gateway.simulator.flash import Flash
-from gateway.simulator.slip import encode
-from gateway.simulator.url import parse_url
-
-MS = 1_000_000
-MUCH = 1 << 20
+from tests.support.board_bench import MS, MUCH, Bench, request
 
 ESP32 = CHIPS["esp32"]
 APP_LOG = ESP32.boot_messages(ResetCause.POWER_ON, download=False)
 DOWNLOAD_LOG = ESP32.boot_messages(ResetCause.POWER_ON, download=True)
-
-
-class Bench:
-    """A board and the clock that it lives by."""
-
-    def __init__(self, parameters: str = "heartbeat_s=0") -> None:
-        url = parse_url(f"sim://esp32?{parameters}")
-        self.flash = Flash(url.flash_mb << 20)
-        self.board = Board(url, self.flash, powered_ns=0)
-        self.now_ns = 0
-
-    def wait(self, ms: float) -> None:
-        end_ns = self.now_ns + round(ms * MS)
-        while (deadline_ns := self.board.next_deadline()) is not None and deadline_ns <= end_ns:
-            self.now_ns = deadline_ns
-            self.board.handle_timer(deadline_ns)
-        self.now_ns = end_ns
-
-    def set_lines(self, dtr: bool, rts: bool, then_ms: float = 100) -> None:
-        self.board.set_lines(self.now_ns, self.now_ns, dtr, rts)
-        self.wait(then_ms)
-
-    def enter_download_mode(self) -> None:
-        self.set_lines(dtr=False, rts=True)
-        self.set_lines(dtr=True, rts=False)
-        self.set_lines(dtr=False, rts=False)
-
-    def send(self, data: bytes) -> None:
-        self.board.receive_data(self.now_ns, data)
-
-    def received(self) -> bytes:
-        data = bytearray()
-        while self.board.unsent_bytes:
-            data += self.board.take(self.now_ns, MUCH)
-        return bytes(data)
-
-    def runs(self, what: str) -> bool:
-        return self.board.runs == Runs(what)
-
-    def events(self) -> list[dict[str, object]]:
-        """The log so far, without times."""
-        entries = self.board.log_entries()
-        return [{key: entry[key] for key in entry if key != "t_ns"} for entry in entries]
 
 
 def running(parameters: str = "heartbeat_s=0") -> Bench:
@@ -74,10 +25,6 @@ def in_download_mode() -> Bench:
     bench.received()
     bench.events()
     return bench
-
-
-def request(opcode: Opcode, body: bytes) -> bytes:
-    return encode(struct.pack("<BBHI", 0, opcode, len(body), 0) + body)
 
 
 SYNC = request(Opcode.SYNC, b"\x07\x07\x12\x20" + b"U" * 32)

@@ -16,7 +16,7 @@ def test_esp32_comes_first() -> None:
     ("name", "app_mode", "download_mode"),
     [("esp32", b"0x13", b"0x3"), ("esp32c3", b"0xc", b"0x4"), ("esp32s2", b"0x8", b"0x0")],
 )
-@pytest.mark.parametrize("cause", ResetCause)
+@pytest.mark.parametrize("cause", sorted(set(ResetCause) - {ResetCause.USB}, key=str))
 def test_esptool_reads_the_boot_mode_from_the_log(
     cause: ResetCause, name: str, app_mode: bytes, download_mode: bytes
 ) -> None:
@@ -31,8 +31,10 @@ def test_esptool_reads_the_boot_mode_from_the_log(
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_boot_logs_tell_why_the_chip_was_reset(name: str) -> None:
-    logs = {CHIPS[name].boot_messages(cause, download=False) for cause in ResetCause}
-    assert len(logs) == len(ResetCause)
+    logs = {
+        CHIPS[name].boot_messages(cause, download=False) for cause in CHIPS[name].boot_log.causes
+    }
+    assert len(logs) == len(CHIPS[name].boot_log.causes) >= 3
     assert all(b"{" not in log and log.endswith(b"\r\n") for log in logs)
 
 

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.simulator.chips import ResetCause
 from gateway.simulator.circuit import (
     DELIVERY_NS,
     SHORTEST_RESET_NS,
@@ -53,6 +54,17 @@ def test_power_up_boots_the_app_once_en_has_risen() -> None:
         Boot(RISE_NS, download=False),
     ]
     assert circuit.next_deadline() is None
+
+
+def test_only_a_software_reset_finds_the_strap_as_it_was() -> None:
+    circuit = running()
+    play(circuit, (1 * MS, RESET), (100 * MS, STRAP), (200 * MS, OFF))
+    assert circuit.enters_download(ResetCause.SOFTWARE)
+    assert not circuit.enters_download(ResetCause.WATCHDOG)
+    circuit = running()
+    play(circuit, (1 * MS, STRAP))
+    assert not circuit.enters_download(ResetCause.SOFTWARE)
+    assert circuit.enters_download(ResetCause.WATCHDOG)
 
 
 def test_en_is_low_only_with_rts_on_and_dtr_off() -> None:

@@ -7,7 +7,7 @@ import serial
 
 from gateway.errors import DeviceError
 from gateway.simulator import host
-from gateway.simulator.host import SimulatedLines, read_log, start_board
+from gateway.simulator.host import SimulatedLines, UsbDevice, UsbIds, read_log, start_board
 from gateway.simulator.url import parse_url
 
 
@@ -30,6 +30,18 @@ async def test_folder_of_the_url_is_used_and_keeps_the_log(tmp_path: Path) -> No
     await board.stop()
     assert board.log_path == folder / "log.jsonl"
     assert [entry["event"] for entry in read_log(board.log_path)][-1] == "unplugged"
+
+
+async def test_board_tells_which_usb_device_it_is() -> None:
+    board = await start_board(parse_url("sim://esp32c3"))
+    try:
+        assert board.usb_ids == (0x303A, 0x1001)
+        assert board.usb_device == UsbDevice(1, UsbIds(0x303A, 0x1001), "tty")
+        assert board.by_path.resolve() == board.tty_path.resolve()
+    finally:
+        await board.stop()
+    assert board.usb_device is None
+    assert board.usb_ids is None
 
 
 async def test_stopping_twice_is_fine() -> None:

@@ -42,11 +42,22 @@ class FakeUart:
 class Wire:
     """A link with a fake UART at its far end; news is set whenever something has happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, usb_baudrate: int | None = None) -> None:
         self.uart = FakeUart()
         self.news = asyncio.Event()
         self.n_lost = 0
-        self.link = Link(self.uart, self.news.set, self._count_lost)
+        self.rates: list[int] = []
+        self.link = Link(
+            self.uart,
+            self.news.set,
+            self._count_lost,
+            usb_baudrate=usb_baudrate,
+            rate_set=None if usb_baudrate is None else self._note_rate,
+        )
+
+    def _note_rate(self, baudrate: int) -> None:
+        self.rates.append(baudrate)
+        self.news.set()
 
     def _count_lost(self, n_bytes: int) -> None:
         self.n_lost += n_bytes
@@ -61,6 +72,12 @@ class Wire:
                 self.news.clear()
                 await self.news.wait()
         return bytes(self.uart.heard)
+
+    async def is_told_rates(self, *rates: int) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while self.rates != list(rates):
+                self.news.clear()
+                await self.news.wait()
 
     async def send(self, data: bytes) -> None:
         """Have the UART send `data`; all of it has left when this returns."""
@@ -247,6 +264,21 @@ async def test_fresh_tty_echoes_until_the_host_sets_raw_mode() -> None:
     wire.start_sending(b"log")
     assert await wire.hears(3) == b"log"
     os.close(fd)
+    wire.link.close()
+
+
+async def test_rate_of_a_usb_device_is_a_number_and_nothing_else() -> None:
+    wire = Wire(usb_baudrate=FAST_BAUD)
+    with wire.open_tty(9600) as tty:
+        tty.write(b"to the board")
+        assert await wire.hears(12) == b"to the board"
+        await wire.send(b"to the host")
+        assert await read_exactly(tty, 11) == b"to the host"
+        assert wire.rates == []  # a new device is at 9600
+        tty.baudrate = 1200
+        await wire.is_told_rates(1200)
+        tty.baudrate = 115200
+        await wire.is_told_rates(1200, 115200)
     wire.link.close()
 
 

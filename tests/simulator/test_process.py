@@ -125,7 +125,8 @@ def test_folder_is_private_and_empty_but_for_the_log_afterwards(folder: Path) ->
     with BackgroundProcess(board_command(f"sim://esp32?dir={folder}")) as process:
         process.wait_for_line("^ready ")
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert {path.name for path in folder.iterdir()} == {"tty", "control", "log.jsonl"}
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"tty", "by-path", "usb.json", "control", "log.jsonl"}
     assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
 
 
@@ -284,6 +285,9 @@ def test_state_tells_what_runs_and_how_the_wire_is(board: Board) -> None:
         "host_baudrate": 57600,
         "dtr": True,
         "rts": True,
+        "usb": "bridge",
+        "usb_number": 1,
+        "usb_ids": "10c4:ea60",
         "tty": str(board.tty_path.readlink()),
     }
 

@@ -82,3 +82,18 @@ MINITERM_TOGGLE = (*OPEN, *_sequence(0.3, 12, 0.3, 9))
 MPREMOTE_CLOSE = _sequence(12, 9)
 #: What many scripts do after open(): `port.dtr = False; port.rts = False`.
 SCRIPT_LINES_OFF = _sequence(9, 12)
+
+#: Which line each of those commands sets, and to what.
+_LINE_COMMANDS = {8: ("dtr", True), 9: ("dtr", False), 11: ("rts", True), 12: ("rts", False)}
+
+
+def forwarded(*sequences: tuple[Sent, ...]) -> list[tuple[bool, bool]]:
+    """DTR and RTS after each command that an access server forwards as it comes, from both off."""
+    lines = {"dtr": False, "rts": False}
+    states = []
+    for sent in (each for sequence in sequences for each in sequence):
+        if sent.control is not None:
+            name, on = _LINE_COMMANDS[sent.control]
+            lines[name] = on
+            states.append((lines["dtr"], lines["rts"]))
+    return states
