@@ -1,0 +1,148 @@
+"""Which USB ttys are plugged in, as the kernel's sysfs tells.
+
+Reading it may wait for a device (the kernel locks one to show its strings), so this is for a
+control thread. Who asks when is `hotplug`'s matter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.usb_match import UsbTty
+
+SYSFS = Path("/sys")
+DEV = Path("/dev")
+
+#: More ttys than any host has; what comes on top is not looked at.
+_MAX_TTYS = 4096
+
+_BUS = re.compile(r"usb\d+")
+_DEVICE = re.compile(r"\d+-(?P<sockets>\d+(\.\d+)*)")
+_INTERFACE = re.compile(r"(?P<location>\d+-\d+(\.\d+)*):(?P<configuration>\d+)\.(?P<number>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A tty that was read before: nothing of it changes until it is plugged in again."""
+
+    folder: str
+    inode: int
+    tty: UsbTty
+
+
+class Sysfs:
+    """Lists the USB ttys whose node in /dev is there; keeps what it has read of each.
+
+    Both folders can be others for tests.
+    """
+
+    def __init__(self, sysfs: Path = SYSFS, dev: Path = DEV) -> None:
+        self._class = sysfs / "class" / "tty"
+        self._dev = dev
+        self._seen: dict[str, _Seen] = {}
+
+    def usb_ttys(self) -> list[UsbTty]:
+        """All that are plugged in now, in the order of their sockets.
+
+        A tty that goes while it is read is left out; a kernel without sysfs has none.
+        """
+        try:
+            names = os.listdir(self._class)[:_MAX_TTYS]  # noqa: PTH208 - names only
+        except OSError:
+            names = []
+        seen = {name: found for name in names if (found := self._look_at(name)) is not None}
+        self._seen = seen
+        ttys = [each.tty for each in seen.values() if self._has_node(each.tty.path, each.folder)]
+        return sorted(ttys, key=in_order)
+
+    def _look_at(self, name: str) -> _Seen | None:
+        try:
+            folder = os.path.realpath(self._class / name)
+            if "/usb" not in folder:
+                return None
+            inode = os.stat(folder).st_ino  # noqa: PTH116 - as are the paths around it
+            known = self._seen.get(name)
+            if known is not None and (known.folder, known.inode) == (folder, inode):
+                return known
+            tty = _read_tty(Path(folder), str(self._dev / name), inode)
+        except (OSError, ValueError):
+            return None
+        return None if tty is None else _Seen(folder, inode, tty)
+
+    def _has_node(self, path: str, folder: str) -> bool:
+        """Whether /dev has the tty: in a container it may not, or may have one of before."""
+        try:
+            number = (Path(folder) / "dev").read_text().strip()
+            device = os.stat(path).st_rdev  # noqa: PTH116
+        except OSError:
+            return False
+        return number == f"{os.major(device)}:{os.minor(device)}"
+
+
+def in_order(tty: UsbTty) -> tuple[object, ...]:
+    """The key to sort by where things are plugged in: socket 2 before socket 10."""
+    controller, _, sockets = tty.socket.rpartition("-")
+    chain = [int(number) for number in sockets.split(".") if number.isdecimal()]
+    return controller, chain, tty.configuration, tty.interface, tty.tty_number, tty.path
+
+
+def _read_tty(folder: Path, path: str, inode: int) -> UsbTty | None:
+    """Who a tty is; None if it is not the tty of a USB device.
+
+    Above the tty are the interface and the device; usb-serial has a folder of its own between.
+    """
+    interface = next((each for each in folder.parents if _INTERFACE.fullmatch(each.name)), None)
+    if interface is None:
+        return None
+    device = interface.parent
+    unit = _INTERFACE.fullmatch(interface.name)
+    chain = _DEVICE.fullmatch(device.name)
+    if unit is None or chain is None:
+        return None
+    return UsbTty(
+        path=path,
+        vendor_id=int(_text(device, "idVendor"), 16),
+        product_id=int(_text(device, "idProduct"), 16),
+        location=device.name,
+        socket=f"{_controller(device)}-{chain['sockets']}",
+        configuration=int(unit["configuration"]),
+        interface=int(unit["number"]),
+        tty_number=_tty_number(folder, interface),
+        serial=_optional(device, "serial"),
+        manufacturer=_optional(device, "manufacturer"),
+        product=_optional(device, "product"),
+        instance=inode,
+    )
+
+
+def _controller(device: Path) -> str:
+    """The host controller and which of its buses, as udev has them in its by-path names."""
+    bus = next(each for each in device.parents if _BUS.fullmatch(each.name))
+    version = _optional(bus, "version").partition(".")[0] or "2"
+    return f"{bus.parent.name}-usbv{version}"
+
+
+def _tty_number(folder: Path, interface: Path) -> int:
+    """Which tty of its interface; only usb-serial has several."""
+    for each in (folder, *folder.parents):
+        if each == interface:
+            break
+        if text := _optional(each, "port_number"):
+            return int(text)
+    return 0
+
+
+def _text(folder: Path, name: str) -> str:
+    return (folder / name).read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _optional(folder: Path, name: str) -> str:
+    """A text that a device may not have; what would disturb a terminal is replaced."""
+    try:
+        text = _text(folder, name)
+    except FileNotFoundError:
+        return ""
+    return "".join(char if char.isprintable() else "?" for char in text)
