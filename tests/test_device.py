@@ -342,46 +342,48 @@ async def test_a_lost_device_can_not_be_used(tmp_path: Path) -> None:
 
 
 async def test_a_user_is_kept_while_the_board_leaves_the_bus_and_comes_back(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board, LoopClock() as clock:
+    with PtyBoard(tmp_path) as board:
         async with started(board, grace_s=10.0) as device:
-            user = await attached(device)
-            done: list[str] = []
-            device.apply(SerialSettings(baudrate=921600), lambda: done.append("settings"))
-            await until(lambda: done)
-            board.unplug()
-            await until(lambda: device.state is DeviceState.AWAY)
-            device.write(b"are you back?")
-            late = User("10.0.0.6:40000")
-            device.attach(late)
-            await clock.advance(0.5)
-            assert late.said[0].startswith("refused: desk: in use by 10.0.0.5:51234 since ")
-            board.plug()
-            while device.state is DeviceState.AWAY:
-                await clock.advance(0.05)
-            assert device.state is DeviceState.IN_USE
-            board.start_reading()
-            await until(lambda: board.received == b"are you back?")
-            await board.write(b"yes")
-            await until(lambda: user.received == b"yes")
-            await until(lambda: device.status.settings.baudrate == 921600)
-            assert user.said == ["attached"]
-            device.detach(user)
-            await until(lambda: device.state is DeviceState.IDLE)
-            assert device.status.settings == SETTINGS
+            with LoopClock(device) as clock:
+                user = await attached(device)
+                done: list[str] = []
+                device.apply(SerialSettings(baudrate=921600), lambda: done.append("settings"))
+                await until(lambda: done)
+                board.unplug()
+                await until(lambda: device.state is DeviceState.AWAY)
+                device.write(b"are you back?")
+                late = User("10.0.0.6:40000")
+                device.attach(late)
+                await clock.advance(0.5)
+                assert late.said[0].startswith("refused: desk: in use by 10.0.0.5:51234 since ")
+                board.plug()
+                while device.state is DeviceState.AWAY:
+                    await clock.advance(0.05)
+                assert device.state is DeviceState.IN_USE
+                board.start_reading()
+                await until(lambda: board.received == b"are you back?")
+                await board.write(b"yes")
+                await until(lambda: user.received == b"yes")
+                await until(lambda: device.status.settings.baudrate == 921600)
+                assert user.said == ["attached"]
+                device.detach(user)
+                await until(lambda: device.state is DeviceState.IDLE)
+                assert device.status.settings == SETTINGS
 
 
 async def test_a_user_is_told_when_the_board_stays_away(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board, LoopClock() as clock:
+    with PtyBoard(tmp_path) as board:
         async with started(board, grace_s=10.0) as device:
-            user = await attached(device)
-            board.unplug()
-            await until(lambda: device.state is DeviceState.AWAY)
-            for _ in range(99):
-                await clock.advance(0.1)
-            assert user.has_device
-            await clock.advance(0.2)
-            assert user.said[1].endswith("; not back within 10 s")
-            assert not user.has_device
+            with LoopClock(device) as clock:
+                user = await attached(device)
+                board.unplug()
+                await until(lambda: device.state is DeviceState.AWAY)
+                for _ in range(99):
+                    await clock.advance(0.1)
+                assert user.has_device
+                await clock.advance(0.2)
+                assert user.said[1].endswith("; not back within 10 s")
+                assert not user.has_device
 
 
 async def test_a_user_may_leave_while_the_board_is_away(tmp_path: Path) -> None:

@@ -438,7 +438,7 @@ async def test_a_client_that_leaves_while_it_is_not_read_is_noticed(tmp_path: Pa
                 await client.receive_wire(answer(Control.RTS_ON))
                 session = await served.session()
                 await stall(served, client)
-            with LoopClock() as clock:
+            with LoopClock(served.device) as clock:
                 while session.state is SessionState.ACTIVE:
                     await clock.advance(1.0)
                 while served.device.state is not DeviceState.IDLE:
@@ -455,7 +455,7 @@ async def test_a_client_that_pauses_on_a_stuck_board_keeps_it(tmp_path: Path) ->
             with await rfc2217_client(served) as client:
                 session = await served.session()
                 await stall(served, client)
-                with LoopClock() as clock:
+                with LoopClock(served.device) as clock:
                     for _ in range(60):
                         await clock.advance(1.0)
                 assert session.state is SessionState.ACTIVE

@@ -30,6 +30,7 @@ from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
 
@@ -55,9 +56,14 @@ async def turns(count: int) -> None:
 
 
 class LoopClock:
-    """The running loop's time in the test's hands: inside the `with` it moves by `advance` only."""
+    """The running loop's time in the test's hands: inside the `with` it moves by `advance` only.
 
-    def __init__(self) -> None:
+    Given a device, it waits for that device's control thread first: on a busy machine, the limits
+    of calls that are made there would be over before the thread has had its turn.
+    """
+
+    def __init__(self, device: Device | None = None) -> None:
+        self._device = device
         self._loop = asyncio.get_running_loop()
         self._real_time = self._loop.time
         self._now = self._loop.time()
@@ -65,6 +71,8 @@ class LoopClock:
     async def advance(self, seconds: float) -> None:
         """Let what is due now happen, then let time pass, and what is due then happen."""
         await turns(5)
+        if (device := self._device) is not None:
+            await until(lambda: _awaits_no_call(device))
         self._now += seconds
         await turns(5)
 
@@ -81,6 +89,14 @@ class LoopClock:
         # A clock never goes back.
         ahead_s = max(0.0, self._now - self._real_time())
         self._loop.time = lambda: self._real_time() + ahead_s  # type: ignore[method-assign]
+
+
+def _awaits_no_call(device: Device) -> bool:
+    lasting = device._port
+    port = lasting._port
+    return lasting._tried.is_set() and (
+        not isinstance(port, SerialPort) or port._thread._running is None
+    )
 
 
 class RecordedLines:
