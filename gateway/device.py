@@ -18,13 +18,12 @@ import structlog
 
 from gateway.config import PortConfig
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
-from gateway.lasting_port import LastingPort
+from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.reset import LineController
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_states import PortStates
-from gateway.serial_tty import TtyLocation
 
 #: How long a new user waits for the one before to be gone. A client that ends one connection and
 #: starts the next at once may be seen in the other order.
@@ -83,7 +82,7 @@ class Device:
     def __init__(
         self,
         config: PortConfig,
-        location: TtyLocation,
+        locate: Locate,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self.name = config.name
@@ -92,7 +91,7 @@ class Device:
         self._config = config
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._port = LastingPort(location, config.serial, self, log)
+        self._port = LastingPort(locate, config.serial, self, log)
         self._lines = LineDriver(LineController(config.hold_s), self._port, log)
         self._user: DeviceUser | None = None
         self._user_since = _now()
@@ -105,6 +104,11 @@ class Device:
     def start(self) -> None:
         """Open the device, now and whenever it is there."""
         self._port.start()
+
+    def look_again(self) -> None:
+        """What is plugged in has changed, and may matter to this device."""
+        in_use = self.state in {DeviceState.IN_USE, DeviceState.RELEASING}
+        self._port.look_again(in_use=in_use)
 
     async def stop(self) -> None:
         """Wait until the last user's lines are released, then close the port for good.
@@ -271,6 +275,8 @@ class Device:
 
     def _become_idle(self) -> None:
         self._enter(DeviceState.IDLE)
+        # What has changed while it was in use may be that it is not the right one any more.
+        self.look_again()
         self._serve_waiting()
 
     def _serve_waiting(self) -> None:

@@ -50,5 +50,9 @@ class DeviceAbsentError(DeviceError):
     """The device is not plugged in, which is no fault: it is waited for."""
 
 
+class DevicePermissionError(DeviceError):
+    """The device may not be opened; right after it was plugged in, not yet."""
+
+
 class ClientError(GatewayError):
     """For the client: one line that says why it is not served."""

@@ -1,8 +1,9 @@
 """The serial port of one board over time: opened, lost, opened again, and always there to ask.
 
-A board that is absent is tried again with back-off. One that vanishes under a user may be kept
-for a grace period, in which `AwayPort` answers for it. Who uses the port, and what it is brought
-back to afterwards, is `device`'s matter.
+A board that is absent is tried again with back-off, and at once when it is known to have come.
+One that vanishes under a user may be kept for a grace period, in which `AwayPort` answers for it.
+Where the board is comes from outside, each time anew: it may come back under another name. Who
+uses the port, and what it is brought back to afterwards, is `device`'s matter.
 """
 
 from __future__ import annotations
@@ -16,17 +17,13 @@ from typing import Protocol
 import structlog
 
 from gateway.away_port import AwayPort, Port
-from gateway.errors import DeviceError
+from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.retry_plan import SETTLE_RETRY_S, RetryPlan
 from gateway.serial_port import SerialPort, open_port
 from gateway.serial_states import NO_STATES, PortStates
 from gateway.serial_tty import Tty, TtyLocation
-
-#: First and longest wait before a device that could not be opened is tried again. One try costs
-#: a failing open(): 20 us.
-_RETRY_FIRST_S = 0.25
-_RETRY_LONGEST_S = 4.0
 
 #: How often a board that has left the bus under its user is looked for: it comes back within
 #: 0.3 to 2.5 s, and esptool looks for its answer at once.
@@ -62,6 +59,11 @@ class LastingPortOwner(Protocol):
         """Bytes can be written again."""
 
 
+#: Tells where the device is now. Raises DeviceError when it is nowhere (DeviceAbsentError), or when
+#: it can't be told which one it is.
+Locate = Callable[[], TtyLocation]
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """Something that has been asked of a port and is not done yet."""
@@ -79,13 +81,14 @@ class LastingPort:
 
     def __init__(
         self,
-        location: TtyLocation,
+        locate: Locate,
         settings: SerialSettings,
         owner: LastingPortOwner,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self.grace_s = 0.0
-        self._location = location
+        self._locate = locate
+        self._location: TtyLocation | None = None  # where it is open, or was tried last
         self._initial_settings = settings
         self._owner = owner
         self._log = log
@@ -93,25 +96,48 @@ class LastingPort:
         self._port: SerialPort | AwayPort | None = None
         self._asked: dict[object, _Asked] = {}
         self._retry: asyncio.TimerHandle | None = None
-        self._retry_s = _RETRY_FIRST_S
         self._grace: asyncio.TimerHandle | None = None
         self._is_busy = False  # the owner has been told to write no more
         self._last_failure = ""  # said once, however often the port is tried
+        self._plan = RetryPlan()
+        self._look_again = False  # when the try that is under way has failed
         self._stopped = False
         self._tried = asyncio.Event()  # no try to open it is under way
         self._tried.set()
 
     def start(self) -> None:
         """Open the port, now and whenever it is there."""
-        self._retry = None
+        self._cancel_retry()
         self._tried.clear()
+        try:
+            self._location = self._locate()
+        except DeviceError as error:
+            self._loop.call_soon(self._not_opened, error)
+            return
         open_port(Tty(self._location, self._initial_settings), self, self._opened, self._not_opened)
+
+    def look_again(self, *, in_use: bool) -> None:
+        """What is plugged in has changed: the device may be there now, elsewhere, or gone.
+
+        A device that is `in_use` is only given up when it is gone.
+        """
+        if self._stopped:
+            return
+        if isinstance(self._port, SerialPort):
+            problem = self._problem_of_open_port()
+            if problem is not None and (not in_use or isinstance(problem, DeviceAbsentError)):
+                self._port.lose(problem)
+        elif not self._tried.is_set():
+            self._look_again = True
+        elif self._retry is not None:
+            self._plan.appeared(self._loop.time())
+            if isinstance(self._port, AwayPort) or not self._plan.penalty_s(self._loop.time()):
+                self.start()
 
     async def stop(self) -> None:
         """Close the port for good; bounded, the owner is told nothing more."""
         self._stopped = True
-        if self._retry is not None:
-            self._retry.cancel()
+        self._cancel_retry()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._tried.wait(), _CLOSE_LIMIT_S)
         port = self._port
@@ -213,13 +239,14 @@ class LastingPort:
         if self.grace_s and self._port is not None:
             self._begin_absence(self._port, error)
         else:
+            self._plan.lost(self._loop.time())
             self._forget()
             self._try_later(error)
 
     @property
     def _present(self) -> SerialPort | AwayPort:
         if self._port is None:
-            raise RuntimeError(f"{self._location.path} was used while it is not open")
+            raise RuntimeError("a port was used while it is not open")
         return self._port
 
     def _ask(
@@ -252,9 +279,11 @@ class LastingPort:
             port.close(self._on_loop(self._tried.set))
             return
         self._tried.set()
-        self._retry_s = _RETRY_FIRST_S
+        self._plan.opened()
         self._last_failure = ""
-        self._log.info("device_opened", tty=self._location.path, has_lines=port.has_lines)
+        self._look_again = False
+        tty = self._location.path if self._location is not None else ""
+        self._log.info("device_opened", tty=tty, has_lines=port.has_lines)
         if port.settings != self._initial_settings:
             self._log.warning(
                 "settings_refused", wanted=self._initial_settings, in_force=port.settings
@@ -278,18 +307,42 @@ class LastingPort:
         self._tried.set()
         if self._stopped:
             return
+        if self._look_again:
+            self._look_again = False
+            self.start()
+            return
         if isinstance(self._port, AwayPort):
             self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+            return
+        if self._plan.settles(error, self._loop.time()):
+            self._retry = self._loop.call_later(SETTLE_RETRY_S, self.start)
             return
         if str(error) != self._last_failure:
             self._last_failure = str(error)
             self._log.warning("device_not_open", reason=str(error))
         self._try_later(error)
 
+    def _problem_of_open_port(self) -> DeviceError | None:
+        """Why the open port is not the one to have open any more."""
+        try:
+            location = self._locate()
+        except DeviceError as error:
+            return error
+        if self._location is not None and location.path == self._location.path:
+            return None
+        return DeviceError(f"another device is meant now, {location.path}")
+
     def _try_later(self, error: DeviceError) -> None:
-        self._retry = self._loop.call_later(self._retry_s, self.start)
-        self._retry_s = min(2 * self._retry_s, _RETRY_LONGEST_S)
+        wait_s = self._plan.wait_s(self._loop.time())
+        if self._plan.penalty_s(self._loop.time()):
+            error = type(error)(f"{error}; it keeps leaving, next try in {wait_s:.1f} s")
+        self._retry = self._loop.call_later(wait_s, self.start)
         self._owner.port_lost(error)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _forget(self) -> None:
         self._port = None

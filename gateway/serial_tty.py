@@ -21,7 +21,7 @@ from typing import Protocol
 
 import serial
 
-from gateway.errors import DeviceAbsentError, DeviceError
+from gateway.errors import DeviceAbsentError, DeviceError, DevicePermissionError
 from gateway.protocol.reset import BOTH, IDLE, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
@@ -363,7 +363,7 @@ def _device_error(error: Exception) -> DeviceError:
         case errno.ENOENT | errno.ENXIO | errno.ENODEV:
             return DeviceAbsentError("not plugged in")
         case errno.EACCES | errno.EPERM:
-            return DeviceError("no permission (is the user in group dialout?)")
+            return DevicePermissionError("no permission (is the user in group dialout?)")
         case errno.EBUSY | errno.EAGAIN:
             return DeviceError("in use by another program")
         case errno.ENOTTY:

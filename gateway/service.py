@@ -107,7 +107,7 @@ class Service:
         log = self._log.bind(device=config.name)
         board = await _start_board(config.device) if _is_simulated(config) else None
         location = _location_of(board) if board is not None else TtyLocation(config.device)
-        device = Device(config, location, log)
+        device = Device(config, lambda: location, log)
         listener = Listener(config, device, self._signature, log)
         self._ports.append(_Port(config, device, listener, board))
         device.start()

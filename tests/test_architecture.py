@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"protocol.access_server"},
     {"yaml_lines", "usb_match", "config*"},
     {"control_thread", "serial_*", "sysfs", "hotplug"},
-    {"away_port", "lasting_port", "line_driver", "device"},
+    {"away_port", "retry_plan", "lasting_port", "line_driver", "device"},
     {"states_poll", "request_queue", "session"},
     {"listener"},
     {"web", "web.*", "sd_report"},

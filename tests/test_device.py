@@ -107,10 +107,10 @@ async def test_a_device_that_does_not_open_is_tried_ever_more_seldom_and_told_on
     tmp_path: Path,
 ) -> None:
     with PtyBoard(tmp_path) as board, LoopClock() as clock, capture_logs() as logs:
-        board.open_error = PermissionError(errno.EACCES, "denied")
+        board.open_error = OSError(errno.EBUSY, "busy")
         async with started(board) as device:
             assert device.state is DeviceState.BROKEN
-            assert device.reason == "no permission (is the user in group dialout?)"
+            assert device.reason == "in use by another program"
             for tries, wait_s in enumerate([0.25, 0.5, 1.0, 2.0, 4.0, 4.0], 1):
                 await clock.advance(wait_s * 0.9)
                 assert (board.tries, device.state) == (tries, DeviceState.BROKEN)
@@ -122,6 +122,35 @@ async def test_a_device_that_does_not_open_is_tried_ever_more_seldom_and_told_on
             await clock.advance(4.0)
             await until(lambda: device.state is DeviceState.IDLE)
             assert events(logs) == ["device_not_open", "device_opened"]
+
+
+async def test_permissions_that_are_not_set_yet_are_waited_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, LoopClock() as clock, capture_logs() as logs:
+        board.open_error = PermissionError(errno.EACCES, "denied")
+        device = device_of(board)
+        device.start()
+        for _ in range(10):
+            await clock.advance(0.02)
+        assert board.tries > 5
+        assert device.state is DeviceState.OPENING
+        board.open_error = None
+        await clock.advance(0.02)
+        await until(lambda: device.state is DeviceState.IDLE)
+        assert events(logs) == ["device_opened"]
+        await device.stop()
+
+
+async def test_permissions_that_stay_as_they_are_break_the_device(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, LoopClock() as clock, capture_logs() as logs:
+        board.open_error = PermissionError(errno.EACCES, "denied")
+        device = device_of(board)
+        device.start()
+        while device.state is DeviceState.OPENING:
+            await clock.advance(0.1)
+        assert device.state is DeviceState.BROKEN
+        assert device.reason == "no permission (is the user in group dialout?)"
+        assert events(logs) == ["device_not_open"]
+        await device.stop()
 
 
 async def test_another_reason_is_told_again(tmp_path: Path) -> None:

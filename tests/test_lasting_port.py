@@ -12,11 +12,12 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.errors import DeviceError
-from gateway.lasting_port import LastingPort
+from gateway.errors import DeviceAbsentError, DeviceError
+from gateway.lasting_port import LastingPort, Locate
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.protocol.serial_settings import SerialSettings
-from tests.support.pty_board import PtyBoard, until
+from gateway.serial_tty import TtyLocation
+from tests.support.pty_board import LoopClock, PtyBoard, turns, until
 
 FAST = replace(SerialSettings(), baudrate=921600)
 
@@ -54,9 +55,12 @@ class Owner:
 
 
 @asynccontextmanager
-async def lasting(board: PtyBoard) -> AsyncIterator[tuple[LastingPort, Owner]]:
+async def lasting(
+    board: PtyBoard, locate: Locate | None = None
+) -> AsyncIterator[tuple[LastingPort, Owner]]:
     owner = Owner()
-    port = LastingPort(board.location, SerialSettings(), owner, structlog.get_logger())
+    locate = locate or (lambda: board.location)
+    port = LastingPort(locate, SerialSettings(), owner, structlog.get_logger())
     port.start()
     try:
         yield port, owner
@@ -162,3 +166,111 @@ async def test_stopping_while_a_board_is_away_leaves_nothing(tmp_path: Path) -> 
             await until(lambda: owner.reports[-1] == "away")
         await asyncio.sleep(0.2)
         assert owner.reports == ["opened", "away"]
+
+
+class Place:
+    """Where a device is, as the test says."""
+
+    def __init__(self) -> None:
+        self.board: PtyBoard | None = None
+        self.error: DeviceError = DeviceAbsentError("not plugged in")
+
+    def locate(self) -> TtyLocation:
+        if self.board is None:
+            raise self.error
+        return self.board.location
+
+
+async def test_a_device_that_has_come_is_opened_at_once(tmp_path: Path) -> None:
+    place = Place()
+    with PtyBoard(tmp_path) as board, LoopClock():
+        async with lasting(board, place.locate) as (port, owner):
+            await until(lambda: owner.reports == ["lost"])
+            await turns(10)
+            place.board = board
+            port.look_again(in_use=False)
+            await until(lambda: owner.reports == ["lost", "opened"])  # no time has passed
+
+
+async def test_news_that_come_during_a_try_lead_to_another_one(tmp_path: Path) -> None:
+    place = Place()
+    with PtyBoard(tmp_path) as board, LoopClock():
+        place.board = board
+        board.open_error = OSError("not this time")
+        board.answers.clear()
+        async with lasting(board, place.locate) as (port, owner):
+            await until(lambda: board.tries == 1)
+            port.look_again(in_use=False)
+            board.answers.set()
+            await until(lambda: board.tries == 2)
+            await until(lambda: owner.reports == ["lost"])
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+async def test_a_device_that_has_gone_is_given_up_before_its_tty_says_so(
+    tmp_path: Path, in_use: bool
+) -> None:
+    place = Place()
+    with PtyBoard(tmp_path) as board, LoopClock():
+        place.board = board
+        async with lasting(board, place.locate) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            place.board = None
+            port.look_again(in_use=in_use)
+            assert owner.reports == ["opened", "lost"]
+            assert isinstance(owner.errors[0], DeviceAbsentError)
+
+
+async def test_a_board_that_comes_back_elsewhere_is_found_there(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    place = Place()
+    with PtyBoard(tmp_path / "a") as first, PtyBoard(tmp_path / "b", plugged_in=False) as second:
+        place.board = first
+        async with lasting(first, place.locate) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.grace_s = 60.0
+            first.unplug()
+            await until(lambda: owner.reports[-1] == "away")
+            port.write(b"for you")
+            place.board = None
+            port.look_again(in_use=True)
+            second.plug()
+            place.board = second
+            port.look_again(in_use=True)
+            await until(lambda: owner.reports == ["opened", "away", "back"])
+            second.start_reading()
+            await until(lambda: second.received == b"for you")
+
+
+async def test_who_uses_a_device_keeps_it_while_it_is_there(tmp_path: Path) -> None:
+    place = Place()
+    place.error = DeviceError("two of them")
+    with PtyBoard(tmp_path) as board, LoopClock():
+        place.board = board
+        async with lasting(board, place.locate) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            place.board = None
+            port.look_again(in_use=True)
+            assert owner.reports == ["opened"]
+            port.look_again(in_use=False)
+            assert owner.reports == ["opened", "lost"]
+            assert str(owner.errors[0]) == "two of them"
+
+
+async def test_a_device_that_keeps_leaving_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    place = Place()
+    with PtyBoard(tmp_path) as board, LoopClock() as clock:
+        place.board = board
+        async with lasting(board, place.locate) as (port, owner):
+            for number in range(1, 12):
+                await until(lambda n=number: owner.reports.count("opened") == n)  # type: ignore[misc]
+                place.board = None
+                port.look_again(in_use=False)
+                place.board = board
+                port.look_again(in_use=False)
+            await turns(20)
+            assert owner.reports.count("opened") == 11
+            assert "keeps leaving" in str(owner.errors[-1])
+            await clock.advance(5.1)
+            await until(lambda: owner.reports.count("opened") == 12)

@@ -299,7 +299,7 @@ def device_of(
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), serial=settings or SerialSettings(), grace_s=grace_s)
-    return Device(config, board.location, log)
+    return Device(config, lambda: board.location, log)
 
 
 @asynccontextmanager
