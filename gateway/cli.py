@@ -70,7 +70,8 @@ def _check(arguments: argparse.Namespace) -> int:
     ports = "1 port" if len(config.ports) == 1 else f"{len(config.ports)} ports"
     print(f"{arguments.file}: no errors, {ports}")
     for port in config.ports:
-        print(f"  {port.name}: {port.host}:{port.tcp_port} -> {port.device}")
+        way_in = f"connects to {port.connect}" if port.connect else f"{port.host}:{port.tcp_port}"
+        print(f"  {port.name}: {way_in} -> {port.device}")
     return 0
 
 

@@ -9,7 +9,6 @@ device that is absent is no mistake in the file.
 from __future__ import annotations
 
 import ipaddress
-import re
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -17,10 +16,10 @@ from typing import Any, Final
 
 import yaml
 
+from gateway.config_values import ADDRESS, DEVICE, HOST, NAME, Address, sim_device
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.yaml_lines import (
-    MAX_REASON_CHARS,
     Entry,
     Kind,
     Problems,
@@ -34,7 +33,6 @@ from gateway.yaml_lines import (
     line_of,
     one_of,
     read_text,
-    scalar_text,
     seconds,
     shown,
     whole_number,
@@ -45,25 +43,45 @@ class Protocol(Enum):
     """What is spoken on a port's TCP connection."""
 
     RFC2217 = "rfc2217"  # Telnet with COM-PORT-OPTION: clients set baud rate and lines
+    RAW = "raw"  # a plain byte pipe: settings are the YAML's, lines the gateway's
+
+
+class OnConnect(Enum):
+    """What is done to the board for a client of a raw port, before its first byte."""
+
+    NOTHING = "nothing"
+    BOOTLOADER = "bootloader"
+    RESET = "reset"
+
+
+class OnDisconnect(Enum):
+    """What is done to the board when a client of a raw port has left, behind its last byte."""
+
+    NOTHING = "nothing"
+    RESET = "reset"
 
 
 @dataclass(frozen=True, slots=True)
 class PortConfig:
-    """One entry of `ports`: a device and the TCP address where it is served.
+    """One entry of `ports`: a device, and how its clients come to it.
 
-    `tcp_port` 0 means any free port; `device` is an absolute path or a sim:// URL; `hold_s` is
-    how long a DTR or RTS edge may be held back (protocol/reset.py), `grace_s` how long a client
-    is kept when its board leaves the bus.
+    Either they connect to `tcp_port` at `host` (0: any free port), or `tcp_port` is None and the
+    gateway connects to the client at `connect`. `device` is an absolute path or a sim:// URL;
+    `hold_s` is how long a DTR or RTS edge may be held back (protocol/reset.py), `grace_s` how long
+    a client is kept when its board leaves the bus.
     """
 
     name: str
     host: str
-    tcp_port: int
+    tcp_port: int | None
+    connect: Address | None
     device: str
     serial: SerialSettings
     hold_s: float
     grace_s: float
     protocol: Protocol
+    on_connect: OnConnect
+    on_disconnect: OnDisconnect
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,55 +108,10 @@ def parse_config(text: str, file: str) -> GatewayConfig:
     return GatewayConfig(tuple(_built(port) for port in ports))
 
 
-def _read_name(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,32}", text):
-        raise ValueError
-    return text
-
-
-#: Underscores are no part of host names by the RFCs, but of names in use.
-_HOST_LABEL: Final = r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
-
-
-def _read_host(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        # A name that ends in a number is a mistyped IPv4 address (RFC 1123, 2.1).
-        is_name = len(text) <= 253 and re.fullmatch(
-            rf"({_HOST_LABEL}\.)*(?![0-9]+\.?$){_HOST_LABEL}\.?", text
-        )
-        if not is_name:
-            raise ValueError from None
-    return text
-
-
-def _read_device(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    if not text.isprintable():
-        raise ValueError
-    if text.startswith("sim://"):
-        _sim_device(text)
-    elif not text.startswith("/") or text.endswith("/"):
-        raise ValueError
-    return text
-
-
-def _sim_device(url: str) -> str:
-    """The one spelling of a simulated board's URL; ValueError says what is wrong with it."""
-    # Only who simulates boards pays for the simulator.
-    from gateway.simulator.url import parse_url  # noqa: PLC0415
-
-    try:
-        return str(parse_url(url))
-    except ValueError as exc:
-        raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
-
-
 #: The default of a key that every port must have; such a key makes no sense under `defaults`.
 REQUIRED: Final = object()
+#: The same for the two keys of which a port must have one.
+TCP_OR_CONNECT: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +122,28 @@ class Key:
     kind: Kind
     default: object
 
+    @property
+    def has_default(self) -> bool:
+        """Whether a port may leave it out."""
+        return self.default not in (REQUIRED, TCP_OR_CONNECT)
+
 
 _SERIAL = SerialSettings()
 
 PORT_KEYS: Final = (
-    Key("name", Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name), REQUIRED),
-    Key("tcp", whole_number(0, 65535), REQUIRED),
-    Key("host", Kind("an IP address or a host name", _read_host), "127.0.0.1"),
-    Key("device", Kind("an absolute path or sim://...", _read_device), REQUIRED),
+    Key("name", NAME, REQUIRED),
+    Key("tcp", whole_number(0, 65535), TCP_OR_CONNECT),
+    Key("host", HOST, "127.0.0.1"),
+    Key("connect", ADDRESS, TCP_OR_CONNECT),
+    Key("device", DEVICE, REQUIRED),
     Key("baudrate", whole_number(1, 2**32 - 1), _SERIAL.baudrate),
     Key("bytesize", whole_number(5, 8), _SERIAL.bytesize),
     Key("parity", one_of(Parity), _SERIAL.parity),
     Key("stopbits", one_of(StopBits), _SERIAL.stopbits),
     Key("flow_control", one_of(FlowControl), _SERIAL.flow_control),
     Key("protocol", one_of(Protocol), Protocol.RFC2217),
+    Key("on_connect", one_of(OnConnect), OnConnect.NOTHING),
+    Key("on_disconnect", one_of(OnDisconnect), OnDisconnect.NOTHING),
     # Below 0.05 s the next command of a client on the same host comes too late (pyserial polls
     # every 50 ms); above 5 s a client that really wants both lines on would take it for a hang.
     Key("hold_s", seconds(0.05, 5), DEFAULT_HOLD_S),
@@ -170,8 +151,9 @@ PORT_KEYS: Final = (
     Key("grace_s", seconds(0, 300), 10.0),
 )
 
-_DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.default is not REQUIRED)
+_DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
 _FILE_KEYS: Final = ("defaults", "ports")
+_ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
 
@@ -211,7 +193,30 @@ def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -
     for index, item in enumerate(node.value):
         port = _read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
         ports.append(_Section(port.path, _overlaid(defaults, port), port.lines))
+        if isinstance(item, yaml.MappingNode) and not is_refused(item):
+            _check_fit(ports[-1], line_of(item), problems)
     return ports
+
+
+def _check_fit(port: _Section, line: int, problems: Problems) -> None:
+    """Refuse keys of one port that do not go together; a default that does not fit is not used."""
+
+    def refuse(key: str, found: str, accepted: str) -> None:
+        problems.add(port.lines.get(key, line), join(port.path, key), found, accepted)
+
+    if "connect" not in port.lines:
+        if "tcp" not in port.lines:
+            accepted = f"{_ACCEPTED_TCP}, or connect: {ADDRESS.accepted}"
+            refuse("tcp", "neither tcp nor connect", accepted)
+    else:
+        for key in ("tcp", "host"):
+            if key in port.lines:
+                found = f"{key} beside connect (line {port.lines['connect']})"
+                refuse(key, found, "connect alone, or tcp and host")
+    for key in ("on_connect", "on_disconnect"):
+        is_given = key in port.lines and key in port.values
+        if is_given and port.values.get("protocol") is Protocol.RFC2217:
+            refuse(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
 
 
 def _overlaid(values: dict[str, Any], section: _Section) -> dict[str, Any]:
@@ -268,6 +273,7 @@ def _refuse(
 def _check_unique(ports: list[_Section], problems: Problems) -> None:
     names: dict[str, _Section] = {}
     devices: dict[str, _Section] = {}
+    far_ends: dict[tuple[str | int, ...], _Section] = {}
     addresses: dict[int, dict[str, _Section]] = {}
     for port in ports:
         if (name := port.values.get("name")) is not None:
@@ -276,6 +282,10 @@ def _check_unique(ports: list[_Section], problems: Problems) -> None:
         if (device := port.values.get("device")) is not None:
             first = devices.setdefault(_same_device(device), port)
             _refuse_second(port, first, "device", "a device of its own", problems)
+        if (far_end := port.values.get("connect")) is not None:
+            key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
+            first = far_ends.setdefault(key, port)
+            _refuse_second(port, first, "connect", "a far end of its own", problems)
         # Port 0 is another free one each time.
         if port.values.get("tcp") and "host" in port.values:
             at_port = addresses.setdefault(port.values["tcp"], {})
@@ -295,7 +305,7 @@ def _same_device(device: str) -> str:
     """One text for all spellings of it; links are not followed, they change with hotplug."""
     if device.startswith("/"):
         return str(PurePosixPath("/" + device.lstrip("/")))
-    return _sim_device(device)
+    return sim_device(device)
 
 
 #: Stands for 0.0.0.0 and ::; no host is written so.
@@ -338,7 +348,9 @@ def _addresses(host: str) -> set[str]:
 
 def _built(port: _Section) -> PortConfig:
     """The checked values as a PortConfig, whose fields bear the names of the keys but for two."""
-    values = dict(port.values)
+    values = {"tcp": None, "connect": None} | port.values
+    if values["protocol"] is not Protocol.RAW:
+        values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
     serial = SerialSettings(
         **{field.name: values.pop(field.name) for field in fields(SerialSettings)}
     )

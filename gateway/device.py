@@ -16,7 +16,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.config import PortConfig
+from gateway.config import OnConnect, OnDisconnect, PortConfig
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
@@ -88,12 +88,14 @@ class Device:
         self.name = config.name
         self.state = DeviceState.OPENING
         self.reason = ""
+        self.idle = asyncio.Event()  # it can be had at once
         self._config = config
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._port = LastingPort(locate, config.serial, self, log)
         self._lines = LineDriver(LineController(config.hold_s), self._port, log)
         self._user: DeviceUser | None = None
+        self._user_told = False  # False while the board is brought to where the user wants it
         self._user_since = _now()
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
         self._finish: asyncio.TimerHandle | None = None
@@ -149,7 +151,7 @@ class Device:
         self._enter(DeviceState.RELEASING)
         self._finish = self._loop.call_later(_FINISH_LIMIT_S, self._drop_unsent)
         self._port.resume_reading()
-        self._port.when_sent(self._release_lines)
+        self._port.when_sent(self._reset_and_release)
 
     # What a user may do with the device between `attached` and `device_lost` or `detach`. Every
     # `done` is called when what follows may go to the board, unless the device is lost first.
@@ -214,8 +216,8 @@ class Device:
     # What the port reports (lasting_port.LastingPortOwner).
 
     def data_received(self, data: bytes) -> None:
-        """Pass the board's bytes to the user; without one they are dropped."""
-        if self._user is not None:
+        """Pass the board's bytes to the user; what comes before is dropped."""
+        if self._user is not None and self._user_told:
             self._user.data_received(data)
 
     def pause_writing(self) -> None:
@@ -244,19 +246,28 @@ class Device:
     def port_lost(self, error: DeviceError) -> None:
         """The port is closed; it is tried again. Its user is told."""
         user, self._user = self._user, None
+        was_told = self._user_told
         self._port.grace_s = 0.0
         self._end_use()
         absent = isinstance(error, DeviceAbsentError)
         self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
         self._serve_waiting()
-        if user is not None:
+        if user is not None and was_told:
             user.device_lost(error)
+        elif user is not None:
+            user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
 
     def _end_use(self) -> None:
         self._lines.close()
         self._break_on = False
         if self._finish is not None:
             self._finish.cancel()
+
+    def _reset_and_release(self) -> None:
+        if self._config.on_disconnect is OnDisconnect.RESET:
+            self.reset(self._release_lines)
+        else:
+            self._release_lines()
 
     def _release_lines(self) -> None:
         if self._finish is not None:
@@ -288,9 +299,25 @@ class Device:
                 self._user_since = _now()
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
-                self._user.attached()
+                self._prepare_board()
             case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
                 self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
+
+    def _prepare_board(self) -> None:
+        """Bring the board to where its new user wants it, then tell the user."""
+        self._user_told = False
+        match self._config.on_connect:
+            case OnConnect.NOTHING:
+                self._tell_user()
+            case OnConnect.BOOTLOADER:
+                self.enter_bootloader(self._tell_user)
+            case OnConnect.RESET:
+                self.reset(self._tell_user)
+
+    def _tell_user(self) -> None:
+        if self._user is not None:  # it may have left meanwhile
+            self._user_told = True
+            self._user.attached()
 
     def _refuse_waiting(self, reason: str) -> None:
         while self._waiting:
@@ -315,6 +342,10 @@ class Device:
             return
         self.state = state
         self.reason = reason
+        if state is DeviceState.IDLE:
+            self.idle.set()
+        else:
+            self.idle.clear()
         if state in {DeviceState.IN_USE, DeviceState.RELEASING}:
             self._at_rest.clear()
         else:

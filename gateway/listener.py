@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import cast
 
 import structlog
 
 from gateway.config import PortConfig
 from gateway.device import Device
+from gateway.request_queue import Conversation
 from gateway.session import Session
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
@@ -37,12 +39,12 @@ class Listener:
         self,
         config: PortConfig,
         device: Device,
-        signature: str,
+        converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self._config = config
         self._device = device
-        self._signature = signature
+        self._converse = converse
         self._log = log
         self._server: asyncio.Server | None = None
         self._binding: asyncio.Task[None] | None = None
@@ -59,6 +61,11 @@ class Listener:
             return None
         tcp_port: int = self._server.sockets[0].getsockname()[1]
         return tcp_port
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether clients can connect."""
+        return self.tcp_port is not None
 
     async def start(self) -> None:
         """Listen; an address that can't be bound now is tried again until it can."""
@@ -120,7 +127,7 @@ class Listener:
         if len(self._sessions) >= MAX_SESSIONS:
             self._log.warning("client_dropped", reason=f"{MAX_SESSIONS} are connected already")
             return _Dropped()
-        session = Session(self._device, self._signature, self._log, self._session_ended)
+        session = Session(self._device, self._converse(), self._log, self._session_ended)
         self._sessions.add(session)
         self._nobody_left.clear()
         return session

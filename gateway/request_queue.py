@@ -2,7 +2,7 @@
 
 A change (settings, lines, break, purge) waits for the bytes before it and holds back what
 follows, so a queue forms while one is made; whoever fills it stops reading meanwhile. How the
-requests came about is `protocol.access_server`'s matter, the connection `session`'s.
+requests came about is the conversation's matter, the connection `session`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Protocol
 from gateway.device import Device
 from gateway.protocol import access_server
 from gateway.protocol.access_server import (
-    AccessServer,
     BreakRequest,
     Console,
     LinesRequest,
@@ -30,6 +29,35 @@ from gateway.states_poll import StatesPoll
 
 #: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
 _BREAK_S = 0.25
+
+
+class Conversation(Protocol):
+    """What one client speaks, without I/O: `protocol.access_server` or `protocol.raw`.
+
+    Every `PortRequest` that `receive_data` returns is owed one call of `answer`.
+    """
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether a line for a person may be put among the board's output."""
+
+    def receive_data(self, data: bytes) -> list[access_server.Event]:
+        """Take what came from the client; return what it asks for, in stream order."""
+
+    def data_to_send(self) -> bytes:
+        """Answers that wait to be sent, framed for the wire."""
+
+    def escape(self, data: bytes) -> bytes:
+        """Frame data from the board for the wire."""
+
+    def answer(self, request: access_server.PortRequest, status: access_server.PortStatus) -> None:
+        """Queue the acknowledgement of a request with what is in force now."""
+
+    def notify_modemstate(self, state: Modemstate, *, requested: bool = False) -> None:
+        """Tell the client the modem state, if it wants to know."""
+
+    def notify_linestate(self, state: Linestate, *, requested: bool = False) -> None:
+        """Tell the client the line state, if it wants to know."""
 
 
 class QueueOwner(Protocol):
@@ -54,9 +82,9 @@ class QueueOwner(Protocol):
 class RequestQueue:
     """The requests of one client on a device that is its own."""
 
-    def __init__(self, device: Device, access: AccessServer, owner: QueueOwner) -> None:
+    def __init__(self, device: Device, conversation: Conversation, owner: QueueOwner) -> None:
         self._device = device
-        self._access = access
+        self._conversation = conversation
         self._owner = owner
         self._events: deque[access_server.Event] = deque()
         self._change_pending = False  # a change is being made: what follows waits
@@ -154,7 +182,7 @@ class RequestQueue:
                     lambda: self._changed(request), receive=receive, transmit=transmit
                 )
             case _:
-                self._access.answer(request, status)
+                self._conversation.answer(request, status)
 
     def _changed(self, answered: access_server.PortRequest | None = None) -> None:
         """A change has been made: answer it, and go on with what waited for it."""
@@ -162,7 +190,7 @@ class RequestQueue:
             return
         self._change_pending = False
         if answered is not None:
-            self._access.answer(answered, self._device.status)
+            self._conversation.answer(answered, self._device.status)
         self.carry_on()
 
     def _set_lines(self, first: LinesRequest) -> None:
@@ -185,7 +213,7 @@ class RequestQueue:
         self._change_pending = True
         self._device.set_lines(self._changed, dtr=dtr, rts=rts)
         for request, asked_for in answers:
-            self._access.answer(request, replace(status, lines=asked_for))
+            self._conversation.answer(request, replace(status, lines=asked_for))
 
     def _other_line(self, first: LinesRequest) -> LinesRequest | None:
         """The next request, if it sets the line that `first` does not."""
@@ -204,7 +232,7 @@ class RequestQueue:
         if isinstance(request.command, NotifyModemstate):
             self._modemstate_changed(self._poll.take_modemstate(states), requested=True)
         elif not self._closed:
-            self._access.notify_linestate(self._poll.take_linestate(states), requested=True)
+            self._conversation.notify_linestate(self._poll.take_linestate(states), requested=True)
         self._changed()
 
     def _modemstate_changed(self, state: Modemstate, *, requested: bool = False) -> None:
@@ -212,12 +240,12 @@ class RequestQueue:
             # The first is sent even if no bit is set: pyserial fails until it knows the state.
             requested = requested or not self._modemstate_told
             self._modemstate_told = True
-            self._access.notify_modemstate(state, requested=requested)
+            self._conversation.notify_modemstate(state, requested=requested)
             self._owner.queue_moved()
 
     def _linestate_changed(self, state: Linestate) -> None:
         if not self._closed:
-            self._access.notify_linestate(state)
+            self._conversation.notify_linestate(state)
             self._owner.queue_moved()
 
     def _serve_console(self, request: Console) -> None:

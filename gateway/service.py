@@ -1,6 +1,6 @@
-"""The running gateway: a device and a listener per port of the configuration, and their end.
+"""The running gateway: a device and a listener or dialer per port, from start to end.
 
-What one port does is `device`'s and `listener`'s matter; arguments and output are `cli`'s.
+What one port does is these three's matter; arguments and output are `cli`'s.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.config import GatewayConfig, PortConfig
+from gateway.config import GatewayConfig, PortConfig, Protocol
 from gateway.device import Device, DeviceState
+from gateway.dialer import Dialer
 from gateway.errors import DeviceError
 from gateway.listener import Listener
+from gateway.protocol.access_server import AccessServer
+from gateway.protocol.raw import RawPipe
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
 from gateway.serial_tty import TtyLocation
@@ -39,7 +42,7 @@ class _Port:
 
     config: PortConfig
     device: Device
-    listener: Listener
+    way_in: Listener | Dialer
     board: SimulatedBoard | None
 
 
@@ -73,9 +76,9 @@ class Service:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
         reason = "the gateway is shutting down"
         # While a device finishes with its last client, that client reads its last bytes.
-        listeners = [port.listener.stop(reason) for port in self._ports]
+        ways_in = [port.way_in.stop(reason) for port in self._ports]
         devices = [port.device.stop() for port in self._ports]
-        await asyncio.gather(*listeners, *devices)
+        await asyncio.gather(*ways_in, *devices)
         boards = [port.board for port in self._ports if port.board is not None]
         await asyncio.gather(*(board.stop() for board in boards))
         self._log.info("service_stopped")
@@ -83,16 +86,16 @@ class Service:
     def tcp_ports(self) -> dict[str, int | None]:
         """The TCP port of each entry by its name, in the order of the configuration.
 
-        None where it could not be bound.
+        None where it could not be bound, and where nothing is listened on.
         """
-        return {port.config.name: port.listener.tcp_port for port in self._ports}
+        return {port.config.name: port.way_in.tcp_port for port in self._ports}
 
     def counts(self) -> Counts:
         """How many ports there are, and how many of them are in which state now."""
         states = [port.device.state for port in self._ports]
         return Counts(
             ports=len(states),
-            listening=sum(port.listener.tcp_port is not None for port in self._ports),
+            listening=sum(port.way_in.is_ready for port in self._ports),
             open=sum(state in _OPEN for state in states),
             in_use=sum(state in _IN_USE for state in states),
             absent=sum(state in _ABSENT for state in states),
@@ -108,10 +111,18 @@ class Service:
         board = await _start_board(config.device) if _is_simulated(config) else None
         location = _location_of(board) if board is not None else TtyLocation(config.device)
         device = Device(config, lambda: location, log)
-        listener = Listener(config, device, self._signature, log)
-        self._ports.append(_Port(config, device, listener, board))
+        converse = RawPipe if config.protocol is Protocol.RAW else self._access_server
+        way_in: Listener | Dialer
+        if config.connect is not None:
+            way_in = Dialer(config.connect, device, converse, log)
+        else:
+            way_in = Listener(config, device, converse, log)
+        self._ports.append(_Port(config, device, way_in, board))
         device.start()
-        await listener.start()
+        await way_in.start()
+
+    def _access_server(self) -> AccessServer:
+        return AccessServer(self._signature)
 
 
 async def serve(config: GatewayConfig, started: Callable[[Service], None] = lambda _: None) -> None:

@@ -1,6 +1,7 @@
 """One client on one device: its TCP connection, from accept to the moment the device is free.
 
-Bytes from the client go through the access server into the request queue, which carries them
+Bytes from the client go through its conversation (`protocol.access_server` or
+`protocol.raw`) into the request queue, which carries them
 out in stream order; while something waits there, nothing more is read from the client. What
 the board sends goes the other way at once. Who may connect is `listener`'s matter, what
 happens to the board `device`'s.
@@ -19,8 +20,7 @@ import structlog
 
 from gateway.device import Device
 from gateway.errors import ClientError, DeviceError
-from gateway.protocol.access_server import AccessServer
-from gateway.request_queue import RequestQueue
+from gateway.request_queue import Conversation, RequestQueue
 
 #: One read takes at most this much, so this is also what a session keeps of a client at most:
 #: nothing is read while something waits.
@@ -83,7 +83,7 @@ class Session(asyncio.BufferedProtocol):
     def __init__(
         self,
         device: Device,
-        signature: str,
+        conversation: Conversation,
         log: structlog.typing.FilteringBoundLogger,
         ended: Callable[[Session], None],
     ) -> None:
@@ -96,8 +96,8 @@ class Session(asyncio.BufferedProtocol):
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
-        self._access = AccessServer(signature)
-        self._requests = RequestQueue(device, self._access, self)
+        self._conversation = conversation
+        self._requests = RequestQueue(device, conversation, self)
         self._suspended = False  # the client has asked for no more data
         self._client_slow = False  # more output waits for the client than should
         self._violated = False
@@ -132,7 +132,7 @@ class Session(asyncio.BufferedProtocol):
         """The client has sent bytes."""
         if self.state is SessionState.ACTIVE:
             self.received_bytes += nbytes
-            self._requests.add(self._access.receive_data(bytes(_RECEIVE_BUFFER[:nbytes])))
+            self._requests.add(self._conversation.receive_data(bytes(_RECEIVE_BUFFER[:nbytes])))
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left, whether it still reads or not."""
@@ -188,7 +188,7 @@ class Session(asyncio.BufferedProtocol):
         """Pass the board's bytes on."""
         if self.state is SessionState.ACTIVE:
             self.sent_bytes += len(data)
-            self._transport.write(self._access.escape(data))
+            self._transport.write(self._conversation.escape(data))
 
     def board_busy(self) -> None:
         """The board does not keep up: read no more from the client."""
@@ -214,7 +214,7 @@ class Session(asyncio.BufferedProtocol):
             return  # it is ending already
         if before is SessionState.ACTIVE:
             self._log_end(reason, is_fault=is_fault)
-            if not self._access.is_rfc2217:
+            if self._conversation.takes_text:
                 self.say(f"{self._device.name}: {reason}")
         self.state = SessionState.CLOSED
         self._leave()
@@ -256,7 +256,7 @@ class Session(asyncio.BufferedProtocol):
     def say(self, line: str) -> None:
         """Write a line for a person among the board's output."""
         if self.state is SessionState.ACTIVE:
-            self._transport.write(self._access.escape(f"\r\n{line}\r\n".encode()))
+            self._transport.write(self._conversation.escape(f"\r\n{line}\r\n".encode()))
 
     def _finish(self, reason: str) -> None:
         """The client has left: carry out what it had sent, then end."""
@@ -300,7 +300,7 @@ class Session(asyncio.BufferedProtocol):
         )
 
     def _send_answers(self) -> None:
-        if answers := self._access.data_to_send():
+        if answers := self._conversation.data_to_send():
             self._transport.write(answers)
 
     def _read_board_or_not(self) -> None:

@@ -280,7 +280,7 @@ def test_client_without_com_port_option_is_never_sent_any() -> None:
     server.notify_modemstate(Modemstate.CTS, requested=True)
     server.notify_linestate(Linestate.BREAK, requested=True)
     assert server.data_to_send() == b""
-    assert not server.is_rfc2217
+    assert server.takes_text
     assert server.escape(b"OK\r\n") == b"OK\r\n"
 
 
@@ -331,7 +331,7 @@ def test_console_functions_become_requests_or_the_bytes_a_terminal_sends() -> No
 
 def test_events_keep_the_order_of_the_stream() -> None:
     server = connected()
-    assert server.is_rfc2217
+    assert not server.takes_text
     wire = b"before" + from_client(Sb(9600)) + b"between" + from_client(Sc(9)) + b"after"
     assert server.receive_data(wire) == [
         SerialData(b"before"),

@@ -6,11 +6,14 @@ import pytest
 from gateway.config import (
     PORT_KEYS,
     GatewayConfig,
+    OnConnect,
+    OnDisconnect,
     PortConfig,
     Protocol,
     load_config,
     parse_config,
 )
+from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
@@ -48,11 +51,14 @@ def test_the_smallest_file_gets_the_defaults() -> None:
                 name="desk",
                 host="127.0.0.1",
                 tcp_port=4001,
+                connect=None,
                 device="/dev/ttyUSB0",
                 serial=SerialSettings(),
                 hold_s=DEFAULT_HOLD_S,
                 grace_s=10.0,
                 protocol=Protocol.RFC2217,
+                on_connect=OnConnect.NOTHING,
+                on_disconnect=OnDisconnect.NOTHING,
             ),
         )
     )
@@ -66,7 +72,9 @@ def test_every_key_reaches_its_field() -> None:
         parity="even",
         stopbits="1.5",
         flow_control="rtscts",
-        protocol="rfc2217",
+        protocol="raw",
+        on_connect="bootloader",
+        on_disconnect="reset",
         hold_s="0.5",
         grace_s="0",
     )
@@ -75,6 +83,7 @@ def test_every_key_reaches_its_field() -> None:
             name="desk",
             host="lab-pi.example",
             tcp_port=4001,
+            connect=None,
             device="/dev/ttyUSB0",
             serial=SerialSettings(
                 baudrate=921600,
@@ -85,7 +94,9 @@ def test_every_key_reaches_its_field() -> None:
             ),
             hold_s=0.5,
             grace_s=0.0,
-            protocol=Protocol.RFC2217,
+            protocol=Protocol.RAW,
+            on_connect=OnConnect.BOOTLOADER,
+            on_disconnect=OnDisconnect.RESET,
         ),
     )
 
@@ -132,6 +143,7 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("parity", "space", Parity.SPACE),
         ("stopbits", '"2"', StopBits.TWO),
         ("flow_control", "xonxoff", FlowControl.XONXOFF),
+        ("protocol", "raw", Protocol.RAW),
         ("hold_s", "0.05", 0.05),
         ("hold_s", "5", 5.0),
         ("grace_s", "0", 0.0),
@@ -185,7 +197,9 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("parity", "None"),
         ("stopbits", "1.50"),
         ("flow_control", "both"),
-        ("protocol", "raw"),
+        ("protocol", "telnet"),
+        ("on_connect", "none"),
+        ("on_disconnect", "bootloader"),
         ("hold_s", "0.049"),
         ("hold_s", "5.01"),
         ("grace_s", "301"),
@@ -206,7 +220,19 @@ def test_values_past_their_limits_are_refused_with_what_is_accepted(key: str, wr
 @pytest.mark.parametrize(
     ("changes", "place", "found"),
     [
-        ({"tcp": None}, "2: ports[0].tcp", "nothing"),
+        ({"tcp": None}, "2: ports[0].tcp", "neither tcp nor connect"),
+        ({"connect": "lab:7000"}, "3: ports[0].tcp", "tcp beside connect (line 5)"),
+        (
+            {"tcp": None, "connect": "lab:7000", "host": "::1"},
+            "5: ports[0].host",
+            "host beside connect (line 4)",
+        ),
+        ({"on_connect": "reset"}, "5: ports[0].on_connect", "on_connect with protocol rfc2217"),
+        (
+            {"on_disconnect": "nothing", "protocol": "rfc2217"},
+            "5: ports[0].on_disconnect",
+            "on_disconnect with protocol rfc2217",
+        ),
         ({"tcp": ""}, "3: ports[0].tcp", "nothing"),
         ({"tcp": '"4001"'}, "3: ports[0].tcp", '"4001" (text, because of the quotes)'),
         (
@@ -275,6 +301,50 @@ def test_a_wrong_default_is_told_once_however_many_ports_take_it() -> None:
 def test_a_wrong_value_is_not_compared_with_those_of_other_ports() -> None:
     second = port(name="b", device="/dev/b", host="1.2")
     assert found_at(ports(port(), second), "8: ports[1].host") == "1.2"
+
+
+def dialled(**changes: str | None) -> str:
+    return port(**({"tcp": None, "connect": "lab.example:7000"} | changes))
+
+
+def test_a_port_may_connect_to_its_client() -> None:
+    (config,) = parse_config(ports(dialled()), "f.yaml").ports
+    assert (config.tcp_port, config.connect) == (None, Address("lab.example", 7000))
+
+
+def test_a_default_host_is_for_the_ports_that_listen() -> None:
+    text = "defaults: {host: 0.0.0.0}\n" + ports(
+        port(),
+        dialled(name="b", device="/dev/b"),
+        dialled(name="c", device="/dev/c", connect="a:1"),
+    )
+    assert [each.tcp_port for each in parse_config(text, "f.yaml").ports] == [4001, None, None]
+
+
+def test_default_resets_are_for_the_raw_ports() -> None:
+    text = "defaults: {on_connect: bootloader, on_disconnect: reset}\n" + ports(
+        port(), port(name="b", tcp="4002", device="/dev/b", protocol="raw")
+    )
+    assert [
+        (each.on_connect, each.on_disconnect) for each in parse_config(text, "f.yaml").ports
+    ] == [
+        (OnConnect.NOTHING, OnDisconnect.NOTHING),
+        (OnConnect.BOOTLOADER, OnDisconnect.RESET),
+    ]
+
+
+def test_a_raw_default_allows_a_port_its_own_resets() -> None:
+    text = "defaults: {protocol: raw}\n" + ports(port(on_connect="reset"))
+    assert parse_config(text, "f.yaml").ports[0].on_connect is OnConnect.RESET
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("lab:1", "LAB.:1"), ("192.0.2.1:1", '"[::ffff:192.0.2.1]:1"')],
+)
+def test_two_ports_with_one_far_end_are_refused(first: str, second: str) -> None:
+    text = ports(dialled(connect=first), dialled(name="b", device="/dev/b", connect=second))
+    assert found_at(text, "7: ports[1].connect").endswith(" again (first in line 4)")
 
 
 def test_names_and_devices_are_each_accepted_once() -> None:

@@ -20,7 +20,10 @@ def yaml_text(value: object) -> str:
 
 
 def described(key: Key) -> tuple[str, str, str]:
-    default = "required" if key.default is REQUIRED else yaml_text(key.default)
+    if key.has_default:
+        default = yaml_text(key.default)
+    else:
+        default = "required" if key.default is REQUIRED else "`tcp` or `connect`"
     return key.name, key.kind.accepted, default
 
 
@@ -58,7 +61,7 @@ def test_the_example_loads_without_hardware_and_shows_every_key_with_its_default
     assert all(each.device.startswith("/dev/serial/by-path/") for each in config.ports)
     shown = yaml.safe_load(EXAMPLE.read_text())
     assert {name: str(value) for name, value in shown["defaults"].items()} == {
-        key.name: yaml_text(key.default) for key in PORT_KEYS if key.default is not REQUIRED
+        key.name: yaml_text(key.default) for key in PORT_KEYS if key.has_default
     }
     required = {key.name for key in PORT_KEYS if key.default is REQUIRED}
     assert all(required <= entry.keys() for entry in shown["ports"])

@@ -19,6 +19,7 @@ from tests.support.processes import free_tcp_port
 from tests.support.pty_board import (
     LoopClock,
     PtyBoard,
+    access_server,
     device_of,
     port_config,
     serving,
@@ -38,7 +39,7 @@ async def listener_without_a_board(
         device = device_of(board)
         device.start()
         await until(lambda: device.state is DeviceState.ABSENT)
-        listener = Listener(config, device, "gateway under test", structlog.get_logger())
+        listener = Listener(config, device, access_server, structlog.get_logger())
         await listener.start()
         try:
             yield listener

@@ -204,9 +204,12 @@ class AccessServer:
         self._modemstate_mask = _DEFAULT_MODEMSTATE_MASK
 
     @property
-    def is_rfc2217(self) -> bool:
-        """True while the client agrees to COM-PORT-OPTION."""
-        return self._com_port
+    def takes_text(self) -> bool:
+        """Whether a line may be put among the board's output: a program may be confused by it.
+
+        False while the client agrees to COM-PORT-OPTION, which no person does.
+        """
+        return not self._com_port
 
     def receive_data(self, data: bytes) -> list[Event]:
         """Take what came from the client; return what it asks for, in stream order."""

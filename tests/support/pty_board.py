@@ -25,11 +25,13 @@ from typing import Self
 
 import structlog
 
-from gateway.config import PortConfig, Protocol
+from gateway.config import OnConnect, OnDisconnect, PortConfig, Protocol
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
+from gateway.protocol.access_server import AccessServer
 from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.request_queue import Conversation
 from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
@@ -276,18 +278,32 @@ class Served:
         await until(lambda: not self.sessions and self.device.state is DeviceState.IDLE)
 
 
-def port_config(name: str = "desk", tcp_port: int = 0) -> PortConfig:
-    """A port on loopback; its device is not used by a listener."""
+def port_config(
+    name: str = "desk",
+    tcp_port: int = 0,
+    *,
+    on_connect: OnConnect = OnConnect.NOTHING,
+    on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
+) -> PortConfig:
+    """A port on loopback; what it says of its device's path is not used."""
     return PortConfig(
         name,
         host="127.0.0.1",
         tcp_port=tcp_port,
+        connect=None,
         device="/dev/null",
         serial=SerialSettings(),
         hold_s=1.0,
         grace_s=0.0,
         protocol=Protocol.RFC2217,
+        on_connect=on_connect,
+        on_disconnect=on_disconnect,
     )
+
+
+def access_server() -> Conversation:
+    """What clients are served with unless a test says otherwise."""
+    return AccessServer("gateway under test")
 
 
 def device_of(
@@ -295,10 +311,14 @@ def device_of(
     name: str = "desk",
     settings: SerialSettings | None = None,
     grace_s: float = 0.0,
+    *,
+    on_connect: OnConnect = OnConnect.NOTHING,
+    on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
-    config = replace(port_config(name), serial=settings or SerialSettings(), grace_s=grace_s)
+    config = port_config(name, on_connect=on_connect, on_disconnect=on_disconnect)
+    config = replace(config, serial=settings or SerialSettings(), grace_s=grace_s)
     return Device(config, lambda: board.location, log)
 
 
@@ -308,14 +328,20 @@ async def serving(
     name: str = "desk",
     settings: SerialSettings | None = None,
     grace_s: float = 0.0,
+    *,
+    converse: Callable[[], Conversation] = access_server,
+    on_connect: OnConnect = OnConnect.NOTHING,
+    on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
     Asserts in the end that no callback has raised.
     """
-    device = device_of(board, name, settings, grace_s)
+    device = device_of(
+        board, name, settings, grace_s, on_connect=on_connect, on_disconnect=on_disconnect
+    )
     log = structlog.get_logger().bind(device=name)
-    listener = Listener(port_config(name), device, "gateway under test", log)
+    listener = Listener(port_config(name), device, converse, log)
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
     await listener.start()

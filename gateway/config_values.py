@@ -1,0 +1,95 @@
+"""How the values of a port are written in the YAML: names, hosts, addresses, devices.
+
+Which keys take them, and what must be unique, is config.py's matter.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+
+from gateway.yaml_lines import MAX_REASON_CHARS, Kind, clipped, scalar_text
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address that the gateway connects to; `host` is an IP address or a host name."""
+
+    host: str
+    tcp_port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.tcp_port}"
+
+
+def _read_name(node: yaml.Node) -> str:
+    text = scalar_text(node)
+    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,32}", text):
+        raise ValueError
+    return text
+
+
+#: Underscores are no part of host names by the RFCs, but of names in use.
+_HOST_LABEL: Final = r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
+
+
+def _read_host(node: yaml.Node) -> str:
+    return _checked_host(scalar_text(node))
+
+
+def _checked_host(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        # A name that ends in a number is a mistyped IPv4 address (RFC 1123, 2.1).
+        is_name = len(text) <= 253 and re.fullmatch(
+            rf"({_HOST_LABEL}\.)*(?![0-9]+\.?$){_HOST_LABEL}\.?", text
+        )
+        if not is_name:
+            raise ValueError from None
+    return text
+
+
+def _read_address(node: yaml.Node) -> Address:
+    host, colon, number = scalar_text(node).rpartition(":")
+    if not colon or not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > 65535:
+        raise ValueError
+    in_brackets = host.startswith("[") and host.endswith("]")
+    host = _checked_host(host[1:-1] if in_brackets else host)
+    # Without brackets there is no telling where an IPv6 address ends; around others they are odd.
+    if in_brackets != (":" in host):
+        raise ValueError
+    return Address(host, int(number))
+
+
+def _read_device(node: yaml.Node) -> str:
+    text = scalar_text(node)
+    if not text.isprintable():
+        raise ValueError
+    if text.startswith("sim://"):
+        sim_device(text)
+    elif not text.startswith("/") or text.endswith("/"):
+        raise ValueError
+    return text
+
+
+def sim_device(url: str) -> str:
+    """The one spelling of a simulated board's URL; ValueError says what is wrong with it."""
+    # Only who simulates boards pays for the simulator.
+    from gateway.simulator.url import parse_url  # noqa: PLC0415
+
+    try:
+        return str(parse_url(url))
+    except ValueError as exc:
+        raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
+
+
+NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
+HOST: Final = Kind("an IP address or a host name", _read_host)
+ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
+DEVICE: Final = Kind("an absolute path or sim://...", _read_device)

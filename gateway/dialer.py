@@ -1,0 +1,183 @@
+"""The other way round of `listener`: the gateway connects to the client of one port.
+
+For boards behind NAT: whoever is to use the board listens, the gateway dials, and dials again
+whenever the connection has ended. There is a connection only while the board is there: it is
+waited for first. From then on a `session` sees no difference; what is spoken on it and what
+happens to the board are not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from gateway.config_values import Address
+from gateway.device import Device
+from gateway.request_queue import Conversation
+from gateway.session import Session
+
+#: First and longest wait before dialling again. Each is shortened at random by up to half, so
+#: that the gateways of a lab do not all come at once when the far end is there again.
+_RETRY_FIRST_S = 0.5
+_RETRY_LONGEST_S = 10.0
+
+#: After a connection that has lasted so long, the waits start from the first again. One that ends
+#: sooner may be a far end that accepts and hangs up at once, a tunnel with nobody behind it.
+_LASTED_S = 5.0
+
+#: How long looking up the far end's name may take, and connecting to each address of it.
+_ATTEMPT_LIMIT_S = 5.0
+
+#: How long stopping waits for the connection to be closed; a session takes up to 1 s for it.
+_STOP_LIMIT_S = 1.5
+
+
+class Dialer:
+    """Connects one device to its far end; made and used on the loop."""
+
+    #: Nothing is listened on, so nothing is missing before clients are served.
+    tcp_port: int | None = None
+    is_ready = True
+
+    def __init__(
+        self,
+        far_end: Address,
+        device: Device,
+        converse: Callable[[], Conversation],
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._far_end = far_end
+        self._device = device
+        self._converse = converse
+        self._log = log
+        self._dialling: asyncio.Task[None] | None = None
+        self._last_failure = ""
+        self._session: Session | None = None
+        self._nobody_connected = asyncio.Event()
+        self._nobody_connected.set()
+
+    @property
+    def sessions(self) -> set[Session]:
+        """The session that has not ended, if any."""
+        return set() if self._session is None else {self._session}
+
+    async def start(self) -> None:
+        """Dial, now and whenever there is no connection."""
+        self._dialling = asyncio.create_task(self._dial_for_ever())
+
+    async def stop(self, reason: str) -> None:
+        """Dial no more and end the session; its device is released.
+
+        Bounded as `Listener.stop`.
+        """
+        if self._dialling is not None:
+            self._dialling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._dialling
+        if self._session is not None:
+            self._session.close(reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nobody_connected.wait(), _STOP_LIMIT_S)
+
+    async def _dial_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = _RETRY_FIRST_S
+        while True:
+            await self._device.idle.wait()
+            connected_at = loop.time()
+            if await self._dial():
+                await self._nobody_connected.wait()
+                if loop.time() - connected_at >= _LASTED_S:
+                    wait_s = _RETRY_FIRST_S
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
+
+    async def _dial(self) -> bool:
+        """Connect and start a session, unless that fails."""
+        try:
+            connection = await _connected(self._far_end)
+        except TimeoutError:
+            self._log_failure("no answer")
+            return False
+        except OSError as error:
+            self._log_failure(error.strerror or str(error))
+            return False
+        self._last_failure = ""
+        self._log.info("dial_connected", connect=str(self._far_end))
+        session = Session(self._device, self._converse(), self._log, self._session_ended)
+        self._session = session
+        self._nobody_connected.clear()
+        await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+        return True
+
+    def _log_failure(self, reason: str) -> None:
+        if reason == self._last_failure:  # said once, however often it is tried
+            return
+        self._last_failure = reason
+        self._log.warning("dial_failed", connect=str(self._far_end), reason=reason.lower())
+
+    def _session_ended(self, session: Session) -> None:
+        if session is self._session:
+            self._session = None
+            self._nobody_connected.set()
+
+
+async def _connected(far_end: Address) -> socket.socket:
+    """A connection to the first address of the far end that takes one; OSError if none does."""
+    async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+        addresses = await _looked_up(far_end)
+    error: OSError = OSError("the name has no address")
+    for family, address in addresses:
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+                await asyncio.get_running_loop().sock_connect(connection, address)
+        except OSError as failure:  # TimeoutError is one
+            connection.close()
+            error = failure
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise error
+
+
+async def _looked_up(far_end: Address) -> list[tuple[int, Any]]:
+    """Family and address of each address of the far end.
+
+    On a thread of its own: asyncio's are waited for when the loop ends, and a resolver whose
+    servers are out of reach takes half a minute.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
+
+    def settle(addresses: list[tuple[int, Any]], error: OSError | None) -> None:
+        if found.done():  # nobody waits any more
+            return
+        if error is None:
+            found.set_result(addresses)
+        else:
+            found.set_exception(error)
+
+    def look_up() -> None:
+        addresses: list[tuple[int, Any]] = []
+        failure = None
+        try:
+            entries = socket.getaddrinfo(far_end.host, far_end.tcp_port, type=socket.SOCK_STREAM)
+            addresses = [(family, address) for family, _, _, _, address in entries]
+        except OSError as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, addresses, failure)
+
+    threading.Thread(target=look_up, name=f"lookup of {far_end.host}", daemon=True).start()
+    return await found
