@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -107,7 +108,7 @@ class Dialer:
             self._log_failure("no answer")
             return False
         except OSError as error:
-            self._log_failure(error.strerror or str(error))
+            self._log_failure(_reason_of(error))
             return False
         self._last_failure = ""
         self._log.info("dial_connected", connect=str(self._far_end))
@@ -121,12 +122,18 @@ class Dialer:
         if reason == self._last_failure:  # said once, however often it is tried
             return
         self._last_failure = reason
-        self._log.warning("dial_failed", connect=str(self._far_end), reason=reason.lower())
+        self._log.warning("dial_failed", connect=str(self._far_end), reason=reason)
 
     def _session_ended(self, session: Session) -> None:
         if session is self._session:
             self._session = None
             self._nobody_connected.set()
+
+
+def _reason_of(error: OSError) -> str:
+    # asyncio replaces the kernel's words; errors of a lookup have negative numbers and their own.
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
 
 
 async def _connected(far_end: Address) -> socket.socket:

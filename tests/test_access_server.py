@@ -291,13 +291,13 @@ def test_client_that_ends_com_port_option_is_told_nothing_until_it_begins_again(
     server = connected()
     server.receive_data(from_client(rfc2217.SetLinestateMask(255)))
     assert server.receive_data(farewell) == [StatesWatched(0, 0)]
-    assert not server.is_rfc2217
+    assert server.takes_text
     server.data_to_send()
     server.notify_modemstate(Modemstate.CTS, requested=True)
     server.notify_linestate(Linestate.BREAK)
     assert server.data_to_send() == b""
     assert server.receive_data(CLIENT + b"\xff\xfd\x2c") == [StatesWatched(255, 255)]
-    assert server.is_rfc2217
+    assert not server.takes_text
 
 
 def test_masks_of_a_client_without_com_port_option_watch_nothing_yet() -> None:

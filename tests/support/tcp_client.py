@@ -36,9 +36,9 @@ class TcpClient:
     `received` is all that has been read so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connection: socket.socket | None = None) -> None:
         self.received = bytearray()
-        self._socket = socket.socket()
+        self._socket = connection or socket.socket()
         self._socket.setblocking(False)
 
     @classmethod
@@ -48,6 +48,13 @@ class TcpClient:
         if receive_buffer_bytes is not None:
             client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         await asyncio.get_running_loop().sock_connect(client._socket, ("127.0.0.1", tcp_port))
+        return client
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Self:
+        """A connection that the gateway has made."""
+        client = cls(connection)
+        connection.setblocking(False)
         return client
 
     @property
