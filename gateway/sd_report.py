@@ -26,7 +26,7 @@ class Counts:
     """How many ports there are, and how many of them are in a state; some are in several."""
 
     ports: int
-    listening: int  # their address is bound
+    listening: int  # their address is bound, or they have none to bind
     open: int  # their tty is open
     in_use: int  # a client has them
     absent: int  # their tty does not exist
