@@ -31,6 +31,11 @@ class LabBoard:
         """The URL that pyserial's clients take."""
         return f"rfc2217://127.0.0.1:{self.tcp_port}"
 
+    @property
+    def socket_url(self) -> str:
+        """The URL that pyserial's clients take for a raw port."""
+        return f"socket://127.0.0.1:{self.tcp_port}"
+
     def log(self) -> list[dict[str, object]]:
         """What has happened to the board, oldest first."""
         lines = (self.folder / "log.jsonl").read_text().splitlines(keepends=True)
@@ -79,7 +84,8 @@ class LabBoard:
 class Lab:
     """`gateway run` with simulated boards, one per name; a context manager.
 
-    `boards` gives each board's URL parameters by its name.
+    `boards` gives each board's URL parameters by its name, `keys` what else the YAML says of each
+    port.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Lab:
         *,
         chip: str = "esp32",
         env: Mapping[str, str] | None = None,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
         self.boards: dict[str, LabBoard] = {}
         self._names = list(boards)
@@ -97,6 +104,7 @@ class Lab:
         for name, parameters in boards.items():
             url = f"sim://{chip}?name={name}&dir={folder / name}&{parameters}".rstrip("&")
             lines += [f"  - name: {name}", "    tcp: 0", f"    device: {url}"]
+            lines += [f"    {key}: {value}" for key, value in (keys or {}).items()]
         config = folder / "gateway.yaml"
         config.write_text("\n".join(lines) + "\n")
         self.service = Service(config, env)
