@@ -24,7 +24,7 @@ ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix clean
+.PHONY: help run test test-all lint reset-matrix fuzz clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -46,8 +46,11 @@ lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
 reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays, as a table
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.reset_matrix
 
+fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one or two minutes
+	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
+
 clean: ## remove what make and the tests have made
-	rm -rf $(VENV) $(VENV4) build dist *.egg-info
+	rm -rf $(VENV) $(VENV4) build dist *.egg-info fuzz-failures
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -28,14 +28,14 @@ class FakeUart:
     def unsent_bytes(self) -> int:
         return len(self.outgoing)
 
-    def take(self, now_ns: int, limit: int) -> bytes:  # noqa: ARG002 - link.Uart's signature
+    def take(self, now_ns: int, limit: int) -> bytes:
         chunk = bytes(self.outgoing[:limit])
         del self.outgoing[:limit]
         if not self.outgoing:
             self.sent.set()
         return chunk
 
-    def receive_data(self, now_ns: int, data: bytes) -> None:  # noqa: ARG002 - the same
+    def receive_data(self, now_ns: int, data: bytes) -> None:
         self.heard += data
 
 
