@@ -68,10 +68,13 @@ async def started(board: PtyBoard, grace_s: float = 0.0) -> AsyncIterator[Device
     device = device_of(board, settings=SETTINGS, grace_s=grace_s)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     try:
         yield device
     finally:
         await device.stop()
+    assert not errors
 
 
 async def attached(device: Device) -> User:
@@ -214,7 +217,7 @@ async def test_a_second_user_is_told_who_has_the_device_and_since_when(
 
 
 async def test_users_that_wait_are_served_in_their_order(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board, LoopClock():
+    with PtyBoard(tmp_path) as board, LoopClock() as clock:
         async with started(board) as device:
             users = [User(str(number)) for number in range(4)]
             for user in users:
@@ -224,7 +227,9 @@ async def test_users_that_wait_are_served_in_their_order(tmp_path: Path) -> None
                 await until(lambda user=user: user.has_device)  # type: ignore[misc]
                 assert device.state is DeviceState.IN_USE
                 device.detach(user)
-            assert users[2].said == []
+            # Their waiting is over, so is what would have ended it.
+            await clock.advance(1.0)
+            assert [user.said for user in users] == [["attached"]] * 2 + [[], ["attached"]]
 
 
 async def test_a_user_may_leave_as_soon_as_it_has_the_device(tmp_path: Path) -> None:

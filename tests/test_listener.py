@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from gateway.device import DeviceState
 from gateway.listener import MAX_SESSIONS, Listener, is_free
+from gateway.session import Session
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import (
     LoopClock,
@@ -172,6 +173,14 @@ async def test_stopping_before_the_address_could_be_bound_is_fine(tmp_path: Path
         async with listener_without_a_board(tmp_path, blocker.getsockname()[1]) as listener:
             await listener.stop("closing time")
             assert listener.tcp_port is None
+
+
+async def test_what_the_kernel_had_accepted_is_no_session_after_stopping(tmp_path: Path) -> None:
+    async with listener_without_a_board(tmp_path) as listener:
+        assert isinstance(listener._accept(), Session)
+        listener._sessions.clear()
+        await listener.stop("closing time")
+        assert not isinstance(listener._accept(), Session)
 
 
 def test_an_address_is_free_until_somebody_listens() -> None:

@@ -19,6 +19,7 @@ from gateway.config import GatewayConfig, parse_config
 from gateway.errors import DeviceError
 from gateway.protocol.rfc2217 import Control
 from gateway.service import serve
+from gateway.simulator.host import SimulatedBoard
 from tests.support.processes import Service
 from tests.support.pty_board import until
 from tests.support.shim import build_shim
@@ -71,12 +72,19 @@ async def test_a_port_that_is_taken_does_not_keep_the_others(tmp_path: Path) -> 
 
 
 async def test_a_simulated_board_that_does_not_start_is_an_error_and_leaves_nothing(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
+    start_board = service._start_board
+
+    async def fail_at_once(url: str) -> SimulatedBoard:
+        if "wrong" in url:
+            raise DeviceError(f"{url} can't be started")
+        return await start_board(url)
+
+    monkeypatch.setattr(service, "_start_board", fail_at_once)
     config = configuration(
         {
-            "wrong": f"sim://esp32?dir={tmp_path}/file",
+            "wrong": "sim://esp32?name=wrong",
             "right": "sim://esp32",
             "absent": str(tmp_path / "ttyUSB0"),
         }

@@ -475,6 +475,18 @@ async def test_a_client_that_closes_one_direction_and_does_not_read_has_left(
                 assert len(client.received) < len(MUCH)
 
 
+async def test_a_connection_that_ends_while_it_waits_is_forgotten(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client, LoopClock():
+                with await TcpClient.connect(served.tcp_port):
+                    await until(lambda: served.states() == ["active", "waiting"])
+                    (waiting,) = served.sessions - set(served.active)
+                    waiting._transport.abort()
+                    await until(lambda: served.states() == ["active"])
+                await settled(client)
+
+
 async def test_a_reset_connection_ends_the_session(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with serving(board) as served:
