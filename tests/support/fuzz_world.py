@@ -26,7 +26,7 @@ from gateway.session import Session
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
 from tests.support.fuzz_client import FuzzClient
-from tests.support.pty_board import port_config
+from tests.support.pty_board import access_server, port_config
 from tests.support.tcp_client import data_of
 from tests.support.telnet_wire import RFC2217_CLIENT
 
@@ -235,7 +235,7 @@ async def fuzz_world() -> AsyncIterator[FuzzWorld]:
             log = structlog.get_logger().bind(device=name)
             config = port_config(name)
             devices[name] = Device(config, partial(TtyLocation, f"/dev/{name}"), log)
-            listeners[name] = Listener(config, devices[name], "gateway under test", log)
+            listeners[name] = Listener(config, devices[name], access_server, log)
             devices[name].start()
         await asyncio.sleep(_SETTLE_S)
         world = FuzzWorld(boards, devices, listeners, logs)
