@@ -283,10 +283,12 @@ async def test_modem_states_are_read_one_at_a_time_however_often_they_are_asked_
 
 async def test_the_first_modem_state_is_told_without_being_asked_for() -> None:
     client = Client()
+    # No bit to tell of, and told all the same: pyserial fails until it knows the state.
+    client.device.states = replace(client.device.states, modemstate=Modemstate(0))
     client.sends(RFC2217_CLIENT)
     assert client.device.asked == ["states"]
     client.device.finish()
-    told = com_port(NOTIFY_MODEMSTATE + 100, bytes([Modemstate.CTS]))
+    told = com_port(NOTIFY_MODEMSTATE + 100, b"\0")
     assert client.answers().endswith(told)
 
 
