@@ -177,3 +177,21 @@ async def test_a_board_that_goes_during_its_reset_is_no_connection(tmp_path: Pat
     events = [entry["event"] for entry in logs]
     assert "client_refused" in events
     assert "client_connected" not in events
+
+
+async def test_a_board_that_leaves_the_bus_at_its_reset_keeps_its_client(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(
+            board, grace_s=30, converse=RawPipe, on_connect=OnConnect.RESET
+        ) as served:
+            board.answers.clear()
+            with await TcpClient.connect(served.tcp_port) as client:
+                await until(lambda: served.device.state is DeviceState.IN_USE)
+                await client.send(b"waits")
+                board.unplug()
+                board.answers.set()
+                await until(lambda: served.device.state is DeviceState.AWAY)
+                board.plug()
+                await served.session()
+                board.start_reading()
+                await until(lambda: board.received == b"waits")

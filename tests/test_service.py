@@ -71,6 +71,27 @@ async def test_a_port_that_is_taken_does_not_keep_the_others(tmp_path: Path) -> 
         await gateway.stop()
 
 
+async def test_a_port_that_connects_is_not_waited_for_before_the_service_is_ready(
+    tmp_path: Path,
+) -> None:
+    config = parse_config(
+        f"ports:\n  - {{name: a, connect: 'nowhere.invalid:1', device: {tmp_path}/a}}\n"
+        f"  - {{name: b, tcp: 0, protocol: raw, device: {tmp_path}/b}}\n",
+        "test.yaml",
+    )
+    gateway = service.Service()
+    await gateway.start(config)
+    tcp_ports = gateway.tcp_ports()
+    assert tcp_ports["a"] is None
+    counts = gateway.counts()
+    assert (counts.ports, counts.listening) == (2, 2)
+    with await TcpClient.connect(tcp_ports["b"] or 0) as client:
+        # No telnet greeting comes first.
+        assert (await client.receive_to_end()).startswith(b"b: ")
+        assert client.received.startswith(b"b: ")
+    await gateway.stop()
+
+
 async def test_a_simulated_board_that_does_not_start_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.end_to_end.test_esptool import ESPTOOL5, esptool4, random_image
 from tests.support.lab import Lab, LabBoard
 from tests.support.peers import program
 from tests.support.processes import BackgroundProcess, Service, free_tcp_port, run_tool
+from tests.support.terminal import Terminal
 
 _LIMIT_S = 120
 
@@ -120,6 +122,19 @@ def test_a_pipe_shows_a_board_from_its_boot_on_and_carries_every_byte(
             assert pattern(20000) in read_until(pattern(20000))
             pipe.terminate()
         assert board.boots() == ["app", "app"]
+
+
+def test_idf_monitor_over_socket_shows_a_board_and_talks_to_it(tmp_path: Path) -> None:
+    with Lab(tmp_path, {"desk": ""}, keys={"protocol": "raw"}) as lab:
+        board = lab.boards["desk"]
+        command = [sys.executable, "-m", "esp_idf_monitor", "-d", "--port", board.socket_url]
+        with Terminal(command) as monitor:
+            monitor.wait_for(b"heartbeat")
+            monitor.type(b"version\r")
+            monitor.wait_for(b"simulated app")
+            monitor.type(b"\x1d")  # Ctrl-]
+            assert monitor.wait_until_ended() == 0
+        assert board.boots() == ["app"]
 
 
 @pytest.mark.timeout(400)
