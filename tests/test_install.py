@@ -1,0 +1,308 @@
+"""systemd/install.sh into a folder that stands for /, with stand-ins for what would touch this
+machine; once with a stand-in for Python too, which takes no time, once with the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import BackgroundProcess, run_tool
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "systemd" / "install.sh"
+
+STUB_LIMIT_S = 60.0
+#: pip fetches a build tool and the dependencies.
+REAL_LIMIT_S = 600.0
+
+#: Notes how it was called; a service that is named in $ACTIVE is active.
+RECORDER = """#!/bin/sh
+echo "${0##*/} $*" >> "$RECORD"
+case "$*" in
+  *is-active*) case " $ACTIVE " in *" ${3%.service} "*) ;; *) exit 3 ;; esac ;;
+  try-restart*) exit "${RESTART_CODE:-0}" ;;
+esac
+"""
+
+#: A Python that makes environments whose pip installs a gateway that does nothing.
+PYTHON = """#!/bin/sh
+case "$1 $2 $3" in
+  "-c import sys"*) exit "${TOO_OLD:-0}" ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip install")
+    [ -z "$PIP_FAILS" ] || exit 1
+    printf '#!/bin/sh\\n[ "$1" != check ] || exit "${CHECK_CODE:-0}"\\n' > "${0%/*}/esp-gateway"
+    chmod +x "${0%/*}/esp-gateway" ;;
+  --version*) echo "Python 3.9.2" ;;
+esac
+"""
+
+
+class Machine:
+    """A folder that stands for /, and what its systemd and udev were asked."""
+
+    def __init__(self, folder: Path, python: Path | None = None) -> None:
+        self.root = folder / "root"
+        self.bin = folder / "bin"
+        self.record = folder / "record"
+        self.bin.mkdir()
+        self.record.touch()
+        for name in ("systemctl", "udevadm"):
+            self._program(name, RECORDER)
+        # The group is the machine's; a container may not have it.
+        self._program("getent", "#!/bin/sh\n")
+        self.python = python or self._program("python", PYTHON)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the script; what systemd and udev were asked before is forgotten."""
+        self.record.write_text("")
+        variables = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "DESTDIR": str(self.root),
+            "PYTHON": str(self.python),
+            "RECORD": str(self.record),
+            **environment,
+        }
+        limit_s = STUB_LIMIT_S if self.python.parent == self.bin else REAL_LIMIT_S
+        return run_tool([SCRIPT, *arguments], limit_s, variables)
+
+    def install(self, *arguments: str, **environment: str) -> str:
+        """Run the script, which must succeed; what it says."""
+        done = self.run(*arguments, **environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def asked(self) -> list[str]:
+        """What systemd and udev were asked by the last run."""
+        return self.record.read_text().splitlines()
+
+    def files(self) -> set[str]:
+        """All that is there but the virtual environments and folders."""
+        return {
+            str(path.relative_to(self.root))
+            for path in self.root.rglob("*")
+            if not path.is_dir() or path.is_symlink()
+            if not any(part.startswith("venv-") for part in path.parts)
+        }
+
+    def venvs(self, prefix: str = "opt/esp-gateway") -> set[str]:
+        return {path.name for path in (self.root / prefix).glob("venv-*")}
+
+    def path(self, inside: str) -> Path:
+        return self.root / inside
+
+    def _program(self, name: str, text: str) -> Path:
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+
+INSTALLED = {
+    "etc/esp-gateway/gateway.yaml",
+    "etc/modules-load.d/esp-gateway.conf",
+    "etc/systemd/system/esp-gateway.service",
+    "etc/udev/rules.d/99-esp-gateway.rules",
+    "opt/esp-gateway/bin",
+    "usr/local/bin/esp-gateway",
+}
+
+
+def built_in_checkout() -> set[Path]:
+    """What building leaves behind; pip does it where the source is."""
+    return {*ROOT.glob("build"), *ROOT.glob("*.egg-info")}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_a_first_install_puts_everything_in_place_and_says_what_is_next(machine: Machine) -> None:
+    said = machine.install()
+    assert machine.files() == INSTALLED
+    for inside, source in [
+        ("etc/esp-gateway/gateway.yaml", "config/gateway.yaml"),
+        ("etc/modules-load.d/esp-gateway.conf", "systemd/esp-gateway.conf"),
+        ("etc/systemd/system/esp-gateway.service", "systemd/esp-gateway.service"),
+        ("etc/udev/rules.d/99-esp-gateway.rules", "systemd/99-esp-gateway.rules"),
+    ]:
+        assert machine.path(inside).read_text() == (ROOT / source).read_text()
+        assert machine.path(inside).stat().st_mode & 0o777 == 0o644
+    assert str(machine.path("usr/local/bin/esp-gateway").readlink()) == (
+        "/opt/esp-gateway/bin/esp-gateway"
+    )
+    asked = machine.asked()
+    assert asked.index("systemctl daemon-reload") < asked.index(
+        "systemctl enable --quiet esp-gateway.service"
+    )
+    assert "udevadm control --reload" in asked
+    # The example's devices are somebody else's: it is started by who has edited it.
+    assert not [call for call in asked if "start esp-gateway" in call]
+    assert "sudo systemctl start esp-gateway" in said
+
+
+def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(machine: Machine) -> None:
+    machine.install()
+    first = machine.venvs()
+    config = machine.path("etc/esp-gateway/gateway.yaml")
+    config.write_text("mine")
+    machine.path("etc/systemd/system/esp-gateway.service").write_text("of an older version")
+    machine.install()
+    assert config.read_text() == "mine"
+    assert machine.files() == INSTALLED
+    unit = machine.path("etc/systemd/system/esp-gateway.service").read_text()
+    assert unit == (ROOT / "systemd/esp-gateway.service").read_text()
+    asked = machine.asked()
+    assert asked.index("systemctl daemon-reload") < asked.index(
+        "systemctl try-restart esp-gateway.service"
+    )
+    # One environment, a new one, and the link leads to it.
+    [venv] = machine.venvs()
+    assert venv not in first
+    assert machine.path("opt/esp-gateway/bin/esp-gateway").exists()
+
+
+def test_an_upgrade_that_fails_leaves_the_old_version(machine: Machine) -> None:
+    machine.install()
+    before = machine.venvs()
+    failed = machine.run(PIP_FAILS="yes")
+    assert failed.returncode != 0
+    assert machine.venvs() == before
+    assert machine.path("opt/esp-gateway/bin/esp-gateway").exists()
+    assert machine.asked() == []
+
+
+def test_a_configuration_that_the_new_version_refuses_is_no_reason_to_stop_the_old(
+    machine: Machine,
+) -> None:
+    machine.install()
+    before = machine.venvs()
+    refused = machine.run(CHECK_CODE="2")
+    assert refused.returncode == 1
+    assert "has these mistakes for the new version" in refused.stderr
+    assert "systemctl try-restart esp-gateway.service" not in machine.asked()
+    # It runs from there.
+    assert before < machine.venvs()
+    machine.install()
+    assert len(machine.venvs()) == 1
+
+
+def test_an_upgrade_can_wait_for_the_next_start(machine: Machine) -> None:
+    machine.install()
+    before = machine.venvs()
+    machine.install("--no-restart")
+    assert "systemctl try-restart esp-gateway.service" not in machine.asked()
+    assert before < machine.venvs()
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [("124", 0, "still starting"), ("1", 1, "does not start; see: journalctl")],
+)
+def test_a_restart_that_does_not_succeed_is_told(
+    machine: Machine, code: str, exit_code: int, said: str
+) -> None:
+    machine.install()
+    done = machine.run(RESTART_CODE=code)
+    assert done.returncode == exit_code
+    assert said in done.stdout + done.stderr
+
+
+def test_programs_that_take_ports_are_warned_of(machine: Machine) -> None:
+    assert "ModemManager" not in machine.install()
+    said = machine.install(ACTIVE="ModemManager")
+    assert "sudo systemctl disable --now ModemManager" in said
+    assert "disable --now brltty" not in said
+
+
+def test_another_place_is_in_the_unit_too(machine: Machine) -> None:
+    machine.install("--prefix", "/srv/lab/gateway")
+    unit = machine.path("etc/systemd/system/esp-gateway.service").read_text()
+    assert "ExecStart=/srv/lab/gateway/bin/esp-gateway run" in unit
+    assert "/opt/" not in unit
+    assert machine.path("srv/lab/gateway/bin/esp-gateway").exists()
+    machine.install("--uninstall", "--prefix=/srv/lab/gateway")
+    assert machine.files() == {"etc/esp-gateway/gateway.yaml"}
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "opt", "/opt/my gateway", "/opt/../etc|x", "/opt/.."])
+def test_a_place_that_is_none_is_refused(machine: Machine, prefix: str) -> None:
+    refused = machine.run("--prefix", prefix)
+    assert refused.returncode == 1
+    assert "--prefix" in refused.stderr
+    assert not machine.root.exists()
+
+
+def test_uninstalling_leaves_the_configuration_and_what_is_not_ours(machine: Machine) -> None:
+    machine.install()
+    machine.path("opt/esp-gateway/notes.txt").touch()
+    machine.path("usr/local/bin/esp-gateway").unlink()
+    machine.path("usr/local/bin/esp-gateway").write_text("somebody's own")
+    machine.install("--uninstall")
+    assert machine.files() == {
+        "etc/esp-gateway/gateway.yaml",
+        "opt/esp-gateway/notes.txt",
+        "usr/local/bin/esp-gateway",
+    }
+    assert machine.venvs() == set()
+    asked = machine.asked()
+    assert asked[0] == "systemctl disable --quiet --now esp-gateway.service"
+    assert "systemctl daemon-reload" in asked
+
+
+def test_uninstalling_twice_is_fine(machine: Machine) -> None:
+    machine.install()
+    machine.install("--uninstall")
+    machine.install("--uninstall")
+    assert not machine.path("opt/esp-gateway").exists()
+
+
+def test_purging_leaves_nothing(machine: Machine) -> None:
+    machine.install()
+    machine.path("var/lib/private/esp-gateway").mkdir(parents=True)
+    machine.path("var/lib/esp-gateway").symlink_to("private/esp-gateway")
+    machine.install("--uninstall", "--purge")
+    assert machine.files() == set()
+    assert not machine.path("var/lib/private/esp-gateway").exists()
+
+
+def test_a_python_that_is_too_old_is_told_before_anything_is_touched(machine: Machine) -> None:
+    refused = machine.run(TOO_OLD="1")
+    assert refused.returncode == 1
+    assert "Python 3.9.2 is too old: Python 3.11 or newer is needed" in refused.stderr
+    assert not machine.root.exists()
+
+
+def test_a_word_that_it_does_not_know_is_refused(machine: Machine) -> None:
+    assert machine.run("--unistall").returncode == 2
+    assert machine.run("--purge").returncode == 1
+    assert not machine.root.exists()
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+@pytest.mark.parametrize("script", [SCRIPT, ROOT / ".ci" / "run"], ids=["install", "ci"])
+def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+    checked = run_tool(["shellcheck", script], STUB_LIMIT_S)
+    assert checked.stdout + checked.stderr == ""
+
+
+@pytest.mark.timeout(900)
+def test_what_pip_installs_serves_a_board(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, Path(sys.executable))
+    before = built_in_checkout()
+    machine.install()
+    assert built_in_checkout() == before
+    command = machine.path("opt/esp-gateway/bin/esp-gateway")
+    checked = run_tool([command, "check", ROOT / "config" / "gateway.yaml"], STUB_LIMIT_S)
+    assert "no errors" in checked.stdout, checked.stderr
+    config = tmp_path / "gateway.yaml"
+    config.write_text("ports: [{name: desk, tcp: 0, device: 'sim://esp32'}]\n")
+    with BackgroundProcess([command, "run", "--config", config]) as service:
+        service.wait_for_line("device_opened")
