@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 #: Exit codes: something failed; the operator's file or arguments are wrong (argparse's code).
 _FAILED = 1
 _WRONG_INPUT = 2
+
+#: Between two looks of `status --watch`.
+_WATCH_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,11 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="serve the ports of a configuration file")
     run.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
     run.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
+    run.add_argument("--socket", type=Path, metavar="PATH", help="where `status` is told")
     run.set_defaults(run=_run)
 
     check = commands.add_parser("check", help="validate a configuration file without serving it")
     check.add_argument("file", type=Path, metavar="FILE", help="YAML file")
     check.set_defaults(run=_check)
+
+    status = commands.add_parser("status", help="show the ports of the running service")
+    status.add_argument("--json", action="store_true", help="as one line of JSON")
+    status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    status.add_argument("--socket", type=Path, metavar="PATH", help="where the service tells it")
+    status.set_defaults(run=_status)
 
     demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
     demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
@@ -60,9 +72,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config)
-    _serve(config, verbose=arguments.verbose)
+    from gateway import status_socket  # noqa: PLC0415 - `check` does not need it
+
+    _serve(
+        load_config(arguments.config),
+        load=lambda: load_config(arguments.config),
+        status_path=arguments.socket or status_socket.default_path(),
+        verbose=arguments.verbose,
+    )
     return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from gateway import status, status_socket  # noqa: PLC0415 - only this command needs them
+
+    path = arguments.socket or status_socket.find_path()
+    try:
+        while True:
+            line = status_socket.ask(path)
+            print(
+                line if arguments.json else status.to_table(status.from_json(line)[1]), flush=True
+            )
+            if not arguments.watch:
+                return 0
+            time.sleep(_WATCH_S)
+    except KeyboardInterrupt:
+        return 0
+    except ValueError as error:
+        raise status_socket.StatusError(f"{path}: {error}") from error
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -89,9 +126,19 @@ def _serve(
     config: GatewayConfig,
     *,
     verbose: bool,
+    load: Callable[[], GatewayConfig] | None = None,
+    status_path: Path | None = None,
     started: Callable[[Service], None] = lambda _: None,
 ) -> None:
     from gateway import log, service  # noqa: PLC0415 - `check` needs neither
 
     log.configure(sys.stderr, verbose=verbose)
-    asyncio.run(service.serve(config, started))
+
+    async def serve() -> None:
+        await service.serve(config, load=load, status_path=status_path, started=started)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # A second Ctrl-C finds nothing left to stop.
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
+    asyncio.run(serve())

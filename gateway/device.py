@@ -50,6 +50,12 @@ class DeviceState(Enum):
     STOPPED = "stopped"  # closed for good
 
 
+#: A port is there, or is waited for: it has settings and lines.
+_HAS_PORT = frozenset(
+    {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.AWAY, DeviceState.RELEASING}
+)
+
+
 class DeviceUser(Protocol):
     """Who uses a device; every call is made on the loop."""
 
@@ -88,6 +94,9 @@ class Device:
         self.name = config.name
         self.state = DeviceState.OPENING
         self.reason = ""
+        self.received_bytes = 0  # from the board, since the gateway runs
+        self.sent_bytes = 0
+        self.sessions = 0  # users that have had it
         self.idle = asyncio.Event()  # it can be had at once
         self._config = config
         self._log = log
@@ -162,12 +171,28 @@ class Device:
         return PortStatus(self._port.settings, self._lines.wanted, self._break_on)
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is a port, or somebody who waits for it: `status` can be asked."""
+        return self.state in _HAS_PORT
+
+    @property
+    def user(self) -> str:
+        """Who has the device, empty if nobody."""
+        return "" if self._user is None else self._user.label
+
+    @property
+    def user_since(self) -> str:
+        """Since when, empty if nobody has it."""
+        return "" if self._user is None else self._since()
+
+    @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
         return self._port.unsent_bytes
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board."""
+        self.sent_bytes += len(data)
         self._port.write(data)
 
     def pause_reading(self) -> None:
@@ -217,6 +242,7 @@ class Device:
 
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes to the user; what comes before is dropped."""
+        self.received_bytes += len(data)
         if self._user is not None and self._user_told:
             self._user.data_received(data)
 
@@ -297,6 +323,7 @@ class Device:
                 self._user = next(iter(self._waiting))
                 self._waiting.pop(self._user).cancel()
                 self._user_since = _now()
+                self.sessions += 1
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
                 self._prepare_board()

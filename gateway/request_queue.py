@@ -139,10 +139,7 @@ class RequestQueue:
     def status_line(self) -> str:
         """The port in one line, for a person at a telnet client."""
         status = self._device.status
-        settings = status.settings
-        framing = f"{settings.bytesize}{settings.parity.name[0]}{settings.stopbits.value}"
-        lines = f"DTR {_on_off(status.lines.dtr)}, RTS {_on_off(status.lines.rts)}"
-        return f"{self._device.name}: {settings.baudrate} {framing}, {lines}"
+        return f"{self._device.name}: {status.settings}, {status.lines}"
 
     def _carry_out(self, event: access_server.Event) -> None:
         match event:
@@ -272,7 +269,3 @@ def _with_request(lines: Lines, request: LinesRequest) -> Lines:
         dtr=lines.dtr if request.dtr is None else request.dtr,
         rts=lines.rts if request.rts is None else request.rts,
     )
-
-
-def _on_off(asserted: bool) -> str:
-    return "on" if asserted else "off"

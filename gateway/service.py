@@ -1,34 +1,26 @@
-"""The running gateway: a device and a listener or dialer per port, from start to end.
+"""The running gateway: which entries of the configuration are served, from start to end.
 
-What one port does is these three's matter; arguments and output are `cli`'s.
+What runs for one entry is `running_port`'s matter; arguments and output are `cli`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import structlog
 
-from gateway.config import GatewayConfig, PortConfig, Protocol
-from gateway.device import Device, DeviceState
-from gateway.dialer import Dialer
-from gateway.errors import DeviceError
-from gateway.listener import Listener
-from gateway.protocol.access_server import AccessServer
-from gateway.protocol.raw import RawPipe
+from gateway.config import GatewayConfig, PortConfig
+from gateway.device import DeviceState
+from gateway.reload import Reloader
+from gateway.running_port import RunningPort, start_port
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
-from gateway.serial_tty import TtyLocation
-
-if TYPE_CHECKING:
-    from gateway.simulator.host import SimulatedBoard
-
-_SIMULATED = "sim://"
+from gateway.status import to_json
+from gateway.status_socket import StatusServer
 
 #: A device whose board has vanished under its client counts in two ways.
 _OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}
@@ -36,23 +28,13 @@ _IN_USE = {DeviceState.IN_USE, DeviceState.AWAY}
 _ABSENT = {DeviceState.ABSENT, DeviceState.AWAY}
 
 
-@dataclass(slots=True)
-class _Port:
-    """What runs for one entry of the configuration."""
-
-    config: PortConfig
-    device: Device
-    way_in: Listener | Dialer
-    board: SimulatedBoard | None
-
-
 class Service:
     """Serves a configuration from `start` to `stop`; made and used on the loop."""
 
     def __init__(self) -> None:
-        self._ports: list[_Port] = []
+        self._ports: list[RunningPort] = []
         self._log = structlog.get_logger()
-        self._signature = f"esp-serial-gateway {version('esp-serial-gateway')}"
+        self._version = version("esp-serial-gateway")
 
     async def start(self, config: GatewayConfig) -> None:
         """Serve every port of `config`.
@@ -60,28 +42,39 @@ class Service:
         Devices that are absent and addresses that can't be bound are tried again for ever.
         Raises DeviceError when a simulated board does not start.
         """
-        self._log.info("service_started", version=self._signature, ports=len(config.ports))
-        try:
-            # All are waited for when one fails, so that `stop` knows of all that run.
-            failures = await asyncio.gather(
-                *(self._start_port(port) for port in config.ports), return_exceptions=True
-            )
-        finally:
-            self._ports.sort(key=lambda port: config.ports.index(port.config))
-        for failure in failures:
-            if failure is not None:
-                raise failure
+        self._log.info("service_started", version=self._version, ports=len(config.ports))
+        for failure in await self._start_ports(config.ports, config):
+            raise failure
+
+    async def reload(self, config: GatewayConfig) -> None:
+        """Serve `config` from now on; entries that have not changed go on undisturbed."""
+        wanted = {port.name: port for port in config.ports}
+        running = {port.config.name: port for port in self._ports}
+        leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
+        staying = [port for port in self._ports if port not in leaving]
+        # First those that go: their addresses and devices may be wanted by others.
+        await self._stop_ports(leaving, "its configuration has changed")
+        self._ports = staying
+        kept = {port.config.name for port in staying}
+        coming = [port for port in config.ports if port.name not in kept]
+        for failure in await self._start_ports(coming, config):
+            self._log.error("port_not_started", reason=str(failure))
+        self._log.info(
+            "configuration_reloaded",
+            added=[port.name for port in coming if port.name not in running],
+            removed=[name for name in running if name not in wanted],
+            changed=[port.name for port in coming if port.name in running],
+            unchanged=len(kept),
+        )
 
     async def stop(self) -> None:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
-        reason = "the gateway is shutting down"
-        # While a device finishes with its last client, that client reads its last bytes.
-        ways_in = [port.way_in.stop(reason) for port in self._ports]
-        devices = [port.device.stop() for port in self._ports]
-        await asyncio.gather(*ways_in, *devices)
-        boards = [port.board for port in self._ports if port.board is not None]
-        await asyncio.gather(*(board.stop() for board in boards))
+        await self._stop_ports(self._ports, "the gateway is shutting down")
         self._log.info("service_stopped")
+
+    def snapshot(self) -> str:
+        """How all ports are now, as one line of JSON (see `status`)."""
+        return to_json(self._version, (port.snapshot() for port in self._ports))
 
     def tcp_ports(self) -> dict[str, int | None]:
         """The TCP port of each entry by its name, in the order of the configuration.
@@ -102,68 +95,65 @@ class Service:
             broken=states.count(DeviceState.BROKEN),
         )
 
-    def refuse_reload(self) -> None:
-        """SIGHUP, which would end the process: its file is read at the start only."""
-        self._log.warning("reload_refused", reason="restart the service to read its file again")
+    async def _start_ports(
+        self, ports: Iterable[PortConfig], config: GatewayConfig
+    ) -> list[BaseException]:
+        """Start these; return what has failed. All are waited for, so that `stop` knows them."""
+        signature = f"esp-serial-gateway {self._version}"
+        results = await asyncio.gather(
+            *(start_port(port, signature, self._log) for port in ports), return_exceptions=True
+        )
+        self._ports += [result for result in results if isinstance(result, RunningPort)]
+        names = [port.name for port in config.ports]
+        self._ports.sort(key=lambda port: names.index(port.config.name))
+        return [result for result in results if isinstance(result, BaseException)]
 
-    async def _start_port(self, config: PortConfig) -> None:
-        log = self._log.bind(device=config.name)
-        board = await _start_board(config.device) if _is_simulated(config) else None
-        location = _location_of(board) if board is not None else TtyLocation(config.device)
-        device = Device(config, lambda: location, log)
-        converse = RawPipe if config.protocol is Protocol.RAW else self._access_server
-        way_in: Listener | Dialer
-        if config.connect is not None:
-            way_in = Dialer(config.connect, device, converse, log)
-        else:
-            way_in = Listener(config, device, converse, log)
-        self._ports.append(_Port(config, device, way_in, board))
-        device.start()
-        await way_in.start()
-
-    def _access_server(self) -> AccessServer:
-        return AccessServer(self._signature)
+    async def _stop_ports(self, ports: list[RunningPort], reason: str) -> None:
+        await asyncio.gather(*(port.stop(reason) for port in ports))
 
 
-async def serve(config: GatewayConfig, started: Callable[[Service], None] = lambda _: None) -> None:
-    """Serve until SIGINT or SIGTERM, then stop cleanly. `started` is called when all is up."""
+async def serve(
+    config: GatewayConfig,
+    *,
+    load: Callable[[], GatewayConfig] | None = None,
+    status_path: Path | None = None,
+    started: Callable[[Service], None] = lambda _: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then stop cleanly. `started` is called when all is up.
+
+    SIGHUP makes it `load` the configuration again, if there is something to load. The status is
+    told on a socket at `status_path`.
+    """
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)
     service = Service()
-    loop.add_signal_handler(signal.SIGHUP, service.refuse_reload)
     report = SdReport(Notifier(), service.counts)
+    reloader = Reloader(
+        load or (lambda: config), service.reload, report.reload_started, report.reload_ended
+    )
+    loop.add_signal_handler(signal.SIGHUP, reloader.request)
+    status = StatusServer(status_path, service.snapshot) if status_path is not None else None
     try:
         await service.start(config)
+        await _try_to_start(status)
         report.start()
         started(service)
         await asked_to_stop.wait()
     finally:
         report.stop()
+        if status is not None:
+            status.stop()
+        await reloader.stop()
         await service.stop()
 
 
-def _is_simulated(config: PortConfig) -> bool:
-    return config.device.startswith(_SIMULATED)
-
-
-async def _start_board(url: str) -> SimulatedBoard:
-    # Imported only where a simulated board is asked for: a lab host has none.
-    from gateway.simulator.host import start_board  # noqa: PLC0415
-    from gateway.simulator.url import parse_url  # noqa: PLC0415
-
+async def _try_to_start(status: StatusServer | None) -> None:
+    """Without its status socket the service still serves: another one may have it."""
+    if status is None:
+        return
     try:
-        return await start_board(parse_url(url))
+        await status.start()
     except OSError as error:
-        raise DeviceError(f"{url}: {error}") from error
-
-
-def _location_of(board: SimulatedBoard) -> TtyLocation:
-    from gateway.simulator.host import SimulatedLines  # noqa: PLC0415
-
-    return TtyLocation(
-        str(board.by_path),
-        open_lines=lambda: SimulatedLines(board.control_path),
-        usb_ids=lambda: board.usb_ids,
-    )
+        structlog.get_logger().info("status_not_served", reason=str(error))

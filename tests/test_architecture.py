@@ -31,13 +31,16 @@ FLOORS: list[set[str]] = [
     {"states_poll", "request_queue", "session"},
     {"listener", "dialer"},
     {"web", "web.*", "sd_report"},
+    {"status", "status_socket"},
+    {"running_port"},
+    {"reload"},
     {"service"},
     {"cli*", "demo", "__main__"},
 ]
 
 #: What connects sim:// devices to the rest, and who may: everybody else knows of serial ports.
 SIMULATOR_HOST = "simulator.host"
-SIMULATOR_HOST_USERS = {"serial_*", "device", "service", "cli*", "demo", "__main__"}
+SIMULATOR_HOST_USERS = {"serial_*", "device", "running_port", "cli*", "demo", "__main__"}
 #: Checking a sim:// address needs no simulator.
 SIMULATOR_URL = "simulator.url"
 

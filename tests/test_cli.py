@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import structlog
 
 from gateway.cli import main
-from tests.support.processes import run_tool
+from tests.support.processes import Service, run_tool
 
 RUN_LIMIT_S = 60.0
 
@@ -148,3 +149,23 @@ def test_the_process_ends_with_the_code_and_without_a_traceback(config: Path) ->
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 4
     assert "Traceback" not in result.stderr
+
+
+def test_status_shows_the_ports_of_the_running_service(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text(f"ports: [{{name: desk, tcp: 0, device: {tmp_path}/ttyUSB0}}]\n")
+    socket_path = tmp_path / "status.sock"
+    command = [sys.executable, "-m", "gateway", "status", "--socket", str(socket_path)]
+    none_runs = run_tool(command, timeout_s=30)
+    assert none_runs.returncode == 1
+    assert (
+        none_runs.stderr
+        == f"esp-gateway: {socket_path}: no service runs here (another one: --socket)\n"
+    )
+    with Service(config, {"RUNTIME_DIRECTORY": str(tmp_path)}) as service:
+        service.wait_for_line("device_not_open")
+        head, desk = run_tool(command, timeout_s=30).stdout.splitlines()
+        assert head.startswith("PORT")
+        assert "absent: not plugged in" in desk
+        (port,) = json.loads(run_tool([*command, "--json"], timeout_s=30).stdout)["ports"]
+        assert port["name"] == "desk"

@@ -217,6 +217,6 @@ def test_sighup_is_answered_in_the_log_and_ends_nothing(tmp_path: Path) -> None:
     with Service(config_for(tmp_path, 0)) as service:
         tcp_port = int(service.wait_for_line(r'"tcp_port": (\d+)')[1])
         service.send_signal(signal.SIGHUP)
-        service.wait_for_line("reload_refused")
+        service.wait_for_line("configuration_reloaded")
         with socket.create_connection(("127.0.0.1", tcp_port)):
             service.wait_for_line("client_refused")

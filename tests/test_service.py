@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import service
+from gateway import running_port, service
 from gateway.config import GatewayConfig, parse_config
 from gateway.errors import DeviceError
 from gateway.protocol.rfc2217 import Control
@@ -95,14 +95,14 @@ async def test_a_port_that_connects_is_not_waited_for_before_the_service_is_read
 async def test_a_simulated_board_that_does_not_start_is_an_error_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_board = service._start_board
+    start_board = running_port._start_board
 
     async def fail_at_once(url: str) -> SimulatedBoard:
         if "wrong" in url:
             raise DeviceError(f"{url} can't be started")
         return await start_board(url)
 
-    monkeypatch.setattr(service, "_start_board", fail_at_once)
+    monkeypatch.setattr(running_port, "_start_board", fail_at_once)
     config = configuration(
         {
             "wrong": "sim://esp32?name=wrong",
@@ -125,7 +125,7 @@ async def test_a_signal_ends_the_service_in_its_order(
     started: list[service.Service] = []
     with capture_logs() as logs:
         config = configuration({"absent": str(tmp_path / "ttyUSB0")})
-        serving = asyncio.create_task(serve(config, started.append))
+        serving = asyncio.create_task(serve(config, started=started.append))
         await until(lambda: started)
         signal.raise_signal(number)
         signal.raise_signal(number)

@@ -36,6 +36,9 @@ class Lines:
     dtr: bool
     rts: bool
 
+    def __str__(self) -> str:
+        return f"DTR {'on' if self.dtr else 'off'}, RTS {'on' if self.rts else 'off'}"
+
 
 #: EN and IO0 both high: the board runs what it runs.
 IDLE = Lines(dtr=False, rts=False)

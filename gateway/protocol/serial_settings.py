@@ -51,3 +51,9 @@ class SerialSettings:
     parity: Parity = Parity.NONE
     stopbits: StopBits = StopBits.ONE
     flow_control: FlowControl = FlowControl.NONE
+
+    def __str__(self) -> str:
+        """As people write it: `115200 8N1`, and the flow control if there is one."""
+        text = f"{self.baudrate} {self.bytesize}{self.parity.name[0]}{self.stopbits.value}"
+        has_flow = self.flow_control is not FlowControl.NONE
+        return f"{text} {self.flow_control.value}" if has_flow else text

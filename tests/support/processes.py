@@ -127,8 +127,10 @@ class BackgroundProcess:
         self._reader = threading.Thread(target=self._read, name=f"log of {self.args[0]}")
         self._reader.start()
 
-    def wait_for_line(self, pattern: str, limit_s: float = START_LIMIT_S) -> re.Match[str]:
-        """The first log line, past or to come, in which the regular expression matches."""
+    def wait_for_line(
+        self, pattern: str, limit_s: float = START_LIMIT_S, count: int = 1
+    ) -> re.Match[str]:
+        """The `count`th log line, past or to come, in which the regular expression matches."""
         regex = re.compile(pattern)
         deadline = time.monotonic() + limit_s
         seen = 0
@@ -136,7 +138,9 @@ class BackgroundProcess:
             while True:
                 for line in self.log[seen:]:
                     if match := regex.search(line):
-                        return match
+                        count -= 1
+                        if not count:
+                            return match
                 seen = len(self.log)
                 if self._log_ended:
                     pytest.fail(f"ended without the log line {pattern!r}; {self._said()}")

@@ -1,0 +1,120 @@
+"""What runs for one entry of the configuration: its device, its way in, its simulated board.
+
+Which entries run is `service`'s matter; what each part does is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.config import PortConfig, Protocol
+from gateway.device import Device
+from gateway.dialer import Dialer
+from gateway.errors import DeviceError
+from gateway.listener import Listener
+from gateway.protocol.access_server import AccessServer
+from gateway.protocol.raw import RawPipe
+from gateway.serial_tty import TtyLocation
+from gateway.status import PortSnapshot
+
+if TYPE_CHECKING:
+    from gateway.simulator.host import SimulatedBoard
+
+_SIMULATED = "sim://"
+
+
+class RunningPort:
+    """One entry being served; made by `start_port`."""
+
+    def __init__(
+        self,
+        config: PortConfig,
+        device: Device,
+        way_in: Listener | Dialer,
+        board: SimulatedBoard | None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.way_in = way_in
+        self._board = board
+
+    async def stop(self, reason: str) -> None:
+        """End its sessions, release the lines, close the port; bounded to less than 2 s."""
+        # While the device finishes with its last client, that client reads its last bytes.
+        await asyncio.gather(self.way_in.stop(reason), self.device.stop())
+        if self._board is not None:
+            await self._board.stop()
+
+    def snapshot(self) -> PortSnapshot:
+        """How it is now."""
+        device = self.device
+        status = device.status if device.is_open else None
+        return PortSnapshot(
+            name=self.config.name,
+            address=self._address(),
+            device=self.config.device,
+            state=device.state.value,
+            reason=device.reason,
+            client=device.user,
+            since=device.user_since,
+            settings="" if status is None else str(status.settings),
+            lines="" if status is None else str(status.lines),
+            received_bytes=device.received_bytes,
+            sent_bytes=device.sent_bytes,
+            sessions=device.sessions,
+        )
+
+    def _address(self) -> str:
+        if self.config.connect is not None:
+            return f"-> {self.config.connect}"
+        tcp_port = self.way_in.tcp_port
+        return "" if tcp_port is None else f"{self.config.host}:{tcp_port}"
+
+
+async def start_port(
+    config: PortConfig, signature: str, log: structlog.typing.FilteringBoundLogger
+) -> RunningPort:
+    """Serve one entry; its device and its address are tried for ever.
+
+    Raises DeviceError when a simulated board does not start.
+    """
+    log = log.bind(device=config.name)
+    board = await _start_board(config.device) if config.device.startswith(_SIMULATED) else None
+    location = TtyLocation(config.device) if board is None else _location_of(board)
+    device = Device(config, lambda: location, log)
+
+    def converse() -> AccessServer | RawPipe:
+        return RawPipe() if config.protocol is Protocol.RAW else AccessServer(signature)
+
+    way_in: Listener | Dialer
+    if config.connect is not None:
+        way_in = Dialer(config.connect, device, converse, log)
+    else:
+        way_in = Listener(config, device, converse, log)
+    device.start()
+    await way_in.start()
+    return RunningPort(config, device, way_in, board)
+
+
+async def _start_board(url: str) -> SimulatedBoard:
+    # Imported only where a simulated board is asked for: a lab host has none.
+    from gateway.simulator.host import start_board  # noqa: PLC0415
+    from gateway.simulator.url import parse_url  # noqa: PLC0415
+
+    try:
+        return await start_board(parse_url(url))
+    except OSError as error:
+        raise DeviceError(f"{url}: {error}") from error
+
+
+def _location_of(board: SimulatedBoard) -> TtyLocation:
+    from gateway.simulator.host import SimulatedLines  # noqa: PLC0415
+
+    return TtyLocation(
+        str(board.by_path),
+        open_lines=lambda: SimulatedLines(board.control_path),
+        usb_ids=lambda: board.usb_ids,
+    )

@@ -1,0 +1,110 @@
+"""What the running service tells of its ports: one snapshot, as JSON for programs, as a table.
+
+Where the numbers come from is `device`'s and `listener`'s matter, how they get from one process
+to another `status_socket`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+#: Raised when a field changes its meaning or goes; new fields don't count.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PortSnapshot:
+    """One port at one moment.
+
+    `address` is where clients connect, empty while it could not be bound. `since` is the local
+    time since when `client` has the device, both empty when nobody has it. The bytes count since
+    the service has started: received from the board, sent to it.
+    """
+
+    name: str
+    address: str
+    device: str
+    state: str
+    reason: str
+    client: str
+    since: str
+    settings: str
+    lines: str
+    received_bytes: int
+    sent_bytes: int
+    sessions: int
+
+
+def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:
+    """The snapshot of a service as one line of JSON."""
+    return json.dumps(
+        {"format": FORMAT, "version": version, "ports": [asdict(port) for port in ports]}
+    )
+
+
+def from_json(line: str) -> tuple[str, list[PortSnapshot]]:
+    """The service's version and its ports; ValueError with one line if it is no snapshot.
+
+    Fields that are not known here are left out: the service may be newer.
+    """
+    try:
+        content = json.loads(line)
+        if content["format"] != FORMAT:
+            raise ValueError(f"a snapshot of format {content['format']}, known is {FORMAT}")
+        known = PortSnapshot.__dataclass_fields__
+        ports = [
+            PortSnapshot(**{key: value for key, value in port.items() if key in known})
+            for port in content["ports"]
+        ]
+        return str(content["version"]), ports
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"no snapshot of an esp-gateway: {error}") from error
+
+
+_HEAD = (
+    "PORT",
+    "ADDRESS",
+    "STATE",
+    "CLIENT",
+    "SINCE",
+    "SETTINGS",
+    "LINES",
+    "FROM BOARD",
+    "TO BOARD",
+)
+
+
+def to_table(ports: Iterable[PortSnapshot]) -> str:
+    """The ports for a person, a line each, columns aligned; reasons behind the state."""
+    rows = [_HEAD, *(_row(port) for port in ports)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _row(port: PortSnapshot) -> tuple[str, ...]:
+    return (
+        port.name,
+        port.address or "not bound",
+        f"{port.state}: {port.reason}" if port.reason else port.state,
+        port.client or "-",
+        port.since or "-",
+        port.settings or "-",
+        port.lines or "-",
+        _amount(port.received_bytes),
+        _amount(port.sent_bytes),
+    )
+
+
+def _amount(n_bytes: int) -> str:
+    """A number of bytes in at most six characters and a unit."""
+    amount = float(n_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"

@@ -1,0 +1,227 @@
+"""Reloading: the reloader by itself, and the real service with clients that stream meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.config import GatewayConfig, parse_config
+from gateway.errors import ConfigError, ConfigProblem
+from gateway.reload import Reloader
+from gateway.simulator.app import pattern
+from gateway.status import PortSnapshot, from_json
+from gateway.status_socket import ask
+from tests.support.processes import Service, free_tcp_port
+from tests.support.pty_board import until
+
+CONFIG = parse_config("ports: [{name: a, tcp: 0, device: /dev/null}]", "f")
+
+
+class Bench:
+    """A reloader whose file and service are the test's."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.problem: ConfigError | None = None
+        self.may_serve = asyncio.Event()
+        self.may_serve.set()
+        self.reloader = Reloader(
+            self.load,
+            self.serve,
+            lambda: self.events.append("started"),
+            lambda: self.events.append("ended"),
+        )
+
+    def load(self) -> GatewayConfig:
+        self.events.append("load")
+        if self.problem is not None:
+            raise self.problem
+        return CONFIG
+
+    async def serve(self, config: GatewayConfig) -> None:
+        assert config is CONFIG
+        self.events.append("serve")
+        await self.may_serve.wait()
+
+
+ONCE = ["started", "load", "serve", "ended"]
+
+
+async def test_a_reload_reads_the_file_and_serves_it() -> None:
+    bench = Bench()
+    bench.reloader.request()
+    await until(lambda: bench.events[-1:] == ["ended"])
+    assert bench.events == ONCE
+
+
+async def test_what_is_asked_during_a_reload_is_one_more_behind_it() -> None:
+    bench = Bench()
+    bench.may_serve.clear()
+    bench.reloader.request()
+    await until(lambda: bench.events[-1:] == ["serve"])
+    for _ in range(5):
+        bench.reloader.request()
+    bench.may_serve.set()
+    await until(lambda: bench.events.count("ended") == 2)
+    await bench.reloader.stop()
+    assert bench.events == ONCE * 2
+
+
+async def test_a_file_with_mistakes_changes_nothing_and_each_is_reported() -> None:
+    bench = Bench()
+    problems = [ConfigProblem("f", line, "k", "x", "y") for line in (1, 2)]
+    bench.problem = ConfigError(problems)
+    with capture_logs() as logs:
+        bench.reloader.request()
+        await until(lambda: bench.events[-1:] == ["ended"])
+    assert bench.events == ["started", "load", "ended"]
+    assert [log["problem"] for log in logs] == [str(problem) for problem in problems]
+    bench.problem = None
+    bench.reloader.request()
+    await until(lambda: bench.events.count("ended") == 2)
+    assert "serve" in bench.events
+
+
+async def test_stop_waits_for_the_reload_that_runs() -> None:
+    bench = Bench()
+    bench.may_serve.clear()
+    bench.reloader.request()
+    bench.reloader.request()
+    stopping = asyncio.create_task(bench.reloader.stop())
+    await until(lambda: bench.events[-1:] == ["serve"])
+    assert not stopping.done()
+    bench.may_serve.set()
+    await stopping
+    assert bench.events == ONCE
+
+
+class RunningGateway:
+    """The real service on simulated boards, its file rewritten under it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "gateway.yaml"
+        self.socket = folder / "status.sock"
+        self.tcp = {name: free_tcp_port() for name in "abc"}
+        self.write(self.port("a"), self.port("b"))
+        self.service = Service(self.config, {"RUNTIME_DIRECTORY": str(folder)})
+
+    def port(self, name: str, tcp: str | None = None, **keys: object) -> str:
+        lines = [f"  - name: {name}", f"    tcp: {self.tcp[tcp or name]}"]
+        lines.append(f"    device: sim://esp32?name={name}&heartbeat_s=0&dir={self.folder}/{name}")
+        return "\n".join([*lines, *(f"    {key}: {value}" for key, value in keys.items())])
+
+    def write(self, *ports: str) -> None:
+        self.config.write_text("\n".join(["ports:", *ports]) + "\n")
+
+    def reload(self, event: str = "configuration_reloaded") -> dict[str, object]:
+        seen = sum(f'"event": "{event}"' in line for line in self.service.log)
+        self.service.send_signal(signal.SIGHUP)
+        self.service.wait_for_line(rf'"event": "{event}"', count=seen + 1)
+        lines = [line for line in self.service.log if f'"event": "{event}"' in line]
+        found: dict[str, object] = json.loads(lines[-1])
+        return found
+
+    def status(self) -> dict[str, PortSnapshot]:
+        return {port.name: port for port in from_json(ask(self.socket))[1]}
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[RunningGateway]:
+    gateway = RunningGateway(folder)
+    with gateway.service:
+        for name in "ab":
+            gateway.service.wait_for_line(rf'"device": "{name}".*"event": "device_opened"')
+            gateway.service.wait_for_line(rf'"device": "{name}".*"event": "listen_started"')
+        yield gateway
+
+
+class Stream:
+    """A client that has asked the board for a long pattern and reads it bit by bit."""
+
+    N_BYTES = 30_000
+
+    def __init__(self, tcp_port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", tcp_port), timeout=30)
+        self.received = bytearray()
+        # As an RFC 2217 client, so that the pattern comes as it is.
+        self._socket.sendall(b"\xff\xfb\x2c\xff\xfd\x00\xff\xfb\x00")
+        self.ask(b"\r")
+        self.ask(b"bytes %d\r" % self.N_BYTES, until=b"\n")
+
+    def ask(self, line: bytes, until: bytes = b"esp> ") -> None:
+        self._socket.sendall(line)
+        while until not in self.received:
+            self.read()
+        self.received = self.received[self.received.index(until) + len(until) :]
+
+    def read(self) -> bool:
+        data = self._socket.recv(4096)
+        self.received += data.replace(b"\xff\xff", b"\xff") if data else b""
+        return bool(data)
+
+    def read_pattern(self) -> bytes:
+        while len(self.received) < self.N_BYTES:
+            assert self.read()
+        return bytes(self.received[: self.N_BYTES])
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def test_an_entry_that_did_not_change_keeps_its_client_and_every_byte(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        stream = Stream(gateway.tcp["a"])
+        gateway.write(gateway.port("a"), gateway.port("c"))
+        reloaded = gateway.reload()
+        assert (reloaded["added"], reloaded["removed"], reloaded["changed"]) == (["c"], ["b"], [])
+        gateway.write(gateway.port("a"), gateway.port("c", baudrate=74880))
+        assert gateway.reload()["changed"] == ["c"]
+        # An IAC that was split between two reads would show as a difference in length.
+        assert stream.read_pattern() == pattern(Stream.N_BYTES)
+        assert gateway.status()["a"].sessions == 1
+        assert gateway.status()["c"].settings == "74880 8N1"
+        stream.close()
+
+
+def test_an_entry_that_is_removed_has_its_client_closed_and_its_port_freed(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        client = socket.create_connection(("127.0.0.1", gateway.tcp["b"]), timeout=30)
+        gateway.write(gateway.port("a"))
+        gateway.reload()
+        said = b"".join(iter(lambda: client.recv(4096), b""))
+        assert b"b: its configuration has changed" in said
+        client.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", gateway.tcp["b"]), timeout=30)
+        assert list(gateway.status()) == ["a"]
+
+
+def test_two_entries_may_swap_their_tcp_ports(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        gateway.write(gateway.port("a", tcp="b"), gateway.port("b", tcp="a"))
+        assert gateway.reload()["changed"] == ["a", "b"]
+        addresses = {name: port.address for name, port in gateway.status().items()}
+        assert addresses == {
+            "a": f"127.0.0.1:{gateway.tcp['b']}",
+            "b": f"127.0.0.1:{gateway.tcp['a']}",
+        }
+
+
+def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        before = gateway.status()
+        gateway.write("  - name: a\n    tcp: many\n    device: /dev/ttyUSB0")
+        refused = gateway.reload("configuration_refused")
+        assert "gateway.yaml:3: ports[0].tcp" in str(refused["problem"])
+        assert {name: port.address for name, port in gateway.status().items()} == {
+            name: port.address for name, port in before.items()
+        }
