@@ -16,8 +16,18 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_values import ADDRESS, DEVICE, HOST, NAME, Address, sim_device
+from gateway.config_values import (
+    ADDRESS,
+    DEVICE,
+    HARD_RESET,
+    HOST,
+    NAME,
+    RESET,
+    Address,
+    sim_device,
+)
 from gateway.protocol.reset import DEFAULT_HOLD_S
+from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.yaml_lines import (
     Entry,
@@ -67,8 +77,8 @@ class PortConfig:
 
     Either they connect to `tcp_port` at `host` (0: any free port), or `tcp_port` is None and the
     gateway connects to the client at `connect`. `device` is an absolute path or a sim:// URL;
-    `hold_s` is how long a DTR or RTS edge may be held back (protocol/reset.py), `grace_s` how long
-    a client is kept when its board leaves the bus.
+    `resets` says what becomes of DTR and RTS, `grace_s` how long a client is kept when its board
+    leaves the bus.
     """
 
     name: str
@@ -77,7 +87,7 @@ class PortConfig:
     connect: Address | None
     device: str
     serial: SerialSettings
-    hold_s: float
+    resets: ResetChoice
     grace_s: float
     protocol: Protocol
     on_connect: OnConnect
@@ -149,6 +159,8 @@ PORT_KEYS: Final = (
     Key("hold_s", seconds(0.05, 5), DEFAULT_HOLD_S),
     # Boards come back from a reset within 2.5 s, over a slow hub within 5.
     Key("grace_s", seconds(0, 300), 10.0),
+    Key("reset", RESET, Reset.AUTO),
+    Key("hard_reset", HARD_RESET, HardReset.AUTO),
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
@@ -354,4 +366,5 @@ def _built(port: _Section) -> PortConfig:
     serial = SerialSettings(
         **{field.name: values.pop(field.name) for field in fields(SerialSettings)}
     )
-    return PortConfig(tcp_port=values.pop("tcp"), serial=serial, **values)
+    resets = ResetChoice(**{field.name: values.pop(field.name) for field in fields(ResetChoice)})
+    return PortConfig(tcp_port=values.pop("tcp"), serial=serial, resets=resets, **values)

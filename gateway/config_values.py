@@ -1,4 +1,4 @@
-"""How the values of a port are written in the YAML: names, hosts, addresses, devices.
+"""How the values of a port are written in the YAML: names, hosts, addresses, devices, resets.
 
 Which keys take them, and what must be unique, is config.py's matter.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 import yaml
 
-from gateway.yaml_lines import MAX_REASON_CHARS, Kind, clipped, scalar_text
+from gateway.protocol.reset_sequence import parse_sequence
+from gateway.protocol.reset_strategy import HardReset, Reset
+from gateway.yaml_lines import MAX_REASON_CHARS, Kind, clipped, one_of, scalar_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,23 @@ NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
 HOST: Final = Kind("an IP address or a host name", _read_host)
 ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
 DEVICE: Final = Kind("an absolute path or sim://...", _read_device)
+
+
+def _name_or_sequence(names: type[Enum]) -> Kind:
+    """The kind of value that is one of some names or a reset sequence."""
+    named = one_of(names)
+
+    def read(node: yaml.Node) -> object:
+        text = scalar_text(node)
+        if "|" not in text and not re.fullmatch("[DRUWB][0-9.,]+", text, re.IGNORECASE):
+            return named.read(node)
+        try:
+            return parse_sequence(text)
+        except ValueError as exc:
+            raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
+
+    return Kind(f"{named.accepted} or a reset sequence", read)
+
+
+RESET: Final = _name_or_sequence(Reset)
+HARD_RESET: Final = _name_or_sequence(HardReset)

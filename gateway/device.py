@@ -21,7 +21,8 @@ from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
-from gateway.protocol.reset import LineController
+from gateway.protocol.reset_intent import controller_for
+from gateway.protocol.reset_strategy import Method
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_states import PortStates
 
@@ -101,8 +102,12 @@ class Device:
         self._config = config
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._port = LastingPort(locate, config.serial, self, log)
-        self._lines = LineDriver(LineController(config.hold_s), self._port, log)
+        self.joins_lines = True  # commands for both lines that come together are one step
+        self._strategy = config.resets.strategy(None)
+        self._port = LastingPort(
+            locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
+        )
+        self._lines = self._new_lines()
         self._user: DeviceUser | None = None
         self._user_told = False  # False while the board is brought to where the user wants it
         self._user_since = _now()
@@ -257,16 +262,19 @@ class Device:
             self._user.board_ready()
 
     def port_opened(self) -> None:
-        """The port is open, lines off: the device can be had."""
-        self._lines = LineDriver(LineController(self._config.hold_s), self._port, self._log)
+        """The port is open, lines at rest: the device can be had."""
+        self._lines = self._new_lines()
         self._become_idle()
 
     def port_away(self, error: DeviceError) -> None:
         """The board has left the bus under its user, who keeps the device for a while."""
+        self._lines.board_away()
         self._enter(DeviceState.AWAY, str(error))
 
     def port_back(self) -> None:
-        """The board is back under its user."""
+        """The board is back under its user, perhaps as another USB device."""
+        self._choose_strategy()
+        self._lines.board_back(self._strategy, self._config.resets.hold_s)
         self._enter(DeviceState.IN_USE)
 
     def port_lost(self, error: DeviceError) -> None:
@@ -282,6 +290,17 @@ class Device:
             user.device_lost(error)
         elif user is not None:
             user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
+
+    def _choose_strategy(self) -> None:
+        before, self._strategy = self._strategy, self._config.resets.strategy(self._port.usb_ids)
+        self.joins_lines = self._strategy.method is not Method.AS_THEY_COME
+        if self._strategy != before:
+            self._log.info("reset_chosen", reset=self._strategy.name)
+
+    def _new_lines(self) -> LineDriver:
+        self._choose_strategy()
+        controller = controller_for(self._strategy, self._config.resets.hold_s)
+        return LineDriver(controller, self._port, self._log)
 
     def _end_use(self) -> None:
         self._lines.close()

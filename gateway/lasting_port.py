@@ -18,7 +18,8 @@ import structlog
 
 from gateway.away_port import AwayPort, Port
 from gateway.errors import DeviceAbsentError, DeviceError
-from gateway.protocol.reset import Lines
+from gateway.protocol.board_kinds import UsbIds, described
+from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.retry_plan import SETTLE_RETRY_S, RetryPlan
 from gateway.serial_port import SerialPort, open_port
@@ -38,7 +39,7 @@ class LastingPortOwner(Protocol):
     """Whom a lasting port reports to; every call is made on the loop."""
 
     def port_opened(self) -> None:
-        """It is open, with both lines off and the settings that it was made with."""
+        """It is open, its lines at rest, with the settings that it was made with."""
 
     def port_away(self, error: DeviceError) -> None:
         """The board has vanished, and is waited for: what is asked now is done when it is back."""
@@ -85,8 +86,11 @@ class LastingPort:
         settings: SerialSettings,
         owner: LastingPortOwner,
         log: structlog.typing.FilteringBoundLogger,
+        lines_at_rest: Callable[[UsbIds | None], Lines] = lambda _: IDLE,
     ) -> None:
         self.grace_s = 0.0
+        self.usb_ids: UsbIds | None = None  # of the device that was last open
+        self._lines_at_rest = lines_at_rest
         self._locate = locate
         self._location: TtyLocation | None = None  # where it is open, or was tried last
         self._initial_settings = settings
@@ -114,7 +118,8 @@ class LastingPort:
         except DeviceError as error:
             self._loop.call_soon(self._not_opened, error)
             return
-        open_port(Tty(self._location, self._initial_settings), self, self._opened, self._not_opened)
+        tty = Tty(self._location, self._initial_settings, self._lines_at_rest)
+        open_port(tty, self, self._opened, self._not_opened)
 
     def look_again(self, *, in_use: bool) -> None:
         """What is plugged in has changed: the device may be there now, elsewhere, or gone.
@@ -282,8 +287,13 @@ class LastingPort:
         self._plan.opened()
         self._last_failure = ""
         self._look_again = False
-        tty = self._location.path if self._location is not None else ""
-        self._log.info("device_opened", tty=tty, has_lines=port.has_lines)
+        self.usb_ids = port.usb_ids
+        self._log.info(
+            "device_opened",
+            tty=self._location.path if self._location is not None else "",
+            board=described(port.usb_ids),
+            has_lines=port.has_lines,
+        )
         if port.settings != self._initial_settings:
             self._log.warning(
                 "settings_refused", wanted=self._initial_settings, in_force=port.settings

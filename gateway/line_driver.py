@@ -1,24 +1,37 @@
 """Plays a line controller on an open port: its states with ioctls, its deadlines with the clock.
 
-What the states and their times are is `protocol.reset`'s matter; who asks for them `device`'s.
+What the states and their times are is `protocol.reset_intent`'s matter; who asks for them
+`device`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from gateway.protocol.reset import RESET, STRAP, LineController, Lines
+from gateway.protocol.reset import Lines
+from gateway.protocol.reset_intent import Controller, controller_of_returned
+from gateway.protocol.reset_sequence import Baudrate
+from gateway.protocol.reset_strategy import ResetStrategy
+from gateway.protocol.serial_settings import SerialSettings
 
 
 class LinePort(Protocol):
     """What is needed of a serial port."""
 
+    @property
+    def settings(self) -> SerialSettings:
+        """The settings in force."""
+
     def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
         """Set both lines in one step behind what was asked before, then call `done`."""
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        """Change the settings behind what was asked before, then call `done`."""
 
 
 class LineDriver:
@@ -29,7 +42,7 @@ class LineDriver:
     """
 
     def __init__(
-        self, controller: LineController, port: LinePort, log: structlog.typing.FilteringBoundLogger
+        self, controller: Controller, port: LinePort, log: structlog.typing.FilteringBoundLogger
     ) -> None:
         self._controller = controller
         self._port = port
@@ -41,7 +54,7 @@ class LineDriver:
         self._set_since = 0.0  # the loop's time when being_set was last 0
         self._stood_still_s = 0.0
         self._closed = False
-        self._shown = controller.applied
+        self._settings_before: SerialSettings | None = None  # a sequence has changed the baud rate
 
     @property
     def wanted(self) -> Lines:
@@ -76,25 +89,57 @@ class LineDriver:
         self._settled = settled
         self._advance()
 
+    def board_away(self) -> None:
+        """The board has left the bus, its client stays: what is under way goes to nobody."""
+        # Behind what is asked for once more because the port was lost with it.
+        self._loop.call_soon(self._break_off)
+
+    def board_back(self, strategy: ResetStrategy, hold_s: float) -> None:
+        """The board is back, its lines at rest; it may need another strategy than before."""
+        before = self._controller
+        self._controller = controller_of_returned(before, strategy, hold_s, self._now())
+        self._advance()
+
     def close(self) -> None:
         """The port is gone: no more deadlines."""
         self._closed = True
         self._settled = None
         self._set_timer()
 
+    def _break_off(self) -> None:
+        if not self._closed:
+            self._controller.board_away(self._now())
+            self._advance()
+
     def _now(self) -> float:
         """The controller's time."""
         return (self._set_since if self._being_set else self._loop.time()) - self._stood_still_s
 
     def _advance(self) -> None:
-        for lines in self._controller.lines_to_set():
+        for step in self._controller.lines_to_set():
             if not self._being_set:
                 self._set_since = self._loop.time()
             self._being_set += 1
-            self._note(lines)
-            self._port.set_lines(lines, self._lines_set)
+            if isinstance(step, Lines):
+                self._log.debug("lines_set", dtr=step.dtr, rts=step.rts)
+                self._port.set_lines(step, self._lines_set)
+            else:
+                self._set_baudrate(step)
+        for starts in self._controller.resets():
+            self._log.info("board_reset", into=starts.value)
         self._set_timer()
         self._report()
+
+    def _set_baudrate(self, step: Baudrate) -> None:
+        if self._settings_before is None:
+            self._settings_before = self._port.settings
+        settings = self._settings_before
+        if step.bps is None:
+            self._settings_before = None
+        else:
+            settings = replace(settings, baudrate=step.bps)
+            self._log.info("baudrate_touched", baudrate=step.bps)
+        self._port.apply(settings, lambda _: self._lines_set())
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -120,9 +165,3 @@ class LineDriver:
         if self._settled is not None and not self._being_set and not self._controller.busy:
             settled, self._settled = self._settled, None
             settled()
-
-    def _note(self, lines: Lines) -> None:
-        self._log.debug("lines_set", dtr=lines.dtr, rts=lines.rts)
-        if self._shown == RESET:
-            self._log.info("board_reset", into="bootloader" if lines == STRAP else "app")
-        self._shown = lines

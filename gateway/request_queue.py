@@ -201,7 +201,8 @@ class RequestQueue:
         dtr, rts = first.dtr, first.rts
         answers = [(first, lines)]
         # A reset in between is meant: the network has only brought its two ends together.
-        if lines != RESET and (other := self._other_line(first)) is not None:
+        joins = self._device.joins_lines and lines != RESET
+        if joins and (other := self._other_line(first)) is not None:
             self._events.popleft()
             lines = _with_request(lines, other)
             answers.append((other, lines))

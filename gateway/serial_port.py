@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from gateway.control_thread import ControlThread
 from gateway.errors import DeviceError
+from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Linestate
 from gateway.protocol.serial_settings import SerialSettings
@@ -115,6 +116,11 @@ class SerialPort:
     def settings(self) -> SerialSettings:
         """The settings in force."""
         return self._tty.in_force
+
+    @property
+    def usb_ids(self) -> UsbIds | None:
+        """Vendor and product id of the USB device, None if it is none."""
+        return self._tty.usb_ids
 
     @property
     def has_lines(self) -> bool:

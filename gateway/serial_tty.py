@@ -22,9 +22,11 @@ from typing import Protocol
 import serial
 
 from gateway.errors import DeviceAbsentError, DeviceError, DevicePermissionError
+from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import BOTH, IDLE, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.serial_identity import read_usb_ids
 from gateway.serial_states import (
     NOT_SUPPORTED,
     PortStates,
@@ -54,7 +56,7 @@ class TtyLocation:
 
     path: str
     open_lines: Callable[[], LineSetter] | None = None
-    usb_ids: Callable[[], tuple[int, int] | None] | None = None
+    usb_ids: Callable[[], UsbIds | None] | None = None
 
 
 #: How far a speed may be off and still be taken for the one that was asked for. UARTs divide a
@@ -96,12 +98,19 @@ class Tty(serial.Serial):
     drops what the board has said already.
     """
 
-    def __init__(self, location: TtyLocation, settings: SerialSettings) -> None:
+    def __init__(
+        self,
+        location: TtyLocation,
+        settings: SerialSettings,
+        lines_at_rest: Callable[[UsbIds | None], Lines] = lambda _: IDLE,
+    ) -> None:
         # An inter-byte time of less than 0.1 s makes pyserial set VMIN 1, VTIME 0: a read
         # without data then fails with EAGAIN and only a hang-up reads as empty.
         super().__init__(port=None, exclusive=True, inter_byte_timeout=0.01)
         self.port = location.path
         self._location = location
+        self._lines_at_rest = lines_at_rest
+        self.usb_ids: UsbIds | None = None
         self.descriptor = -1
         self._line_setter: LineSetter | None = None
         self._modem_bits = 0
@@ -112,7 +121,7 @@ class Tty(serial.Serial):
         self._drain_no_more = threading.Event()
 
     def open(self) -> None:
-        """Open the tty: raw, exclusive, both lines off, nothing flushed.
+        """Open the tty: raw, exclusive, lines where they rest, nothing flushed.
 
         Raises DeviceError with a reason for a person.
         """
@@ -135,13 +144,19 @@ class Tty(serial.Serial):
         self._is_exclusive = True
         self._is_pty = os.major(os.fstat(self.descriptor).st_rdev) in _PTY_SLAVE_MAJORS
         _make_raw(self.descriptor)
-        self._lines_off_after_open()
+        self.usb_ids = self._read_usb_ids()
+        self._rest_lines_after_open(self._lines_at_rest(self.usb_ids))
         self._store(self.in_force)
         self._configure(force_update=True)
         self.in_force = self._read_back(self.in_force)
 
-    def _lines_off_after_open(self) -> None:
-        """Undo what the kernel did at open, where it raised both lines.
+    def _read_usb_ids(self) -> UsbIds | None:
+        if self._location.usb_ids is not None:
+            return self._location.usb_ids()
+        return read_usb_ids(self._location.path)
+
+    def _rest_lines_after_open(self, rest: Lines) -> None:
+        """Set the lines where the board's shall rest; the kernel raised both at open.
 
         One step from (on, on): one line after the other would pass through the reset state.
         """
@@ -155,7 +170,7 @@ class Tty(serial.Serial):
                 if error.errno not in NOT_SUPPORTED:
                     raise
                 self.has_lines = False
-        self.set_lines(IDLE)
+        self.set_lines(rest)
 
     def close(self) -> None:
         """Close the tty; may wait for the driver. A vanished device is no error."""

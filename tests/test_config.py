@@ -16,6 +16,8 @@ from gateway.config import (
 from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
+from gateway.protocol.reset_sequence import parse_sequence
+from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 
 
@@ -54,7 +56,7 @@ def test_the_smallest_file_gets_the_defaults() -> None:
                 connect=None,
                 device="/dev/ttyUSB0",
                 serial=SerialSettings(),
-                hold_s=DEFAULT_HOLD_S,
+                resets=ResetChoice(Reset.AUTO, HardReset.AUTO, DEFAULT_HOLD_S),
                 grace_s=10.0,
                 protocol=Protocol.RFC2217,
                 on_connect=OnConnect.NOTHING,
@@ -77,6 +79,8 @@ def test_every_key_reaches_its_field() -> None:
         on_disconnect="reset",
         hold_s="0.5",
         grace_s="0",
+        reset="usb-jtag",
+        hard_reset="U0,1|W0.2|U0,0",
     )
     assert parse_config(ports(text), "f.yaml").ports == (
         PortConfig(
@@ -92,7 +96,7 @@ def test_every_key_reaches_its_field() -> None:
                 stopbits=StopBits.ONE_POINT_FIVE,
                 flow_control=FlowControl.RTSCTS,
             ),
-            hold_s=0.5,
+            resets=ResetChoice(Reset.USB_JTAG, parse_sequence("U0,1|W0.2|U0,0"), 0.5),
             grace_s=0.0,
             protocol=Protocol.RAW,
             on_connect=OnConnect.BOOTLOADER,
@@ -115,7 +119,8 @@ def test_a_defaults_section_without_content_is_as_good_as_none() -> None:
 def value_of(config: PortConfig, key: str) -> object:
     if key == "tcp":
         return config.tcp_port
-    return getattr(config.serial, key) if hasattr(config.serial, key) else getattr(config, key)
+    parts = (config.serial, config.resets, config)
+    return next(getattr(part, key) for part in parts if hasattr(part, key))
 
 
 BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1:1.0"
@@ -148,6 +153,13 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("hold_s", "5", 5.0),
         ("grace_s", "0", 0.0),
         ("grace_s", "300", 300.0),
+        ("reset", "auto", Reset.AUTO),
+        ("reset", "touch-1200", Reset.TOUCH_1200),
+        ("reset", "none", Reset.NONE),
+        ("reset", "D0|R1|W0.1|D1|R0|W0.05|D0", parse_sequence("D0|R1|W0.1|D1|R0|W0.05|D0")),
+        ("reset", '"U0,0"', parse_sequence("U0,0")),
+        ("hard_reset", "classic", HardReset.CLASSIC),
+        ("hard_reset", "R1|W0.1|R0", parse_sequence("R1|W0.1|R0")),
     ],
 )
 def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: object) -> None:
@@ -200,6 +212,10 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("protocol", "telnet"),
         ("on_connect", "none"),
         ("on_disconnect", "bootloader"),
+        ("reset", "usb_jtag"),
+        ("reset", "D0|R2"),
+        ("reset", "D0|W11"),
+        ("hard_reset", "none"),
         ("hold_s", "0.049"),
         ("hold_s", "5.01"),
         ("grace_s", "301"),

@@ -17,16 +17,23 @@ from gateway.protocol.reset import (
     LineController,
     Lines,
 )
+from gateway.protocol.reset_intent import controller_for
+from gateway.protocol.reset_strategy import Reset, ResetChoice, ResetStrategy
+from gateway.protocol.serial_settings import SerialSettings
 from tests.support.pty_board import LoopClock
 
 HOLD_S = 1.0
+TOUCH = ResetChoice(Reset.TOUCH_1200).strategy(None)
+USB_JTAG = ResetChoice(Reset.USB_JTAG).strategy(None)
 
 
 class Port:
     """Takes lines, and has set them when the test says so, or at once."""
 
     def __init__(self) -> None:
+        self.settings = SerialSettings()
         self.lines: list[Lines] = []
+        self.baudrates: list[int] = []
         self.waiting: list[Callable[[], None]] = []
         self.is_quick = True
 
@@ -36,6 +43,11 @@ class Port:
         if self.is_quick:
             asyncio.get_running_loop().call_soon(self.let_one_be_set)
 
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        self.settings = settings
+        self.baudrates.append(settings.baudrate)
+        asyncio.get_running_loop().call_soon(done, settings)
+
     def let_one_be_set(self) -> None:
         self.waiting.pop(0)()
 
@@ -43,13 +55,14 @@ class Port:
 class Bench:
     """A line driver on a port of ours, its clock in the test's hands; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, strategy: ResetStrategy | None = None) -> None:
         self.clock = LoopClock()
         self.port = Port()
         self.settled: list[str] = []
         self.log = LogCapture()
         log = structlog.wrap_logger(structlog.PrintLogger(), processors=[self.log])
-        self.driver = LineDriver(LineController(HOLD_S), self.port, log)
+        controller = LineController(HOLD_S) if strategy is None else controller_for(strategy)
+        self.driver = LineDriver(controller, self.port, log)
 
     async def request(
         self, name: str, *, dtr: bool | None = None, rts: bool | None = None
@@ -224,6 +237,38 @@ async def test_a_reset_by_the_gateway_settles_when_the_board_runs() -> None:
         assert bench.settled == ["reset"]
         assert bench.port.lines == [RESET, IDLE]
         assert bench.events("board_reset") == ["app"]
+
+
+async def test_a_touch_sets_1200_baud_and_gives_the_client_its_own_rate_back() -> None:
+    with Bench(TOUCH) as bench:
+        bench.port.settings = SerialSettings(baudrate=921600)
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        assert bench.port.baudrates == [1200]
+        await bench.clock.advance(0.1)
+        assert bench.port.lines == [IDLE]
+        assert bench.settled == []
+        await bench.clock.advance(0.4)
+        assert bench.port.baudrates == [1200, 921600]
+        assert bench.port.lines == [IDLE, BOTH]
+        assert bench.settled == ["bootloader"]
+
+
+async def test_a_board_that_goes_in_the_middle_of_a_touch_has_its_rate_back() -> None:
+    with Bench(TOUCH) as bench:
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        assert bench.port.baudrates == [1200, 115200]
+        assert bench.settled == ["bootloader"]
+        bench.driver.board_back(USB_JTAG, HOLD_S)
+        bench.driver.reset(lambda: bench.settled.append("reset"))
+        await bench.clock.advance(0)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.3)
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.settled == ["bootloader", "reset"]
 
 
 async def test_nothing_happens_after_close() -> None:

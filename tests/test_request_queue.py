@@ -31,6 +31,7 @@ class SlowDevice:
     """A device that notes what is asked of it and is done with it when `finish` is called."""
 
     name = "desk"
+    joins_lines = True
 
     def __init__(self) -> None:
         self.asked: list[object] = []

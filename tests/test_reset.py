@@ -82,6 +82,8 @@ APP_RESETS = {
     "esptool": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_HARD_DTR_OFF),
     "esptool, USB": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_HARD_USB_DTR_OFF),
     "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_HARD),
+    # At a local port it does nothing, for with DTR on RTS doesn't pull EN low; it is meant.
+    "esptool, straight after open": (*clients.OPEN, *clients.ESPTOOL_HARD_DTR_ON),
     # Its UART-bridge effect: EN falls once, IO0 is high when it rises.
     "usb-reset on a UART bridge": (*clients.OPEN, *clients.ESPTOOL_USB_JTAG),
 }
@@ -92,8 +94,6 @@ NO_RESETS = {
     "miniterm": clients.MINITERM_TOGGLE,
     "mpremote": (*clients.OPEN, *clients.MPREMOTE_CLOSE),
     "script": (*clients.OPEN, *clients.SCRIPT_LINES_OFF),
-    # As at a local port: with DTR on, RTS on doesn't pull EN low.
-    "hard reset straight after open": (*clients.OPEN, *clients.ESPTOOL_HARD_DTR_ON),
 }
 
 

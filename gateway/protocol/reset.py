@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from enum import Enum
 
 #: How long an edge may be held back for the client's next command. pyserial looks for the answer
 #: every 50 ms, so two commands are up to the round trip and 76 ms apart (measured): 1.5 s serves
 #: links of 1 s round trip with jitter. Holding a reset longer is harmless.
 DEFAULT_HOLD_S = 1.5
 
-#: Shortest reset that is put on the wire, and shortest time that IO0 is then held for the boot
+#: Shortest reset that is put on the wire, and shortest time that IO0 then stays for the boot
 #: ROM to sample it. Clients wait 100 and 50 ms; a network that delivers their commands in a bunch
 #: would shrink that to nothing. EN of the slowest common board (10 ms RC) crosses the chip's
 #: threshold (0.75 VDD) after 14 ms.
@@ -40,6 +41,13 @@ class Lines:
         return f"DTR {'on' if self.dtr else 'off'}, RTS {'on' if self.rts else 'off'}"
 
 
+class Starts(Enum):
+    """What a board starts at the end of a reset."""
+
+    APP = "app"
+    BOOTLOADER = "bootloader"
+
+
 #: EN and IO0 both high: the board runs what it runs.
 IDLE = Lines(dtr=False, rts=False)
 #: EN and IO0 both high as well: what pyserial's open() leaves.
@@ -55,6 +63,11 @@ STRAP = Lines(dtr=True, rts=False)
 #: BOTH -> RESET: either the first half of "both off" (`DTR off` before `RTS off`, as clients do
 #:   right after open) or the start of a reset. Let through, attaching a monitor resets the board.
 _HELD_EDGES = frozenset({(RESET, BOTH), (BOTH, RESET)})
+
+#: What Espressif's tools send for a hard reset straight after open, when both lines are on: each
+#: RTS command with the DTR in force behind it (esp_pylib.serial_reset.set_rts). No other client
+#: says RTS on again, and nobody wants IO0 low at the end of it.
+_HARD_RESET_WITH_DTR_ON = [("rts", True), ("dtr", True), ("rts", False), ("dtr", True)]
 
 
 class LineController:
@@ -72,9 +85,17 @@ class LineController:
         self._hold_s = hold_s
         self._steps: deque[Lines] = deque()
         self._out: list[Lines] = []
+        self._resets: list[Starts] = []
         self._earliest = float("-inf")  # when the next step may be applied
         self._held_until: float | None = None  # `wanted` is held back until then
-        self._strap_follows_reset = False
+        self.strap_follows_reset = False  # `applied` is STRAP, and was RESET before
+        self._since_both: list[tuple[str, bool]] = []  # commanded since both lines are on
+
+    @property
+    def is_finishing(self) -> bool:
+        """True while what the client has sent to its end waits for its time."""
+        # DTR is on again behind a hard reset that was sent with DTR on.
+        return list(self._steps) in ([IDLE], [IDLE, STRAP], [RESET, IDLE, STRAP])
 
     @property
     def busy(self) -> bool:
@@ -85,6 +106,11 @@ class LineController:
         """The states to put on the wire now, in order, each with one TIOCMSET."""
         out, self._out = self._out, []
         return out
+
+    def resets(self) -> list[Starts]:
+        """What the board has been told to start since the last call."""
+        resets, self._resets = self._resets, []
+        return resets
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if at all."""
@@ -102,6 +128,7 @@ class LineController:
             self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
         else:
             self._enter(self.wanted, now, is_whole=dtr is not None and rts is not None)
+        self._look_for_hard_reset(before, dtr=dtr, rts=rts)
         self._advance(now)
 
     def release(self, now: float) -> None:
@@ -114,10 +141,12 @@ class LineController:
         """
         self._held_until = None
         self.wanted = IDLE
-        if list(self._steps) == [IDLE]:
+        if self.is_finishing:
+            if self._steps[-1] == STRAP:
+                self._steps.pop()
             return
         self._steps.clear()
-        if self.applied == STRAP and self._strap_follows_reset:
+        if self.applied == STRAP and self.strap_follows_reset:
             self._steps.append(RESET)
         self._enter(IDLE, now)
         self._advance(now)
@@ -139,6 +168,9 @@ class LineController:
             self._held_until = None
             self._steps.append(self.wanted)
         self._advance(now)
+
+    def board_away(self, now: float) -> None:
+        """The board has left the bus; what has been asked for goes on, unseen."""
 
     def _play(self, now: float, *states: Lines) -> None:
         self._held_until = None
@@ -175,15 +207,29 @@ class LineController:
             self._steps.append(RESET)
         self._enter(self.wanted, now)
 
+    def _look_for_hard_reset(self, before: Lines, *, dtr: bool | None, rts: bool | None) -> None:
+        """Do what was meant where DTR, still on after open, keeps RTS from EN."""
+        if self.wanted == BOTH and before != BOTH:
+            self._since_both = []
+            return
+        # Commands of one segment come as one request.
+        self._since_both += [("rts", rts)] if rts is not None else []
+        self._since_both += [("dtr", dtr)] if dtr is not None else []
+        if self._since_both == _HARD_RESET_WITH_DTR_ON and self.wanted == STRAP:
+            self._steps.extend((RESET, IDLE, STRAP))
+        del self._since_both[len(_HARD_RESET_WITH_DTR_ON) + 1 :]  # it can't match any more
+
     def _advance(self, now: float) -> None:
         while self._steps and now >= self._earliest:
             lines = self._steps.popleft()
-            self._strap_follows_reset = lines == STRAP and self.applied == RESET
+            self.strap_follows_reset = lines == STRAP and self.applied == RESET
             if lines == RESET:
                 self._earliest = now + MIN_RESET_S
-            elif self._strap_follows_reset:
+            elif self.applied == RESET:
                 self._earliest = now + MIN_STRAP_S
             else:
                 self._earliest = now
+            if self.applied == RESET:
+                self._resets.append(Starts.BOOTLOADER if lines == STRAP else Starts.APP)
             self.applied = lines
             self._out.append(lines)

@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
-from gateway.protocol.reset import IDLE, RESET, STRAP, LineController, Lines
+from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, LineController, Lines
+from gateway.protocol.reset_intent import Controller
+from gateway.protocol.reset_sequence import Baudrate
 from gateway.protocol.rfc2217 import Control
 from tests.support import client_sequences as clients
 from tests.support.client_sequences import Sent
@@ -33,8 +36,31 @@ class Boot(Enum):
     UNCERTAIN = "EN was low too shortly, or IO0 moved while the chip sampled it"
 
 
+class Board(Protocol):
+    """What DTR, RTS and the baud rate do to a board."""
+
+    resets: int
+    boots: list[Boot]
+
+    def set(self, lines: Lines, now: float) -> None: ...
+
+    def set_baudrate(self, bps: int | None) -> None: ...
+
+    def run_until(self, now: float) -> None: ...
+
+
+class _NoClock:
+    """A board on which neither time nor the baud rate has an effect."""
+
+    def set_baudrate(self, bps: int | None) -> None:
+        pass
+
+    def run_until(self, now: float) -> None:
+        pass
+
+
 @dataclass
-class CircuitBoard:
+class CircuitBoard(_NoClock):
     """A board with the two-transistor circuit and an RC at EN, started by its power switch."""
 
     en_rc_s: float
@@ -66,7 +92,7 @@ class CircuitBoard:
 
 
 @dataclass
-class UsbSerialJtag:
+class UsbSerialJtag(_NoClock):
     """The flag logic of the USB-Serial/JTAG peripheral: lines go to a state machine."""
 
     resets: int = 0
@@ -82,8 +108,72 @@ class UsbSerialJtag:
             self._download = lines == STRAP
         self._lines = lines
 
-    def run_until(self, _now: float) -> None:
-        pass
+
+@dataclass
+class OtgFirmware(_NoClock):
+    """A chip on its USB-OTG port, with one of the firmwares that each have rules of their own.
+
+    It has gone from the bus when it has reset itself: only the first reset counts.
+    """
+
+    resets: int = 0
+    boots: list[Boot] = field(default_factory=list)
+    lines: Lines = BOTH
+    bps: int | None = None
+
+    def set(self, lines: Lines, _now: float) -> None:
+        before, self.lines = self.lines, lines
+        if not self.boots and (boot := self.boot_at(before, lines)) is not None:
+            self.resets += 1
+            self.boots.append(boot)
+
+    def set_baudrate(self, bps: int | None) -> None:
+        self.bps = bps
+
+    def boot_at(self, before: Lines, after: Lines) -> Boot | None:
+        raise NotImplementedError
+
+
+class IdfConsole(OtgFirmware):
+    """ESP-IDF's usb_console.c, and the ROM's bootloader: RTS goes off; DTR says into what."""
+
+    def boot_at(self, before: Lines, after: Lines) -> Boot | None:
+        if before.rts and not after.rts:
+            return Boot.DOWNLOAD if after.dtr else Boot.APP
+        return None
+
+
+class MicroPython(OtgFirmware):
+    """mp_usbd_cdc.c with MICROPY_HW_USB_CDC_DTR_RTS_BOOTLOADER."""
+
+    def boot_at(self, before: Lines, after: Lines) -> Boot | None:
+        return Boot.DOWNLOAD if (before, after) == (RESET, STRAP) else None
+
+
+@dataclass
+class ArduinoCdc(OtgFirmware):
+    """arduino-esp32's USBCDC.cpp: four states one after the other, or 1200 baud."""
+
+    _passed: list[Lines] = field(default_factory=list)
+
+    def boot_at(self, before: Lines, after: Lines) -> Boot | None:
+        path = [RESET, BOTH, STRAP, IDLE]
+        self._passed.append(after)
+        if self._passed != path[: len(self._passed)]:
+            self._passed = []
+        return Boot.DOWNLOAD if self._passed == path else None
+
+    def set_baudrate(self, bps: int | None) -> None:
+        if bps == 1200 and not self.boots:
+            self.resets += 1
+            self.boots.append(Boot.DOWNLOAD)
+
+
+class TouchOnly(OtgFirmware):
+    """TinyUSB cores, CircuitPython: both lines go off at 1200 baud."""
+
+    def boot_at(self, before: Lines, after: Lines) -> Boot | None:
+        return Boot.DOWNLOAD if after == IDLE and self.bps == 1200 else None
 
 
 def _no_delay() -> float:
@@ -99,15 +189,17 @@ class Bench:
 
     def __init__(
         self,
-        board: CircuitBoard | UsbSerialJtag,
+        board: Board,
         delay_s: Callable[[], float] = _no_delay,
         *,
         ignores_answers: bool = False,
+        controller: Controller | None = None,
     ) -> None:
-        self.controller = LineController()
+        self.controller = controller or LineController()
         self.board = board
         self.now = 0.0
         self.shown: list[Lines] = []
+        self.shown_at: list[float] = []
         self._delay_s = delay_s
         self._ignores_answers = ignores_answers
         self.client_now = 0.0
@@ -156,12 +248,16 @@ class Bench:
 
     def show(self) -> None:
         """Put what the controller hands out on the board's lines."""
-        for lines in self.controller.lines_to_set():
-            self.board.set(lines, self.now)
-            self.shown.append(lines)
+        for step in self.controller.lines_to_set():
+            if isinstance(step, Baudrate):
+                self.board.set_baudrate(step.bps)
+            else:
+                self.board.set(step, self.now)
+                self.shown.append(step)
+                self.shown_at.append(self.now)
 
 
-def request(controller: LineController, now: float, control: Control) -> None:
+def request(controller: Controller, now: float, control: Control) -> None:
     if control in {Control.DTR_ON, Control.DTR_OFF}:
         controller.request(now, dtr=control == Control.DTR_ON)
     else:

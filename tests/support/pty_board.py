@@ -30,6 +30,7 @@ from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.reset import Lines
+from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.request_queue import Conversation
 from gateway.serial_port import SerialPort
@@ -293,7 +294,7 @@ def port_config(
         connect=None,
         device="/dev/null",
         serial=SerialSettings(),
-        hold_s=1.0,
+        resets=ResetChoice(hold_s=1.0),
         grace_s=0.0,
         protocol=Protocol.RFC2217,
         on_connect=on_connect,
