@@ -153,7 +153,10 @@ async def _try_to_start(status: StatusServer | None) -> None:
     """Without its status socket the service still serves: another one may have it."""
     if status is None:
         return
+    log = structlog.get_logger()
     try:
         await status.start()
     except OSError as error:
-        structlog.get_logger().info("status_not_served", reason=str(error))
+        log.info("status_not_served", reason=str(error))
+    else:
+        log.info("status_served", path=str(status.path))

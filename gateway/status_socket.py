@@ -49,29 +49,29 @@ class StatusServer:
     """Tells everybody who connects what `snapshot` gives; made and used on the loop."""
 
     def __init__(self, path: Path, snapshot: Callable[[], str]) -> None:
-        self._path = path
+        self.path = path
         self._snapshot = snapshot
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen. Raises OSError when the socket can't be made or another service has it."""
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if _is_served(self._path):
-            raise OSError(f"{self._path} belongs to a service that runs")
-        if self._path.is_socket():
-            self._path.unlink()  # of a service that was killed
+        self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if _is_served(self.path):
+            raise OSError(f"{self.path} belongs to a service that runs")
+        if self.path.is_socket():
+            self.path.unlink()  # of a service that was killed
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(
-            lambda: _Answer(self._snapshot), str(self._path)
+            lambda: _Answer(self._snapshot), str(self.path)
         )
-        self._path.chmod(stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO)
+        self.path.chmod(stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO)
 
     def stop(self) -> None:
         """Listen no more, remove the socket."""
         if self._server is not None:
             self._server.close()
             with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
 
 
 class _Answer(asyncio.Protocol):

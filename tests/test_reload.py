@@ -141,6 +141,7 @@ def running(folder: Path) -> Iterator[RunningGateway]:
         for name in "ab":
             gateway.service.wait_for_line(rf'"device": "{name}".*"event": "device_opened"')
             gateway.service.wait_for_line(rf'"device": "{name}".*"event": "listen_started"')
+        gateway.service.wait_for_line("status_served")
         yield gateway
 
 
