@@ -1,8 +1,11 @@
 """What one client asks of its device, carried out in stream order.
 
 A change (settings, lines, break, purge) waits for the bytes before it and holds back what
-follows, so a queue forms while one is made; whoever fills it stops reading meanwhile. How the
-requests came about is the conversation's matter, the connection `session`'s.
+follows, so a queue forms while one is made, or while the board takes no bytes; whoever fills it
+stops reading when it is full. Two requests do not wait for their turn: to suspend output or
+resume it, which concerns the other direction, and to purge what is to be sent, for that may be
+what everything else waits for. How the requests came about is the conversation's matter, the
+connection `session`'s.
 """
 
 from __future__ import annotations
@@ -30,6 +33,12 @@ from gateway.states_poll import StatesPoll
 #: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
 _BREAK_S = 0.25
 
+#: What may wait for a board that takes nothing, besides one read more. A purge is seen only if it
+#: is read, so this is how far behind the stuck bytes it may stand. A request other than data needs
+#: some 100 bytes of memory.
+READ_AHEAD_BYTES = 262144
+READ_AHEAD_EVENTS = 1024
+
 
 class Conversation(Protocol):
     """What one client speaks, without I/O: `protocol.access_server` or `protocol.raw`.
@@ -44,8 +53,15 @@ class Conversation(Protocol):
     def receive_data(self, data: bytes) -> list[access_server.Event]:
         """Take what came from the client; return what it asks for, in stream order."""
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How much `data_to_send` would return."""
+
     def data_to_send(self) -> bytes:
         """Answers that wait to be sent, framed for the wire."""
+
+    def say(self, text: bytes) -> None:
+        """Queue text for a person, as if the board had sent it; only if it `takes_text`."""
 
     def escape(self, data: bytes) -> bytes:
         """Frame data from the board for the wire."""
@@ -87,8 +103,10 @@ class RequestQueue:
         self._conversation = conversation
         self._owner = owner
         self._events: deque[access_server.Event] = deque()
+        self._waiting_bytes = 0  # of data among the events
         self._change_pending = False  # a change is being made: what follows waits
         self._board_busy = False  # more bytes are unsent than should be
+        self._purging = False  # ahead of what waits; nothing has been written since
         self._carrying_out = False
         self._closed = False
         self._modemstate_told = False
@@ -101,9 +119,24 @@ class RequestQueue:
         """True when everything has been carried out, as far as the kernel has taken it."""
         return not self._events and not self._change_pending and not self._board_busy
 
+    @property
+    def is_full(self) -> bool:
+        """True when so much waits that nothing should be added for now."""
+        return self._waiting_bytes > READ_AHEAD_BYTES or len(self._events) > READ_AHEAD_EVENTS
+
     def add(self, events: list[access_server.Event]) -> None:
         """Carry these out behind what waits."""
-        self._events.extend(events)
+        for event in events:
+            match event:
+                case access_server.OutputSuspended(suspended):
+                    self._poll.hold(suspended)
+                    self._owner.output_suspended(suspended)
+                    continue
+                case PurgeRequest(transmit=True):
+                    self._purge_what_waits()
+                case SerialData(data):
+                    self._waiting_bytes += len(data)
+            self._events.append(event)
         self.carry_on()
 
     def board_busy(self) -> None:
@@ -123,6 +156,7 @@ class RequestQueue:
         """Drop what waits; the device may not be touched any more."""
         self._closed = True
         self._events.clear()
+        self._waiting_bytes = 0
         self._poll.watch(linestate=False, modemstate=False)
 
     def carry_on(self) -> None:
@@ -144,6 +178,7 @@ class RequestQueue:
     def _carry_out(self, event: access_server.Event) -> None:
         match event:
             case SerialData(data):
+                self._waiting_bytes -= len(data)
                 self._device.write(data)
             case SettingsRequest() | LinesRequest() | BreakRequest() | PurgeRequest():
                 self._change(event)
@@ -151,14 +186,26 @@ class RequestQueue:
                 self._report_state(event)
             case access_server.StatesWatched(linestate_mask, modemstate_mask):
                 self._poll.watch(linestate=bool(linestate_mask), modemstate=bool(modemstate_mask))
-            case access_server.OutputSuspended(suspended):
-                self._owner.output_suspended(suspended)
             case access_server.ClientIdentified(signature):
                 self._owner.client_identified(signature)
             case access_server.ConsoleRequest(request):
                 self._serve_console(request)
             case access_server.Violation(reason, fatal):
                 self._owner.violated(reason, fatal=fatal)
+
+    def _purge_what_waits(self) -> None:
+        """Drop the bytes before a purge that stand in its way; it is answered in its turn."""
+        self.carry_on()
+        if self._waiting_bytes:
+            others = (event for event in self._events if not isinstance(event, SerialData))
+            self._events = deque(others)
+            self._waiting_bytes = 0
+        if not self._purging and not self.is_empty and not self._closed:
+            self._purging = True
+            self._device.purge(self._purged, receive=False, transmit=True)
+
+    def _purged(self) -> None:
+        self._purging = False
 
     def _change(self, request: access_server.PortRequest) -> None:
         """Make a change, or report what is in force, and answer."""

@@ -2,7 +2,7 @@
 
 Bytes from the client go through its conversation (`protocol.access_server` or
 `protocol.raw`) into the request queue, which carries them
-out in stream order; while something waits there, nothing more is read from the client. What
+out in stream order; while too much waits there, nothing more is read from the client. What
 the board sends goes the other way at once. Who may connect is `listener`'s matter, what
 happens to the board `device`'s.
 """
@@ -22,8 +22,7 @@ from gateway.device import Device
 from gateway.errors import ClientError, DeviceError
 from gateway.request_queue import Conversation, RequestQueue
 
-#: One read takes at most this much, so this is also what a session keeps of a client at most:
-#: nothing is read while something waits.
+#: One read takes at most this much; so much more than `request_queue` takes may wait there.
 _RECEIVE_BYTES = 65536
 
 #: One buffer for all sessions: what is received is copied out of it before the next read.
@@ -53,8 +52,9 @@ _FINISH_LIMIT_S = 10.0
 _LOOK_S = 1.0
 
 #: No more is read from a client that leaves so much unread. The board's output alone stays below
-#: (it is stopped at 64 KiB, and one more read of it may be 128 KiB), so a client that only sends
-#: is never stopped; one that asks for answers and does not read them is.
+#: (one read of it may be 128 KiB, and none follows until it is gone), so a client that only sends
+#: is never stopped; one that asks for answers and does not read them is. One that has suspended
+#: them and asks for so many is no client any more: nobody would read that it resumes.
 _UNREAD_LIMIT_BYTES = 262144
 
 #: States of a TCP connection whose peer will send no more, linux/tcp_states.h.
@@ -121,6 +121,9 @@ class Session(asyncio.BufferedProtocol):
         self._log = self._log.bind(client=self.label)
         for option in _SOCKET_OPTIONS:
             self._transport.get_extra_info("socket").setsockopt(*option)
+        # Nothing but the rest of one read is kept here, where it could not be purged. What the
+        # kernel takes (4 MiB) bridges a network that stalls: boards go on sending.
+        self._transport.set_write_buffer_limits(high=0)
         self._transport.pause_reading()
         self._device.attach(self)
 
@@ -234,7 +237,7 @@ class Session(asyncio.BufferedProtocol):
             self.close("finished")
 
     def output_suspended(self, suspended: bool) -> None:
-        """Hold the board's output back, or let it go again (FLOWCONTROL-SUSPEND, -RESUME)."""
+        """Send nothing more, or go on (FLOWCONTROL-SUSPEND, -RESUME)."""
         self._suspended = suspended
         self._read_board_or_not()
 
@@ -256,7 +259,8 @@ class Session(asyncio.BufferedProtocol):
     def say(self, line: str) -> None:
         """Write a line for a person among the board's output."""
         if self.state is SessionState.ACTIVE:
-            self._transport.write(self._conversation.escape(f"\r\n{line}\r\n".encode()))
+            self._conversation.say(f"\r\n{line}\r\n".encode())
+            self._send_answers()
 
     def _finish(self, reason: str) -> None:
         """The client has left: carry out what it had sent, then end."""
@@ -300,6 +304,10 @@ class Session(asyncio.BufferedProtocol):
         )
 
     def _send_answers(self) -> None:
+        if self._suspended:  # RFC 2217 section 5: data and commands
+            if self._conversation.unsent_bytes > _UNREAD_LIMIT_BYTES:
+                self.close("asks without end for answers that it has suspended", is_fault=True)
+            return
         if answers := self._conversation.data_to_send():
             self._transport.write(answers)
 
@@ -315,7 +323,7 @@ class Session(asyncio.BufferedProtocol):
         if self.state is not SessionState.ACTIVE:
             return
         unread_bytes = self._transport.get_write_buffer_size()
-        if self._requests.is_empty and unread_bytes <= _UNREAD_LIMIT_BYTES:
+        if not self._requests.is_full and unread_bytes <= _UNREAD_LIMIT_BYTES:
             self._transport.resume_reading()
             return
         self._transport.pause_reading()

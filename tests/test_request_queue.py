@@ -13,7 +13,7 @@ from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
-from gateway.request_queue import RequestQueue
+from gateway.request_queue import READ_AHEAD_BYTES, READ_AHEAD_EVENTS, RequestQueue
 from gateway.serial_states import EventCounts, PortStates
 from tests.support.pty_board import LoopClock
 from tests.support.tcp_client import com_port
@@ -354,21 +354,92 @@ async def test_states_are_watched_only_while_com_port_option_is_agreed() -> None
 
 async def test_what_is_not_for_the_device_goes_to_the_session_in_order() -> None:
     client = rfc2217_client()
-    client.sends(
-        baudrate(9600)
-        + com_port(SUSPEND)
-        + com_port(0, b"tool 1.0")
-        + com_port(RESUME)
-        + com_port(99)
-        + command(AYT)
-    )
+    client.sends(baudrate(9600) + com_port(0, b"tool 1.0") + com_port(99) + command(AYT))
     assert client.told == []
     client.device.finish()
     line = "desk: 9600 8N1, DTR off, RTS off"
-    reason = client.told[3]
-    assert client.told == [True, "tool 1.0", False, reason, line]
-    assert isinstance(reason, tuple)
-    assert reason[1] is False
+    reason = ("COM-PORT-OPTION: unknown command 99", False)
+    assert client.told == ["tool 1.0", reason, line]
+
+
+async def test_output_is_suspended_and_resumed_whatever_waits() -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends(b"stuck" + com_port(SUSPEND))
+    assert client.told == [True]
+    client.sends(com_port(RESUME))
+    assert client.told == [True, False]
+    assert client.device.asked == ["states"], "what has changed meanwhile"
+
+
+async def test_states_are_not_told_while_output_is_suspended() -> None:
+    with LoopClock() as clock:
+        client = rfc2217_client()
+        client.sends(com_port(SUSPEND))
+        await clock.advance(10.0)
+        assert client.device.asked == []
+        pulse = EventCounts(2, 0, 0, 0, 0, 0, 0, 0)
+        client.device.states = replace(client.device.states, counts=pulse)
+        client.sends(com_port(RESUME))
+        client.device.finish()
+        told = bytes([Modemstate.CTS | Modemstate.DELTA_CTS])
+        assert client.answers() == com_port(NOTIFY_MODEMSTATE + 100, told)
+
+
+@pytest.mark.parametrize("buffers", [2, 3])
+async def test_a_purge_overtakes_the_bytes_that_a_board_does_not_take(buffers: int) -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends(b"stuck" + baudrate(9600) + b"also stuck")
+    client.sends(b"and this" + com_port(PURGE, bytes([buffers])) + b"fresh")
+    assert client.device.asked == [("purge", False, True)]
+    client.queue.board_ready()  # there is nothing left that could be stuck
+    assert client.device.asked[1:] == [SerialSettings(baudrate=9600)]
+    client.device.finish()  # the purge at once
+    client.device.finish()
+    assert client.device.asked[2:] == [("purge", buffers == 3, True)]
+    assert client.answers() == com_port(101, (9600).to_bytes(4, "big"))
+    client.device.finish()
+    assert client.device.asked[3:] == [b"fresh"]
+    assert client.answers() == com_port(PURGE + 100, bytes([buffers]))
+    assert client.queue.is_empty
+
+
+async def test_a_purge_overtakes_a_change_that_waits_for_bytes_to_leave() -> None:
+    client = rfc2217_client()
+    client.sends(baudrate(9600) + b"behind" + com_port(PURGE, b"\x02"))
+    assert client.device.asked == [SerialSettings(baudrate=9600), ("purge", False, True)]
+
+
+async def test_a_purge_that_nothing_stands_before_is_made_once_behind_its_bytes() -> None:
+    client = rfc2217_client()
+    client.sends(b"a" + com_port(PURGE, b"\x02"))
+    assert client.device.asked == [b"a", ("purge", False, True)]
+
+
+async def test_a_purge_of_what_was_received_overtakes_nothing() -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends(b"a" + com_port(PURGE, b"\x01"))
+    assert client.device.asked == []
+
+
+async def test_the_queue_is_full_of_many_bytes_or_of_many_requests() -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends(b"x" * READ_AHEAD_BYTES)
+    assert not client.queue.is_full
+    client.sends(b"x")
+    assert client.queue.is_full
+    client.sends(com_port(PURGE, b"\x02"))
+    assert not client.queue.is_full
+    client.sends(control(Control.REQUEST_DTR) * READ_AHEAD_EVENTS)
+    assert client.queue.is_full
+    client.queue.board_ready()
+    client.device.finish()
+    client.device.finish()
+    assert not client.queue.is_full
+    assert client.queue.is_empty
 
 
 async def test_nothing_behind_a_fatal_violation_is_carried_out() -> None:

@@ -36,9 +36,11 @@ SET_BAUDRATE, SET_CONTROL, NOTIFY_MODEMSTATE, SUSPEND, RESUME, PURGE = 1, 5, 7, 
 SIGNATURE = 0
 ALL_BYTES = bytes(range(256))
 
-#: The most that a session may keep of what a client has sent: one read of 64 KiB, and 64 KiB that
-#: the tty has not taken, with one more read on top.
-KEPT_BYTES = 3 * 65536
+#: The most that a session may keep of what a client has sent: 64 KiB that the tty has not taken,
+#: 256 KiB that wait, with one more read on top of each.
+KEPT_BYTES = 65536 + 262144 + 2 * 65536
+#: And of what a board has sent: the rest of one read, with all its bytes doubled.
+ONE_READ_BYTES = 2 * 65536
 #: More than the kernel takes on the way: 64 KiB of a pty, 4 MB that a socket sends, and what the
 #: other receives, which is little as long as it is not read.
 MUCH = random.Random(1).randbytes(6_000_000)
@@ -256,9 +258,9 @@ async def test_a_client_that_does_not_read_stops_the_board_and_loses_nothing(
                 client.received.clear()
                 session = await served.session()
                 writing = asyncio.create_task(board.write(MUCH))
-                await until(lambda: unread_bytes(served) > 65536)
+                await until(lambda: unread_bytes(served))
                 await turns(300)
-                assert unread_bytes(served) <= KEPT_BYTES
+                assert unread_bytes(served) <= ONE_READ_BYTES
                 assert not writing.done()
                 # The other direction is not concerned.
                 board.start_reading()
@@ -306,7 +308,7 @@ async def test_an_echoing_board_gets_all_from_a_client_that_never_reads(tmp_path
                 session = await served.session()
                 sending = asyncio.create_task(client.send(b"y" * 16_000_000))
                 await until(lambda: served.device.unsent_bytes > 65536)
-                await until(lambda: unread_bytes(served) > 65536)
+                await until(lambda: unread_bytes(served))
                 await turns(100)
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
@@ -319,18 +321,56 @@ async def test_an_echoing_board_gets_all_from_a_client_that_never_reads(tmp_path
     assert "unsent_dropped" not in {entry["event"] for entry in logs}
 
 
-async def test_suspended_output_waits_at_the_board(tmp_path: Path) -> None:
+async def carried_out(served: Served, client: TcpClient, request: bytes) -> None:
+    """Send a request, and wait until the session has nothing left to do for it."""
+    session = await served.session()
+    wanted_bytes = session.received_bytes + len(request)
+    await client.send(request)
+    await until(lambda: session.received_bytes == wanted_bytes and session._requests.is_empty)
+
+
+async def test_suspended_output_waits_at_the_board_and_answers_with_it(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             with await rfc2217_client(served) as client:
-                await client.send(com_port(SUSPEND))
                 await settled(client)
+                before = bytes(client.received)
+                await carried_out(served, client, com_port(SUSPEND))
                 await board.write(b"held")
                 await until(lambda: board.unread_bytes == 4)
-                await settled(client)
-                assert client.data == b""
+                await carried_out(served, client, command(AYT) + control(Control.RTS_ON))
+                assert board.lines[-1] == RESET, "carried out, though not answered"
+                await turns(20)
+                assert not client.has_more()
                 await client.send(com_port(RESUME))
-                await client.receive_data(b"held")
+                await client.receive_wire(b"held")
+                said = bytes(client.received).removeprefix(before)
+                assert said.index(STATUS_LINE) < said.index(answer(Control.RTS_ON))
+
+
+async def test_a_client_that_suspends_and_asks_without_end_is_closed(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client:
+                await client.send(com_port(SUSPEND) + command(AYT) * 10_000)
+                await client.receive_to_end()
+            await check_served(served, board)
+    ends = [entry for entry in logs if entry["event"] == "client_disconnected"]
+    assert ends[0]["reason"] == "asks without end for answers that it has suspended"
+    assert ends[0]["log_level"] == "warning"
+
+
+async def test_a_resume_behind_bytes_that_the_board_does_not_take_is_heeded(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client:
+                await carried_out(served, client, com_port(SUSPEND))
+                await board.write(b"held")
+                # More than the tty takes.
+                await client.send(b"x" * 300_000 + com_port(RESUME))
+                await client.receive_wire(b"held")
 
 
 @pytest.mark.parametrize("request_bytes", [com_port(PURGE, b"\x01"), command(AO)])
@@ -338,17 +378,39 @@ async def test_a_purge_drops_what_the_board_has_sent(tmp_path: Path, request_byt
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             with await rfc2217_client(served) as client:
-                await client.send(com_port(SUSPEND))
-                await settled(client)
+                await carried_out(served, client, com_port(SUSPEND))
                 await board.write(b"stale")
                 await until(lambda: board.unread_bytes == 5)
-                await client.send(request_bytes)
-                await settled(client)
+                await carried_out(served, client, request_bytes)
                 assert board.unread_bytes == 0
                 await client.send(com_port(RESUME))
                 await settled(client)
                 await board.write(b"fresh")
                 await client.receive_data(b"fresh")
+
+
+@pytest.mark.parametrize("buffers", [b"\x02", b"\x03"])
+@pytest.mark.parametrize("stuck_bytes", [20_000, 100_000, 330_000])
+async def test_a_purge_gets_through_to_a_board_that_takes_nothing(
+    tmp_path: Path, buffers: bytes, stuck_bytes: int
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client:
+                session = await served.session()
+                await client.send(b"x" * (stuck_bytes // 2))
+                await client.send(control(Control.RTS_ON) + b"x" * (stuck_bytes // 2))
+                before = session.received_bytes
+                await client.send(com_port(PURGE, buffers))
+                purged = com_port(PURGE + 100, buffers)
+                await client.receive_wire(purged)
+                assert session.received_bytes > before
+                assert answer(Control.RTS_ON) in client.received.partition(purged)[0]
+                board.start_reading()
+                await client.send(b"fresh")
+                await until(lambda: board.received.endswith(b"fresh"))
+                # What the far end of the pty had taken before counts as sent.
+                assert len(board.received) < 20_000
 
 
 async def test_a_synch_with_its_urgent_byte_takes_nothing_along(tmp_path: Path) -> None:
@@ -424,8 +486,9 @@ async def test_a_client_that_is_sending_gets_the_last_bytes_too(tmp_path: Path) 
 
 
 async def stall(served: Served, client: TcpClient) -> None:
-    """Send until the client is not read any more, and no more than what the gateway has read."""
-    while served.device.unsent_bytes < 65536:
+    """Send until the client is not read any more, and little more than was read."""
+    session = await served.session()
+    while session._transport.is_reading():
         await client.send(b"x" * 8192)
         await turns(5)
 
@@ -468,7 +531,7 @@ async def test_a_client_that_closes_one_direction_and_does_not_read_has_left(
         async with serving(board) as served:
             with await rfc2217_client(served, receive_buffer_bytes=4096) as client:
                 writing = asyncio.create_task(board.write(MUCH))
-                await until(lambda: unread_bytes(served) > 65536)
+                await until(lambda: unread_bytes(served))
                 client.stop_sending()
                 await until(lambda: served.device.state is DeviceState.IDLE)
                 await writing  # nobody reads it, so it is dropped

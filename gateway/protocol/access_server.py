@@ -229,9 +229,18 @@ class AccessServer:
                     events.append(Violation(reason, fatal))
         return events
 
+    @property
+    def unsent_bytes(self) -> int:
+        """How much `data_to_send` would return."""
+        return len(self._telnet.unsent)
+
     def data_to_send(self) -> bytes:
         """Answers that wait to be sent, framed for the wire."""
         return self._telnet.data_to_send()
+
+    def say(self, text: bytes) -> None:
+        """Queue text for a person, as if the board had sent it."""
+        self._telnet.queue(self._telnet.escape(text))
 
     def escape(self, data: bytes) -> bytes:
         """Frame data from the board for the wire."""

@@ -16,6 +16,7 @@ class RawPipe:
 
     #: Nothing is put among the board's bytes: there is no telling who reads them.
     takes_text = False
+    unsent_bytes = 0
 
     def receive_data(self, data: bytes) -> list[Event]:
         """All that comes from the client is for the board."""
@@ -24,6 +25,9 @@ class RawPipe:
     def data_to_send(self) -> bytes:
         """Nothing: there is nothing to answer."""
         return b""
+
+    def say(self, text: bytes) -> None:
+        """There is no place for it."""
 
     def escape(self, data: bytes) -> bytes:
         """Data from the board goes over the wire as it is."""

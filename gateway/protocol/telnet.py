@@ -254,6 +254,7 @@ class Telnet:
 
     def __init__(self) -> None:
         self._outbox = _Outbox()
+        self.unsent = self._outbox.unsent  # what `data_to_send` returns
         self._events: list[Event] = []
         self._negotiator = _Negotiator(self._outbox, self._events)
         self._partial = b""  # an unfinished command, from its IAC on
@@ -271,15 +272,13 @@ class Telnet:
 
     def data_to_send(self) -> bytes:
         """Telnet answers that wait to be sent, as they go on the wire."""
-        if not self._outbox.unsent:
-            return b""
-        data = bytes(self._outbox.unsent)
-        self._outbox.unsent.clear()
+        data = bytes(self.unsent)
+        self.unsent.clear()
         return data
 
     def queue(self, wire_bytes: bytes) -> None:
-        """Put bytes that are already framed (a COM-PORT-OPTION answer) behind the answers."""
-        self._outbox.unsent += wire_bytes
+        """Put bytes that are already framed (a COM-PORT-OPTION answer, text) behind the answers."""
+        self.unsent += wire_bytes
 
     def escape(self, data: bytes) -> bytes:
         """Frame data from the serial port for the wire: IACs doubled, NVT line ends if not BINARY.

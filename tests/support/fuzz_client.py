@@ -11,9 +11,6 @@ from typing import Any
 
 from gateway.session import Session
 
-#: asyncio's own marks between which a transport asks for no more.
-_HIGH_BYTES = 65536
-
 #: As Linux numbers the states of a TCP connection.
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
 
@@ -34,6 +31,7 @@ class FuzzClient(asyncio.Transport):
         self._segments: deque[bytes] = deque()
         self._stalled = False
         self._paused = False
+        self._high_bytes = 65536  # asyncio's own mark, above which a transport asks for no more
         self._reads = True
         self._left = False
         self._closed = False
@@ -122,12 +120,16 @@ class FuzzClient(asyncio.Transport):
         self._unread += data
         if not self._stalled:
             self._pass_on()
-        elif len(self._unread) > _HIGH_BYTES and not self._paused:
+        elif len(self._unread) > self._high_bytes and not self._paused:
             self._paused = True
             self._session.pause_writing()
 
     def get_write_buffer_size(self) -> int:
         return len(self._unread)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        assert high is not None
+        self._high_bytes = high
 
     def pause_reading(self) -> None:
         self._reads = False

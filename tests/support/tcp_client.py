@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -78,6 +79,10 @@ class TcpClient:
             chunk = await asyncio.get_running_loop().sock_recv(self._socket, 65536)
             assert chunk, f"the gateway hung up after {bytes(self.received)!r}"
             self.received += chunk
+
+    def has_more(self) -> bool:
+        """Whether anything has come that has not been read."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     async def receive_wire(self, wanted: bytes) -> None:
         """Read until these very bytes have come."""
