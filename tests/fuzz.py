@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.support.fuzz_case import Case, from_text, shrink, to_text
 from tests.support.fuzz_generator import CORPUS, load_corpus, make_case
-from tests.support.fuzz_world import FuzzWorld, fuzz_world
+from tests.support.fuzz_world import FuzzFailure, FuzzWorld, fuzz_world
 from tests.support.virtual_loop import VirtualLoop
 
 FAILURES = Path("fuzz-failures")
@@ -44,7 +44,7 @@ def play_once(case: Case) -> str | None:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(play())
     except Exception as failure:  # whatever the session may raise
-        return str(failure) or repr(failure)
+        return _told(failure)
     return None
 
 
@@ -74,8 +74,13 @@ async def _play(world: FuzzWorld, case: Case, seed: int, folder: Path) -> int:
     try:
         return await world.play(case)
     except Exception as failure:  # whatever the session may raise
-        reason = f"seed {seed}: {str(failure) or failure!r}"
+        reason = f"seed {seed}: {_told(failure)}"
         raise FoundError(_keep(case, reason, folder)) from failure
+
+
+def _told(failure: Exception) -> str:
+    """A property says itself what does not hold; of other exceptions the kind tells more."""
+    return str(failure) if isinstance(failure, FuzzFailure) else repr(failure)
 
 
 def _keep(case: Case, reason: str, folder: Path) -> str:
