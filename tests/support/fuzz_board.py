@@ -119,8 +119,8 @@ class FuzzBoard:
 class _BoardTty(Tty):
     """The calls of a tty that ask the kernel, on a board."""
 
-    def __init__(self, location: TtyLocation, settings: SerialSettings, board: FuzzBoard) -> None:
-        super().__init__(location, settings)
+    def __init__(self, board: FuzzBoard, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._board = board
 
     def open(self) -> None:
@@ -216,8 +216,8 @@ class _LoopThread:
 def boards_for_ttys(boards: dict[str, FuzzBoard]) -> Iterator[None]:
     """Put boards at the place of ttys, by path, wherever the gateway opens one meanwhile."""
 
-    def tty(location: TtyLocation, settings: SerialSettings) -> Tty:
-        return _BoardTty(location, settings, boards[location.path])
+    def tty(location: TtyLocation, *arguments: Any, **named: Any) -> Tty:
+        return _BoardTty(boards[location.path], location, *arguments, **named)
 
     with contextlib.ExitStack() as patches:
         for original, replacement in ((Tty, tty), (ControlThread, _LoopThread)):
