@@ -81,7 +81,7 @@ def test_telnets_send_commands_do_what_a_terminal_server_does(tmp_path: Path) ->
             terminal.wait_for(b"\b \b")
             terminal.type(b"\r")
             terminal.wait_for(b"? ab\r\n")
-            order(terminal, b"send nop", b"send ga", b"send eor", b"send escape")
+            order(terminal, b"send synch", b"send nop", b"send ga", b"send eor", b"send escape")
             terminal.type(b"\r")
             terminal.wait_for(b"? \x1d\r\n")
             order(terminal, b"send ayt")
