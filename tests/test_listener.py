@@ -135,7 +135,7 @@ async def test_stopping_is_not_held_up_by_a_client_that_does_not_read_or_hang_up
                 await client.receive_wire(GREETING)
                 session = await served.session()
                 writing = asyncio.create_task(board.write(b"x" * 8_000_000))
-                await until(lambda: session._transport.get_write_buffer_size())
+                await until(session._transport.get_write_buffer_size)
                 await served.listener.stop("closing time")
                 assert not served.sessions
                 writing.cancel()
