@@ -21,8 +21,6 @@ from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
-from gateway.protocol.reset_intent import controller_for
-from gateway.protocol.reset_strategy import Method
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_states import PortStates
 
@@ -102,12 +100,10 @@ class Device:
         self._config = config
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self.joins_lines = True  # commands for both lines that come together are one step
-        self._strategy = config.resets.strategy(None)
         self._port = LastingPort(
             locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
         )
-        self._lines = self._new_lines()
+        self._lines = LineDriver(config.resets, self._port, log)
         self._user: DeviceUser | None = None
         self._user_told = False  # False while the board is brought to where the user wants it
         self._user_since = _now()
@@ -212,6 +208,11 @@ class Device:
         """Change the settings behind the bytes written so far; `status` tells what came of it."""
         self._port.apply(settings, lambda _: done())
 
+    @property
+    def joins_lines(self) -> bool:
+        """Whether commands for both lines that come together are one step."""
+        return self._lines.joins_lines
+
     def set_lines(
         self, done: Callable[[], None], *, dtr: bool | None = None, rts: bool | None = None
     ) -> None:
@@ -263,7 +264,7 @@ class Device:
 
     def port_opened(self) -> None:
         """The port is open, lines at rest: the device can be had."""
-        self._lines = self._new_lines()
+        self._lines = LineDriver(self._config.resets, self._port, self._log)
         self._become_idle()
 
     def port_away(self, error: DeviceError) -> None:
@@ -273,8 +274,7 @@ class Device:
 
     def port_back(self) -> None:
         """The board is back under its user, perhaps as another USB device."""
-        self._choose_strategy()
-        self._lines.board_back(self._strategy, self._config.resets.hold_s)
+        self._lines.board_back()
         self._enter(DeviceState.IN_USE)
 
     def port_lost(self, error: DeviceError) -> None:
@@ -290,17 +290,6 @@ class Device:
             user.device_lost(error)
         elif user is not None:
             user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
-
-    def _choose_strategy(self) -> None:
-        before, self._strategy = self._strategy, self._config.resets.strategy(self._port.usb_ids)
-        self.joins_lines = self._strategy.method is not Method.AS_THEY_COME
-        if self._strategy != before:
-            self._log.info("reset_chosen", reset=self._strategy.name)
-
-    def _new_lines(self) -> LineDriver:
-        self._choose_strategy()
-        controller = controller_for(self._strategy, self._config.resets.hold_s)
-        return LineDriver(controller, self._port, self._log)
 
     def _end_use(self) -> None:
         self._lines.close()

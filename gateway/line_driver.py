@@ -13,15 +13,20 @@ from typing import Protocol
 
 import structlog
 
+from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
-from gateway.protocol.reset_intent import Controller, controller_of_returned
+from gateway.protocol.reset_intent import controller_for, controller_of_returned
 from gateway.protocol.reset_sequence import Baudrate
-from gateway.protocol.reset_strategy import ResetStrategy
+from gateway.protocol.reset_strategy import Method, ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 
 
 class LinePort(Protocol):
     """What is needed of a serial port."""
+
+    @property
+    def usb_ids(self) -> UsbIds | None:
+        """Vendor and product id of its USB device."""
 
     @property
     def settings(self) -> SerialSettings:
@@ -42,9 +47,11 @@ class LineDriver:
     """
 
     def __init__(
-        self, controller: Controller, port: LinePort, log: structlog.typing.FilteringBoundLogger
+        self, resets: ResetChoice, port: LinePort, log: structlog.typing.FilteringBoundLogger
     ) -> None:
-        self._controller = controller
+        self._resets = resets
+        self._strategy = resets.strategy(port.usb_ids)
+        self._controller = controller_for(self._strategy, resets.hold_s)
         self._port = port
         self._log = log
         self._loop = asyncio.get_running_loop()
@@ -55,6 +62,13 @@ class LineDriver:
         self._stood_still_s = 0.0
         self._closed = False
         self._settings_before: SerialSettings | None = None  # a sequence has changed the baud rate
+
+        self._tell_strategy()
+
+    @property
+    def joins_lines(self) -> bool:
+        """Whether commands for both lines that come together are one step."""
+        return self._strategy.method is not Method.AS_THEY_COME
 
     @property
     def wanted(self) -> Lines:
@@ -94,10 +108,14 @@ class LineDriver:
         # Behind what is asked for once more because the port was lost with it.
         self._loop.call_soon(self._break_off)
 
-    def board_back(self, strategy: ResetStrategy, hold_s: float) -> None:
+    def board_back(self) -> None:
         """The board is back, its lines at rest; it may need another strategy than before."""
-        before = self._controller
-        self._controller = controller_of_returned(before, strategy, hold_s, self._now())
+        before, self._strategy = self._strategy, self._resets.strategy(self._port.usb_ids)
+        if self._strategy != before:
+            self._tell_strategy()
+        self._controller = controller_of_returned(
+            self._controller, self._strategy, self._resets.hold_s, self._now()
+        )
         self._advance()
 
     def close(self) -> None:
@@ -105,6 +123,10 @@ class LineDriver:
         self._closed = True
         self._settled = None
         self._set_timer()
+
+    def _tell_strategy(self) -> None:
+        if self._strategy.method is not Method.CIRCUIT:  # the rule is not told
+            self._log.info("reset_chosen", reset=self._strategy.name)
 
     def _break_off(self) -> None:
         if not self._closed:

@@ -14,17 +14,15 @@ from gateway.protocol.reset import (
     MIN_STRAP_S,
     RESET,
     STRAP,
-    LineController,
     Lines,
 )
-from gateway.protocol.reset_intent import controller_for
-from gateway.protocol.reset_strategy import Reset, ResetChoice, ResetStrategy
+from gateway.protocol.reset_strategy import Reset, ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from tests.support.pty_board import LoopClock
 
 HOLD_S = 1.0
-TOUCH = ResetChoice(Reset.TOUCH_1200).strategy(None)
-USB_JTAG = ResetChoice(Reset.USB_JTAG).strategy(None)
+CLASSIC = ResetChoice(hold_s=HOLD_S)
+TOUCH = ResetChoice(Reset.TOUCH_1200)
 
 
 class Port:
@@ -32,6 +30,7 @@ class Port:
 
     def __init__(self) -> None:
         self.settings = SerialSettings()
+        self.usb_ids: tuple[int, int] | None = None
         self.lines: list[Lines] = []
         self.baudrates: list[int] = []
         self.waiting: list[Callable[[], None]] = []
@@ -55,14 +54,13 @@ class Port:
 class Bench:
     """A line driver on a port of ours, its clock in the test's hands; a context manager."""
 
-    def __init__(self, strategy: ResetStrategy | None = None) -> None:
+    def __init__(self, resets: ResetChoice = CLASSIC) -> None:
         self.clock = LoopClock()
         self.port = Port()
         self.settled: list[str] = []
         self.log = LogCapture()
         log = structlog.wrap_logger(structlog.PrintLogger(), processors=[self.log])
-        controller = LineController(HOLD_S) if strategy is None else controller_for(strategy)
-        self.driver = LineDriver(controller, self.port, log)
+        self.driver = LineDriver(resets, self.port, log)
 
     async def request(
         self, name: str, *, dtr: bool | None = None, rts: bool | None = None
@@ -262,13 +260,26 @@ async def test_a_board_that_goes_in_the_middle_of_a_touch_has_its_rate_back() ->
         await bench.clock.advance(0)
         assert bench.port.baudrates == [1200, 115200]
         assert bench.settled == ["bootloader"]
-        bench.driver.board_back(USB_JTAG, HOLD_S)
-        bench.driver.reset(lambda: bench.settled.append("reset"))
+
+
+async def test_a_board_that_comes_back_as_another_device_gets_what_that_needs() -> None:
+    with Bench(ResetChoice()) as bench:
+        bench.port.usb_ids = (0x303A, 0x0002)
+        bench.driver.board_back()
+        bench.driver.reset(lambda: bench.settled.append("as USB-OTG"))
         await bench.clock.advance(0)
-        assert bench.port.lines == [RESET]
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        assert bench.settled == ["as USB-OTG"]
+        bench.port.usb_ids = (0x303A, 0x1001)
+        bench.driver.board_back()
+        bench.driver.reset(lambda: bench.settled.append("as USB-Serial/JTAG"))
+        await bench.clock.advance(0)
         await bench.clock.advance(0.3)
-        assert bench.port.lines == [RESET, IDLE]
-        assert bench.settled == ["bootloader", "reset"]
+        assert bench.settled == ["as USB-OTG", "as USB-Serial/JTAG"]
+        assert bench.port.lines == [RESET, RESET, IDLE]
+        chosen = [entry["reset"] for entry in bench.log.entries if entry["event"] == "reset_chosen"]
+        assert chosen == ["usb-otg", "usb-jtag"]
 
 
 async def test_nothing_happens_after_close() -> None:
