@@ -91,10 +91,10 @@ def planted_defect_is_found(folder: Path) -> str:
 
 
 def test_an_exception_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(_self: Telnet, command: bytes) -> None:
+    def raises(_self: Telnet, command: bytes, _start: int) -> int:
         raise ValueError(command)
 
-    monkeypatch.setattr(Telnet, "_feed", raises)
+    monkeypatch.setattr(Telnet, "_negotiate", raises)
     assert "ValueError" in planted_defect_is_found(tmp_path)
 
 

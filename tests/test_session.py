@@ -601,7 +601,7 @@ BAD_INPUT = {
         (command(SB) + b"\x1f\0\x50\0\x19" + command(240)) * 1000,
         ["subnegotiation of refused option 31", "left"],
     ),
-    "negotiations": ((do(31) + will(31)) * 5000, ["left"]),
+    "negotiations": ((do(31) + will(31)) * 5000, ["more than 1000 option negotiations"]),
     "commands without COM-PORT-OPTION": (com_port(SET_BAUDRATE, b"\0\0\0\x01") * 3, ["left"]),
 }
 

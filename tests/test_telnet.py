@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.telnet import MAX_SUBNEGOTIATION_BYTES, Data, Event, Telnet
+from gateway.protocol.telnet import (
+    MAX_NEGOTIATIONS,
+    MAX_SUBNEGOTIATION_BYTES,
+    Data,
+    Event,
+    ProtocolViolation,
+    Telnet,
+)
 from tests.support.telnet_wire import (
     ACCEPTS_COM_PORT,
     BINARY,
@@ -293,3 +300,14 @@ def test_client_that_sends_everything_back_comes_to_rest(verb: int, option: int)
     for _ in range(5):
         telnet.receive_data(telnet.data_to_send())
     assert telnet.data_to_send() == b""
+
+
+def test_a_client_that_negotiates_without_end_is_given_up() -> None:
+    engine = Telnet()
+    for _ in range(MAX_NEGOTIATIONS):
+        assert engine.receive_data(do(31)) == []
+    (event,) = engine.receive_data(do(31) + b"data")
+    assert event == ProtocolViolation("more than 1000 option negotiations", fatal=True)
+    engine.data_to_send()
+    assert engine.receive_data(do(31) + b"more") == []
+    assert engine.data_to_send() == b""

@@ -1,14 +1,13 @@
 """Telnet for one connection: option negotiation and IAC framing (RFC 854, 856, 1143).
 
-Bytes in, events and bytes out. Data is split from commands in bulk; only whole commands are
-handed, byte by byte, to telnetlib3's `TelnetWriter`, which negotiates the options. What a
+Bytes in, events and bytes out. Data is split from commands in bulk; the negotiations among them
+are handed, whole, to telnetlib3's `TelnetWriter`, which decides what is agreed. What a
 COM-PORT-OPTION subnegotiation means is `rfc2217`'s and `access_server`'s matter.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, cast
@@ -20,16 +19,13 @@ from telnetlib3.telopt import (
     BINARY,
     BRK,
     COM_PORT_OPTION,
-    DM,
     DO,
     DONT,
     EC,
     ECHO,
     EL,
-    GA,
     IAC,
     IP,
-    NOP,
     SB,
     SE,
     SGA,
@@ -118,8 +114,10 @@ _FUNCTIONS: dict[bytes, Function] = {
     EC: Function.ERASE_CHARACTER,
     EL: Function.ERASE_LINE,
 }
-#: Two-byte commands that telnetlib3 knows; the others are dropped, for it would take them as data.
-_TWO_BYTE = frozenset(command[0] for command in (*_FUNCTIONS, NOP, DM, GA))
+
+#: No client negotiates more than some twenty times. One that goes on is in a loop (RFC 1143), or
+#: keeps the event loop busy: telnetlib3 takes 10 us for a command.
+MAX_NEGOTIATIONS = 1000
 
 
 class _Outbox:
@@ -154,11 +152,6 @@ class _Negotiator(TelnetWriter):
         self._refused_com_port = False  # the client wants no COM-PORT-OPTION from us any more
         self._com_port = False
         self.always_will = {COM_PORT_OPTION}
-        for command, function in _FUNCTIONS.items():
-            self.set_iac_callback(command, self._report(function))
-
-    def _report(self, function: Function) -> Any:
-        return lambda _command: self._events.append(ControlFunction(function))
 
     def offer(self, verb: bytes, option: bytes) -> None:
         self.iac(verb, option)
@@ -233,15 +226,6 @@ class _Negotiator(TelnetWriter):
             self._com_port = agreed
             self._events.append(ComPortEnabled() if agreed else ComPortDisabled())
 
-    def handle_subnegotiation(self, buf: deque[bytes]) -> None:
-        option, *payload = buf
-        if option == COM_PORT_OPTION:
-            self._events.append(ComPort(b"".join(payload)))
-        else:
-            self._events.append(
-                ProtocolViolation(f"subnegotiation of refused option {option[0]}", fatal=False)
-            )
-
 
 class Telnet:
     """The access server's end of one telnet connection.
@@ -260,6 +244,7 @@ class Telnet:
         self._partial = b""  # an unfinished command, from its IAC on
         self._received_cr = False
         self._sent_cr = False
+        self._negotiations = 0
         self._failed = False
 
     def offer_console(self) -> None:
@@ -342,23 +327,37 @@ class Telnet:
         if len(command) < length:
             self._partial = command
             return len(stream)
+        if length == 3:
+            return len(stream) if self._is_loop() else self._negotiate(command, start)
+        if (function := _FUNCTIONS.get(code)) is not None:
+            self._events.append(ControlFunction(function))
+        return start + length
+
+    def _negotiate(self, command: bytes, start: int) -> int:
         if command[2:] == IAC:
             # telnetlib3 would take this option code (255, RFC 861) for the start of a command.
             self._negotiator.refuse(command)
-        elif length == 3 or code[0] in _TWO_BYTE:
-            self._feed(command)
-        return start + length
+        else:
+            for index in range(3):
+                self._negotiator.feed_byte(command[index : index + 1])
+        return start + 3
+
+    def _is_loop(self) -> bool:
+        """Whether the client negotiates without end; there is no following it then."""
+        self._negotiations += 1
+        if self._negotiations > MAX_NEGOTIATIONS:
+            self._fail(f"more than {MAX_NEGOTIATIONS} option negotiations")
+        return self._failed
+
+    def _fail(self, reason: str) -> None:
+        self._failed = True
+        self._events.append(ProtocolViolation(reason, fatal=True))
 
     def _take_subnegotiation(self, stream: bytes, start: int) -> int:
         body = start + 2
         end = cast("re.Match[bytes]", _DATA.match(stream, body)).end()
         if end - body > MAX_SUBNEGOTIATION_BYTES:
-            self._failed = True
-            self._events.append(
-                ProtocolViolation(
-                    f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes", fatal=True
-                )
-            )
+            self._fail(f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes")
             return len(stream)
         if end + 1 >= len(stream):
             self._partial = stream[start:]
@@ -368,13 +367,16 @@ class Telnet:
             self._events.append(ProtocolViolation("subnegotiation without its end", fatal=False))
             return end
         if end > body:
-            self._feed(stream[start : end + 2])
+            self._take_option(stream[body : body + 1], stream[body + 1 : end])
         return end + 2
 
-    def _feed(self, command: bytes) -> None:
-        feed_byte = self._negotiator.feed_byte
-        for index in range(len(command)):
-            feed_byte(command[index : index + 1])
+    def _take_option(self, option: bytes, parameters: bytes) -> None:
+        if option == COM_PORT_OPTION:
+            self._events.append(ComPort(parameters.replace(_DOUBLED, IAC)))
+        else:
+            self._events.append(
+                ProtocolViolation(f"subnegotiation of refused option {option[0]}", fatal=False)
+            )
 
     def _emit_data(self, data: bytes) -> None:
         if self._negotiator.inbinary:
