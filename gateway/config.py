@@ -16,11 +16,13 @@ from typing import Any, Final
 
 import yaml
 
+from gateway.config_choices import Recording
 from gateway.config_values import (
     ADDRESS,
     DEVICE,
     HARD_RESET,
     HOST,
+    LOG_FILE,
     NAME,
     RESET,
     Address,
@@ -47,6 +49,8 @@ from gateway.yaml_lines import (
     shown,
     whole_number,
 )
+
+_RECORDING = Recording()
 
 
 class Protocol(Enum):
@@ -92,6 +96,7 @@ class PortConfig:
     protocol: Protocol
     on_connect: OnConnect
     on_disconnect: OnDisconnect
+    recording: Recording = _RECORDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,10 @@ PORT_KEYS: Final = (
     Key("grace_s", seconds(0, 300), 10.0),
     Key("reset", RESET, Reset.AUTO),
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
+    Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
+    Key("log_file", LOG_FILE, _RECORDING.log_file),
+    Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
+    Key("log_keep", whole_number(0, 99), _RECORDING.log_keep),
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
@@ -191,6 +200,11 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[_Section]:
     if "defaults" in found and not is_nothing(found["defaults"].value):
         section = _read_keys(found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems)
         defaults = _overlaid(defaults, section)
+        if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
+            accepted = "a path with {name} in it, which stands for the name of each port"
+            problems.add(
+                section.lines["log_file"], "defaults.log_file", clipped(log_file), accepted
+            )
     if "ports" not in found:
         problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
         return []
@@ -286,6 +300,7 @@ def _check_unique(ports: list[_Section], problems: Problems) -> None:
     names: dict[str, _Section] = {}
     devices: dict[str, _Section] = {}
     far_ends: dict[tuple[str | int, ...], _Section] = {}
+    log_files: dict[str, _Section] = {}
     addresses: dict[int, dict[str, _Section]] = {}
     for port in ports:
         if (name := port.values.get("name")) is not None:
@@ -298,6 +313,11 @@ def _check_unique(ports: list[_Section], problems: Problems) -> None:
             key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
             first = far_ends.setdefault(key, port)
             _refuse_second(port, first, "connect", "a far end of its own", problems)
+        # One that each port has from the defaults has {name} in it.
+        if "log_file" in port.lines and (log_file := port.values.get("log_file")) is not None:
+            path = str(log_file).replace("{name}", str(port.values.get("name")))
+            first = log_files.setdefault(path, port)
+            _refuse_second(port, first, "log_file", "a file of its own", problems)
         # Port 0 is another free one each time.
         if port.values.get("tcp") and "host" in port.values:
             at_port = addresses.setdefault(port.values["tcp"], {})
@@ -358,13 +378,22 @@ def _addresses(host: str) -> set[str]:
     return {_EVERYWHERE if address.is_unspecified else str(address)}
 
 
+#: The fields of PortConfig that hold the keys of their own fields' names.
+_GROUPS: Final[dict[str, Any]] = {
+    "serial": SerialSettings,
+    "resets": ResetChoice,
+    "recording": Recording,
+}
+
+
 def _built(port: _Section) -> PortConfig:
     """The checked values as a PortConfig, whose fields bear the names of the keys but for two."""
     values = {"tcp": None, "connect": None} | port.values
     if values["protocol"] is not Protocol.RAW:
         values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
-    serial = SerialSettings(
-        **{field.name: values.pop(field.name) for field in fields(SerialSettings)}
-    )
-    resets = ResetChoice(**{field.name: values.pop(field.name) for field in fields(ResetChoice)})
-    return PortConfig(tcp_port=values.pop("tcp"), serial=serial, resets=resets, **values)
+    grouped = {
+        name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        for name, kind in _GROUPS.items()
+    }
+    grouped["recording"] = grouped["recording"].of_port(values["name"])
+    return PortConfig(tcp_port=values.pop("tcp"), **grouped, **values)

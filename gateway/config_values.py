@@ -92,10 +92,20 @@ def sim_device(url: str) -> str:
         raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
 
 
+def _read_log_file(node: yaml.Node) -> str | None:
+    text = scalar_text(node)
+    if text == "none":
+        return None
+    if not text.isprintable() or not text.startswith("/") or text.endswith("/"):
+        raise ValueError
+    return text
+
+
 NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
 HOST: Final = Kind("an IP address or a host name", _read_host)
 ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
 DEVICE: Final = Kind("an absolute path or sim://...", _read_device)
+LOG_FILE: Final = Kind("an absolute path or none", _read_log_file)
 
 
 def _name_or_sequence(names: type[Enum]) -> Kind:

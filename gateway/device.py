@@ -10,19 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from datetime import datetime
 from enum import Enum
-from typing import Protocol
 
 import structlog
 
+from gateway import sharing
 from gateway.config import OnConnect, OnDisconnect, PortConfig
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
+from gateway.output_log import OutputLog, open_log
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.recorder import Recorder
 from gateway.serial_states import PortStates
+from gateway.sharing import DeviceUser, since_text
 
 #: How long a new user waits for the one before to be gone. A client that ends one connection and
 #: starts the next at once may be seen in the other order.
@@ -55,32 +57,6 @@ _HAS_PORT = frozenset(
 )
 
 
-class DeviceUser(Protocol):
-    """Who uses a device; every call is made on the loop."""
-
-    @property
-    def label(self) -> str:
-        """Who it is, for the person who is refused meanwhile."""
-
-    def attached(self) -> None:
-        """The device is yours."""
-
-    def refused(self, error: ClientError) -> None:
-        """The device is not to be had."""
-
-    def data_received(self, data: bytes) -> None:
-        """The board has sent bytes."""
-
-    def board_busy(self) -> None:
-        """Too many bytes wait to be sent to the board: write no more."""
-
-    def board_ready(self) -> None:
-        """Bytes can be written again."""
-
-    def device_lost(self, error: DeviceError) -> None:
-        """The device is gone, and not yours any more."""
-
-
 class Device:
     """See the module; made and used on the loop."""
 
@@ -97,8 +73,10 @@ class Device:
         self.sent_bytes = 0
         self.sessions = 0  # users that have had it
         self.idle = asyncio.Event()  # it can be had at once
+        self.recorder = Recorder(1024 * config.recording.record_kib)
         self._config = config
         self._log = log
+        self._output_log: OutputLog | None = None
         self._loop = asyncio.get_running_loop()
         self._port = LastingPort(
             locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
@@ -106,7 +84,7 @@ class Device:
         self._lines = LineDriver(config.resets, self._port, log)
         self._user: DeviceUser | None = None
         self._user_told = False  # False while the board is brought to where the user wants it
-        self._user_since = _now()
+        self._user_since = sharing.local_now()
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
         self._finish: asyncio.TimerHandle | None = None
         self._break_on = False
@@ -115,6 +93,7 @@ class Device:
 
     def start(self) -> None:
         """Open the device, now and whenever it is there."""
+        self._output_log = open_log(self._config.recording, self._log)
         self._port.start()
 
     def look_again(self) -> None:
@@ -139,6 +118,8 @@ class Device:
         self._enter(DeviceState.STOPPED, "stopped")
         self._end_use()
         await self._port.stop()
+        if self._output_log is not None:
+            await asyncio.to_thread(self._output_log.close)
 
     def attach(self, user: DeviceUser) -> None:
         """Ask for the device: `attached` or `refused` is called, perhaps at once."""
@@ -184,7 +165,7 @@ class Device:
     @property
     def user_since(self) -> str:
         """Since when, empty if nobody has it."""
-        return "" if self._user is None else self._since()
+        return "" if self._user is None else since_text(self._user_since)
 
     @property
     def unsent_bytes(self) -> int:
@@ -247,8 +228,11 @@ class Device:
     # What the port reports (lasting_port.LastingPortOwner).
 
     def data_received(self, data: bytes) -> None:
-        """Pass the board's bytes to the user; what comes before is dropped."""
+        """Pass the board's bytes to the user, and keep what is to be kept of them."""
         self.received_bytes += len(data)
+        self.recorder.record(self._loop.time(), data)
+        if self._output_log is not None:
+            self._output_log.write(data)
         if self._user is not None and self._user_told:
             self._user.data_received(data)
 
@@ -330,7 +314,7 @@ class Device:
             case DeviceState.IDLE if self._waiting:
                 self._user = next(iter(self._waiting))
                 self._waiting.pop(self._user).cancel()
-                self._user_since = _now()
+                self._user_since = sharing.local_now()
                 self.sessions += 1
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
@@ -364,13 +348,8 @@ class Device:
         del self._waiting[user]
         what = self.state.value
         if self._user is not None:  # its board may be away
-            what = f"in use by {self._user.label} since {self._since()}"
+            what = f"in use by {self._user.label} since {since_text(self._user_since)}"
         user.refused(ClientError(f"{self.name}: {what}"))
-
-    def _since(self) -> str:
-        """When the user got the device: the time of day, with the date if it wasn't today."""
-        is_today = self._user_since.date() == _now().date()
-        return self._user_since.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
 
     def _enter(self, state: DeviceState, reason: str = "") -> None:
         if self.state is DeviceState.STOPPED:
@@ -385,8 +364,3 @@ class Device:
             self._at_rest.clear()
         else:
             self._at_rest.set()
-
-
-def _now() -> datetime:
-    """The lab's time of day: who is refused asks the person next to them, not a server."""
-    return datetime.now()

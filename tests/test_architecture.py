@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
     {"protocol.access_server", "protocol.raw"},
     {"yaml_lines", "usb_match", "config*"},
     {"control_thread", "serial_*", "sysfs", "hotplug"},
+    {"recorder", "output_log", "sharing"},
     {"away_port", "retry_plan", "lasting_port", "line_driver", "device"},
     {"states_poll", "request_queue", "session"},
     {"listener", "dialer"},

@@ -13,6 +13,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
+from gateway.config_choices import Recording
 from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
@@ -81,6 +82,10 @@ def test_every_key_reaches_its_field() -> None:
         grace_s="0",
         reset="usb-jtag",
         hard_reset="U0,1|W0.2|U0,0",
+        record_kib="1",
+        log_file="/var/log/{name}.log",
+        log_max_kib="16",
+        log_keep="0",
     )
     assert parse_config(ports(text), "f.yaml").ports == (
         PortConfig(
@@ -101,6 +106,7 @@ def test_every_key_reaches_its_field() -> None:
             protocol=Protocol.RAW,
             on_connect=OnConnect.BOOTLOADER,
             on_disconnect=OnDisconnect.RESET,
+            recording=Recording(1, "/var/log/desk.log", 16, 0),
         ),
     )
 
@@ -116,10 +122,25 @@ def test_a_defaults_section_without_content_is_as_good_as_none() -> None:
     assert parse_config(text, "f.yaml") == parse_config(ports(port()), "f.yaml")
 
 
+def test_ports_do_not_share_a_log_file() -> None:
+    one = port(log_file="/log/{name}")
+    other = port(name="own", tcp="4002", device="/dev/ttyUSB1", log_file="/log/desk")
+    (line,) = problems(ports(one, other))
+    assert line.endswith("accepted: a file of its own")
+
+
+def test_a_log_file_for_all_ports_has_their_names_in_it() -> None:
+    own = port(name="own", tcp="4002", device="/dev/ttyUSB1")
+    config = parse_config("defaults:\n  log_file: /log/{name}\n" + ports(port(), own), "f.yaml")
+    assert [each.recording.log_file for each in config.ports] == ["/log/desk", "/log/own"]
+    (line,) = problems("defaults:\n  log_file: /log/all\n" + ports(port(), own))
+    assert "defaults.log_file: found /log/all, accepted: a path with {name} in it" in line
+
+
 def value_of(config: PortConfig, key: str) -> object:
     if key == "tcp":
         return config.tcp_port
-    parts = (config.serial, config.resets, config)
+    parts = (config.serial, config.resets, config.recording, config)
     return next(getattr(part, key) for part in parts if hasattr(part, key))
 
 
@@ -159,6 +180,9 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("reset", "D0|R1|W0.1|D1|R0|W0.05|D0", parse_sequence("D0|R1|W0.1|D1|R0|W0.05|D0")),
         ("reset", '"U0,0"', parse_sequence("U0,0")),
         ("hard_reset", "classic", HardReset.CLASSIC),
+        ("record_kib", "0", 0),
+        ("log_file", "none", None),
+        ("log_file", "/log", "/log"),
         ("hard_reset", "R1|W0.1|R0", parse_sequence("R1|W0.1|R0")),
     ],
 )
@@ -216,6 +240,11 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("reset", "D0|R2"),
         ("reset", "D0|W11"),
         ("hard_reset", "none"),
+        ("record_kib", "65537"),
+        ("log_file", "desk.log"),
+        ("log_file", "/var/log/"),
+        ("log_max_kib", "15"),
+        ("log_keep", "100"),
         ("hold_s", "0.049"),
         ("hold_s", "5.01"),
         ("grace_s", "301"),

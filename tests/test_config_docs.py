@@ -16,6 +16,11 @@ DOCS = (ROOT / "docs" / "config.md").read_text()
 
 
 def yaml_text(value: object) -> str:
+    """How a value is written in the file."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return str(value.value if isinstance(value, Enum) else value)
 
 
@@ -60,7 +65,7 @@ def test_the_example_loads_without_hardware_and_shows_every_key_with_its_default
     assert len(config.ports) >= 2
     assert all(each.device.startswith("/dev/serial/by-path/") for each in config.ports)
     shown = yaml.safe_load(EXAMPLE.read_text())
-    assert {name: str(value) for name, value in shown["defaults"].items()} == {
+    assert {name: yaml_text(value) for name, value in shown["defaults"].items()} == {
         key.name: yaml_text(key.default) for key in PORT_KEYS if key.has_default
     }
     required = {key.name for key in PORT_KEYS if key.default is REQUIRED}

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-import gateway.device
+import gateway.sharing
+from gateway.config_choices import Recording
 from gateway.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
@@ -193,7 +194,7 @@ async def test_a_second_user_is_told_who_has_the_device_and_since_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime(2026, 3, 1, 14, 3, 22)
-    monkeypatch.setattr(gateway.device, "_now", lambda: now)
+    monkeypatch.setattr(gateway.sharing, "local_now", lambda: now)
     with PtyBoard(tmp_path) as board, LoopClock() as clock:
         async with started(board) as device:
             first = await attached(device)
@@ -554,3 +555,26 @@ async def test_who_waits_when_the_device_stops_is_refused(tmp_path: Path) -> Non
             assert second.said == ["refused: the gateway is shutting down"]
             device.detach(first)
             await stopping
+
+
+# --- what is kept of the board's output
+
+
+async def test_what_the_board_says_is_kept_whether_somebody_is_there_or_not(
+    tmp_path: Path,
+) -> None:
+    recording = Recording(record_kib=1, log_file=str(tmp_path / "desk.log"))
+    with PtyBoard(tmp_path) as board:
+        device = device_of(board, recording=recording)
+        device.start()
+        await until(lambda: device.state is DeviceState.IDLE)
+        await board.write(b"x" * 2000 + b"boot\n")
+        await until(lambda: device.received_bytes == 2005)
+        user = await attached(device)
+        await board.write(b"more\n")
+        await until(lambda: user.received == b"more\n")
+        assert device.recorder.tail() == (b"x" * 2000 + b"boot\nmore\n")[-1024:]
+        device.detach(user)
+        await device.stop()
+    lines = (tmp_path / "desk.log").read_bytes().splitlines()
+    assert [line.split(b" ", 2)[2][-4:] for line in lines] == [b"boot", b"more"]

@@ -26,6 +26,7 @@ from typing import Self
 import structlog
 
 from gateway.config import OnConnect, OnDisconnect, PortConfig, Protocol
+from gateway.config_choices import Recording
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -315,11 +316,17 @@ def device_of(
     *,
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
+    recording: Recording | None = None,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
     config = port_config(name, on_connect=on_connect, on_disconnect=on_disconnect)
-    config = replace(config, serial=settings or SerialSettings(), grace_s=grace_s)
+    config = replace(
+        config,
+        serial=settings or SerialSettings(),
+        grace_s=grace_s,
+        recording=recording or Recording(),
+    )
     return Device(config, lambda: board.location, log)
 
 

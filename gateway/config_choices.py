@@ -1,0 +1,30 @@
+"""What an operator chooses for a port besides its settings: what is kept of its board's output.
+
+How the values are written in the YAML is config.py's and config_values.py's matter, what the
+choices do that of whoever has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The operator's keys of these names.
+
+    `record_kib` of the board's output are kept in memory, 0 for none. With a `log_file`, an
+    absolute path, it is also written there; at `log_max_kib` the file is put aside, `log_keep` of
+    those are kept.
+    """
+
+    record_kib: int = 64
+    log_file: str | None = None
+    log_max_kib: int = 1024
+    log_keep: int = 3
+
+    def of_port(self, name: str) -> Recording:
+        """The same with the port's name in the place of `{name}`."""
+        if self.log_file is None:
+            return self
+        return replace(self, log_file=self.log_file.replace("{name}", name))
