@@ -1,0 +1,192 @@
+"""The service under a real systemd, installed by the script as its user would: one life of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.booted_machine import BootedMachine, why_not
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = "/srv/systemd/install.sh"
+UNIT = "esp-gateway"
+CONFIG = "/etc/esp-gateway/gateway.yaml"
+
+#: Shorter than in the unit, and longer than a busy machine takes to start Python or to turn a loop.
+SHORT_START_LIMIT_S = 15
+SHORT_WATCHDOG_S = 6
+
+CONFIGURATION = """
+ports:
+  - {name: desk, tcp: 4001, device: 'sim://esp32'}
+  - {name: gone, tcp: 4002, device: /dev/ttyUSB0}
+"""
+
+#: What a person at a simulated board's prompt sees, over pyserial's own client.
+ASK_FOR_VERSION = """
+import serial
+with serial.serial_for_url("rfc2217://127.0.0.1:4001", 115200, timeout=20) as port:
+    port.read_until(b"heartbeat")
+    port.write(b"version\\r")
+    print(port.read_until(b"simulated app"))
+"""
+
+
+def debian_python() -> str | None:
+    """Debian's own interpreter, which the sandbox can see; None if it can't be used."""
+    test = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
+    try:
+        done = subprocess.run(["/usr/bin/python3", "-c", test], check=False, capture_output=True)
+    except FileNotFoundError:
+        return None
+    return "/usr/bin/python3" if done.returncode == 0 else None
+
+
+class Host:
+    """The lab host: the service on it, and what its user does to it."""
+
+    def __init__(self, machine: BootedMachine) -> None:
+        self.machine = machine
+
+    def install(self, *arguments: str) -> str:
+        # pip goes to its index the way this machine does.
+        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        done = self.machine.run(SCRIPT, *arguments, outside_network=True, environment=pip)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def systemctl(self, *arguments: str) -> str:
+        return self.machine.output_of("systemctl", *arguments, UNIT)
+
+    def property(self, name: str) -> str:
+        return self.machine.property_of(UNIT, name)
+
+    def journal(self, *arguments: str) -> str:
+        command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--unit={UNIT}"]
+        return self.machine.output_of(*command, *arguments)
+
+    def write(self, path: str, text: str) -> None:
+        self.machine.output_of("mkdir", "-p", str(Path(path).parent))
+        self.machine.output_of("sh", "-c", f'printf "%s" "$1" > {path}', "sh", text)
+
+    def wait_for_status(self, status: str) -> None:
+        self.machine.wait_until(lambda: self.property("StatusText") == status, status)
+
+    def asks_for_version(self) -> str:
+        asked = self.machine.run_client(sys.executable, "-c", ASK_FOR_VERSION)
+        assert asked.returncode == 0, asked.stderr
+        return asked.stdout
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(debian_python() is None, reason="/usr/bin/python3 is too old or has no venv")
+def test_a_service_lives_from_its_installation_to_its_removal(tmp_path: Path) -> None:
+    with BootedMachine(tmp_path, ROOT) as machine:
+        host = Host(machine)
+        assert "Installed" in host.install()
+        host.write(CONFIG, CONFIGURATION)
+        starts_and_serves(host)
+        has_no_privileges(host)
+        reloads(host)
+        tells_levels(host)
+        is_ended_and_started_again_when_stuck(host)
+        waits_for_an_address(host)
+        stays_down_with_a_wrong_file(host)
+        is_upgraded(host)
+        is_removed(host)
+
+
+def starts_and_serves(host: Host) -> None:
+    host.systemctl("start")
+    assert host.property("ActiveState") == "active"
+    host.wait_for_status("2 ports, 1 open, 0 in use, 1 absent")
+    assert "simulated app" in host.asks_for_version()
+
+
+def has_no_privileges(host: Host) -> None:
+    pid = host.machine.real_pid(host.property("MainPID"))
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    assert "0" not in status["Uid"].split()
+    assert int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+def reloads(host: Host) -> None:
+    pid = host.property("MainPID")
+    host.systemctl("reload")
+    host.machine.wait_until(lambda: "reload" in host.journal(), "a line about the reload")
+    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "its end")
+    assert host.property("MainPID") == pid
+
+
+def tells_levels(host: Host) -> None:
+    assert '{"event": "service_started"' in host.journal()
+    warnings = host.journal("--priority=warning")
+    assert "service_started" not in warnings
+    assert '"device": "gone"' in warnings
+
+
+def is_ended_and_started_again_when_stuck(host: Host) -> None:
+    set_in_unit(host, f"WatchdogSec={SHORT_WATCHDOG_S}")
+    host.systemctl("restart")
+    os.kill(host.machine.real_pid(host.property("MainPID")), signal.SIGSTOP)
+    host.machine.wait_until(lambda: host.property("NRestarts") != "0", "a restart")
+    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the service")
+    assert "Fatal Python error: Aborted" in host.journal()
+    assert "simulated app" in host.asks_for_version()
+
+
+def set_in_unit(host: Host, line: str) -> None:
+    host.write(f"/run/systemd/system/{UNIT}.service.d/test.conf", f"[Service]\n{line}\n")
+    host.machine.output_of("systemctl", "daemon-reload")
+
+
+def waits_for_an_address(host: Host) -> None:
+    away = "  - {name: away, tcp: 4003, host: 192.0.2.1, device: /dev/ttyUSB1}\n"
+    host.write(CONFIG, CONFIGURATION + away)
+    set_in_unit(host, f"TimeoutStartSec={SHORT_START_LIMIT_S}")
+    host.systemctl("restart", "--no-block")
+    host.wait_for_status("3 ports, 1 open, 0 in use, 2 absent, 1 not listening yet")
+    assert "simulated app" in host.asks_for_version()
+    # Longer than systemd waits for a start that nothing is heard of.
+    time.sleep(SHORT_START_LIMIT_S + 1)
+    assert host.property("ActiveState") == "activating"
+    host.machine.output_of("ip", "address", "add", "192.0.2.1", "dev", "lo")
+    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the service")
+    assert host.property("NRestarts") == "0"
+
+
+def stays_down_with_a_wrong_file(host: Host) -> None:
+    host.write(CONFIG, "ports: none\n")
+    assert host.machine.run("systemctl", "restart", UNIT).returncode != 0
+    assert host.property("ActiveState") == "failed"
+    assert host.property("ExecMainStatus") == "2"
+    assert f"{CONFIG}:1: ports: found" in host.journal()
+
+
+def is_upgraded(host: Host) -> None:
+    host.write(CONFIG, CONFIGURATION)
+    host.systemctl("start")
+    pid = host.property("MainPID")
+    assert "upgraded" in host.install()
+    assert host.property("ActiveState") == "active"
+    assert host.property("MainPID") != pid
+    assert "simulated app" in host.asks_for_version()
+
+
+def is_removed(host: Host) -> None:
+    host.install("--uninstall", "--purge")
+    assert host.property("LoadState") == "not-found"
+    left = host.machine.output_of(
+        "sh", "-c", "ls -d /opt/esp-gateway /etc/esp-gateway /var/lib/private/esp-gateway || true"
+    )
+    assert left == ""
