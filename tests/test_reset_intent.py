@@ -240,9 +240,9 @@ def test_the_client_s_next_command_waits_until_the_sequence_is_over() -> None:
     assert controller.busy
     controller.handle_timer(10.05)  # the reset's minimum is over: the bootloader is meant
     assert controller.busy
-    controller.lines_to_set()
-    controller.handle_timer(10.34)
-    assert controller.busy
+    for at in (10.15, 10.25, 10.34):
+        controller.handle_timer(at)
+        assert controller.busy
     controller.handle_timer(10.36)
     assert not controller.busy
 

@@ -32,11 +32,23 @@ def test_a_second_sequence_begins_where_the_first_has_ended() -> None:
     assert wire.take() == [IDLE, Baudrate(None)]
 
 
-def test_a_sequence_that_is_late_keeps_its_order() -> None:
+def test_a_late_step_makes_no_pause_shorter() -> None:
     wire = Wire(IDLE)
-    wire.play(TOUCH, Starts.BOOTLOADER, 0.0)
+    wire.play(parse_sequence("D1|W0.1|D0|W0.1|R1|W0.1|R0"), Starts.APP, 0.0)
+    wire.advance(0.15)
+    assert wire.take() == [STRAP, IDLE]
+    wire.advance(0.2)
+    assert (wire.take(), wire.next_time) == ([], 0.25)
     wire.advance(9.0)
-    assert wire.take() == [Baudrate(1200), STRAP, IDLE, Baudrate(None)]
+    assert (wire.take(), wire.next_time) == ([RESET], 9.1)
+
+
+def test_a_pause_at_the_end_is_waited_for() -> None:
+    wire = Wire(IDLE)
+    wire.play(parse_sequence("D1|D0|W0.5"), Starts.APP, 0.0)
+    assert (wire.take(), wire.next_time) == ([STRAP, IDLE], 0.5)
+    wire.advance(0.5)
+    assert (wire.take(), wire.is_playing) == ([], False)
 
 
 def test_what_is_shown_already_is_not_shown_again() -> None:

@@ -232,7 +232,8 @@ class IntentController:
             self._before_that = before
             if self._follows:
                 self._wire.show(lines)
-                self._wire.resets += [Starts.BOOTLOADER] if lines == RESET else []
+                if lines == RESET:
+                    self._wire.tell(Starts.BOOTLOADER)
                 self._follows = lines != IDLE
             elif before == RESET and not self._abandoned:
                 if lines == STRAP:
@@ -302,7 +303,7 @@ class PassThrough:
         if not self._wire.is_playing:
             if self._wire.lines == RESET != self.wanted:
                 enters = self.wanted == STRAP
-                self._wire.resets.append(Starts.BOOTLOADER if enters else Starts.APP)
+                self._wire.tell(Starts.BOOTLOADER if enters else Starts.APP)
             self._wire.show(self.wanted)
 
     def release(self, now: float) -> None:  # noqa: ARG002
