@@ -60,7 +60,7 @@ def floods() -> dict[str, Case]:
         "CR": _flood(b"\r", 600_000),
         "IAC": _flood(b"\xff", 600_000),
         "output for a client that does not read": [slow_client, *said, Step(Action.WAIT, number=9)],
-        "AYT and no reading": [slow_client, *_flood(command(AYT), 30_000)],
+        "AYT and no reading": [slow_client, *_flood(command(AYT), 100_000)],
         "polls and no reading": [slow_client, rfc2217, *_flood(com_port(7), 40_000)],
         "signatures and no reading": [slow_client, rfc2217, *_flood(com_port(0), 60_000)],
         "options": _flood(do(31) + will(31), 40_000),
