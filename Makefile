@@ -49,6 +49,12 @@ reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays
 fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one or two minutes
 	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
 
+bench: $(TEST_STAMP) ## the gateway and its peers side by side, into docs/performance.md (an hour)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks
+
+bench-quick: $(TEST_STAMP) ## the most important of it in under a minute, printed only
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks --quick
+
 clean: ## remove what make and the tests have made
 	rm -rf $(VENV) $(VENV4) build dist *.egg-info fuzz-failures
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

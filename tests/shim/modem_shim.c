@@ -11,6 +11,7 @@
  * The environment says what to do, see tests/support/shim.py, which builds and reads all of it:
  *  MODEM_SHIM_LOG        one line a call: <monotonic ns> <path> <call> <args> -> <dtr> <rts>
  *                        and ` errno=<n>` where libc's call has failed
+ *  MODEM_SHIM_LOG_ONLY   names of the calls to log, separated by spaces; all without it
  *  MODEM_SHIM_CONTROL    file of lines `<tty> <unix socket>`: changes of the tty's lines are
  *                        sent there as `lines <dtr> <rts> <monotonic ns>`
  *  MODEM_SHIM_ICOUNT_FILE  up to 11 numbers, cts dsr rng dcd rx tx frame overrun parity brk
@@ -136,6 +137,19 @@ static bool read_file_of(const char *variable, char *text, size_t size)
 	return true;
 }
 
+static bool is_to_be_logged(const char *call)
+{
+	const char *names = getenv("MODEM_SHIM_LOG_ONLY");
+	size_t length = strlen(call);
+
+	if (!names)
+		return true;
+	for (const char *name = names; (name = strstr(name, call)); name++)
+		if ((name == names || name[-1] == ' ') && strchr(" ", name[length]))
+			return true;
+	return false;
+}
+
 static void log_call(const char *path, const struct device *device, const char *call,
 		     const char *args, int error)
 {
@@ -143,7 +157,7 @@ static void log_call(const char *path, const struct device *device, const char *
 	char line[PATH_BYTES + 300];
 	int length, fd;
 
-	if (!log)
+	if (!log || !is_to_be_logged(call))
 		return;
 	length = snprintf(line, sizeof line, "%lld %s %s %s -> %d %d", (long long)monotonic_ns(),
 			  path, call, args, device->dtr, device->rts);
