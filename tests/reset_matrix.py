@@ -1,27 +1,31 @@
-"""Does the first reset of each run land where the client meant? Every tool over slow networks.
+"""Does a board do what its user meant, at the first attempt? Every tool, over slow networks.
 
 `make reset-matrix` runs it all and writes docs/reset-matrix.md; `make test` runs a slice. Each run
-is the real esptool against the real service through a proxy that delays; the board's own log
-says what its first reset led to.
+is a real tool against the real service through a proxy that delays; the board's own log says
+what happened to the board.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+import serial
+
 from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import run_tool
+from tests.support.terminal import Terminal
 
-DELAYS_S = (0.0, 0.02, 0.05, 0.1, 0.25)
-EN_RISES_MS = (0.1, 1.0, 10.0)
+DELAYS_S = (0.0, 0.05, 0.15, 0.25)
 QUERIES = ("", "?ign_set_control")
 
 #: Of the delay, added at random to each chunk.
@@ -39,105 +43,236 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "reset-matrix.md"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One combination of network, client option and board."""
+class Board:
+    """A kind of simulated board."""
+
+    label: str
+    chip: str
+    parameters: str = ""
+
+
+BOARDS = (
+    Board("ESP32, EN rises in 0.1 ms", "esp32", "en_rise_ms=0.1"),
+    Board("ESP32, EN rises in 1 ms", "esp32", "en_rise_ms=1"),
+    Board("ESP32, EN rises in 10 ms", "esp32", "en_rise_ms=10"),
+    Board("ESP8266", "esp8266"),
+    Board("ESP32-C3, USB-Serial/JTAG", "esp32c3"),
+    Board("ESP32-S2, USB-OTG", "esp32s2"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run happens."""
+
+    board: LabBoard
+    url: str  # through the slow network
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A tool, what it is made to do, and what the board has to do then.
+
+    `use` returns what it has said against its user, empty if it has ended well. `meant` is how
+    the board's log of boots has to begin.
+    """
+
+    label: str
+    use: Callable[[Place], str]
+    meant: tuple[str, ...]
+    runs: int
+    only: tuple[str, ...] = ()  # chips; all if empty
+
+
+def _esptool(*arguments: str, executable: tuple[str, ...] = ()) -> Callable[[Place], str]:
+    def use(place: Place) -> str:
+        config = place.folder / f"{place.board.name}-esptool.cfg"
+        config.write_text(SLOW_LINK_CFG)
+        tool = executable or (sys.executable, "-m", "esptool")
+        done = run_tool(
+            [*tool, "--port", place.url, *arguments],
+            timeout_s=_RUN_LIMIT_S,
+            env={"ESPTOOL_CFGFILE": str(config)},
+        )
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    return use
+
+
+def _monitor_keys(place: Place) -> str:
+    """Ctrl-T Ctrl-R resets the board, Ctrl-T Ctrl-P resets it into its bootloader."""
+    boots_before = len(place.board.boots())
+    with Terminal(_monitor(place), limit_s=_RUN_LIMIT_S) as monitor:
+        monitor.wait_for(b"Quit: Ctrl+]")
+        monitor.type(b"\x14\x12")
+        place.board.wait_for_boots(boots_before + 1, limit_s=_RUN_LIMIT_S)
+        monitor.type(b"\x14\x10")
+        place.board.wait_for_boots(boots_before + 2, limit_s=_RUN_LIMIT_S)
+        monitor.type(b"\x1d")
+        return "" if monitor.wait_until_ended() == 0 else monitor.screen.decode()
+
+
+def _monitor(place: Place) -> list[str]:
+    return [sys.executable, "-m", "esp_idf_monitor", "--no-reset", "--port", place.url]
+
+
+def _attach(*command: str, shown: bytes) -> Callable[[Place], str]:
+    """Open a terminal program on the board, and quit it with Ctrl-]."""
+
+    def use(place: Place) -> str:
+        arguments = [place.url if word == "URL" else word for word in command]
+        with Terminal([sys.executable, "-m", *arguments], limit_s=_RUN_LIMIT_S) as terminal:
+            terminal.wait_for(shown)
+            terminal.type(b"\x1d")
+            terminal.wait_until_ended()
+        return ""
+
+    return use
+
+
+def _open_and_close(place: Place) -> str:
+    for _ in range(2):
+        with serial.serial_for_url(place.url, timeout=_RUN_LIMIT_S):
+            pass
+    return ""
+
+
+def _mpremote(place: Place) -> str:
+    command = [sys.executable, "-m", "mpremote", "connect", place.url, "disconnect"]
+    done = run_tool(command, timeout_s=_RUN_LIMIT_S)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+_READ_MAC = ("--no-stub", "read-mac")
+
+TOOLS = (
+    Tool("esptool 5", _esptool(*_READ_MAC), ("download",), 20),
+    Tool(
+        "esptool 4.8",
+        _esptool("--no-stub", "read_mac", executable=(os.environ.get("ESPTOOL4", ""),)),
+        ("download",),
+        20,
+    ),
+    Tool(
+        "esptool 5 --before usb-reset",
+        _esptool("--before", "usb-reset", *_READ_MAC),
+        ("download",),
+        20,
+        only=("esp32c3",),
+    ),
+    Tool("esp-idf-monitor's reset and bootloader keys", _monitor_keys, ("app", "download"), 5),
+    Tool("pyserial, opened and closed twice", _open_and_close, (), 5),
+    Tool(
+        "miniterm, attached and left",
+        _attach("serial.tools.miniterm", "--raw", "URL", "115200", shown=b"Miniterm on"),
+        (),
+        5,
+    ),
+    Tool("mpremote, connected and disconnected", _mpremote, (), 5),
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """How the client reaches the gateway, and with which option of pyserial's."""
 
     delay_s: float
     query: str
-    en_rise_ms: float
 
 
 @dataclass(frozen=True)
 class Run:
     """How one run ended."""
 
-    first_boot: object  # "download", "app", or None if nothing was reset
-    has_connected: bool
-    said: str
+    boots: tuple[object, ...]
+    meant: tuple[str, ...]
+    complaint: str
+
+    @property
+    def landed(self) -> bool:
+        """Whether the board did at once what was meant, and nothing if nothing was."""
+        return self.boots[: len(self.meant) or None] == self.meant
 
 
-def run_esptool(board: LabBoard, cell: Cell, folder: Path, seed: int) -> Run:
-    """`esptool --no-stub read-mac` on a board through a slow network."""
-    config = folder / f"{board.name}-esptool.cfg"
-    config.write_text(SLOW_LINK_CFG)
+def run_once(tool: Tool, board: LabBoard, network: Network, folder: Path, seed: int) -> Run:
+    """One tool on one board."""
     board.wait_for_app()
     boots_before = len(board.boots())
-    with DelayProxy(board.tcp_port, cell.delay_s, cell.delay_s * JITTER, seed) as proxy:
-        done = run_tool(
-            [
-                *(sys.executable, "-m", "esptool", "--port"),
-                f"rfc2217://127.0.0.1:{proxy.port}{cell.query}",
-                *("--no-stub", "read-mac"),
-            ],
-            timeout_s=_RUN_LIMIT_S,
-            env={"ESPTOOL_CFGFILE": str(config)},
-        )
-    boots = board.boots()[boots_before:]
-    return Run(boots[0] if boots else None, done.returncode == 0, done.stdout + done.stderr)
+    jitter_s = network.delay_s * JITTER
+    with DelayProxy(board.tcp_port, network.delay_s, jitter_s, seed) as proxy:
+        url = f"rfc2217://127.0.0.1:{proxy.port}{network.query}"
+        try:
+            complaint = tool.use(Place(board, url, folder))
+        except (pytest.fail.Exception, serial.SerialException) as error:
+            complaint = str(error)
+    return Run(tuple(board.boots()[boots_before:]), tool.meant, complaint)
 
 
-def run_cell(cell: Cell, boards: list[LabBoard], folder: Path) -> list[Run]:
+def run_cell(tool: Tool, boards: list[LabBoard], network: Network, folder: Path) -> list[Run]:
     """One run on each board, all at the same time."""
     with ThreadPoolExecutor(len(boards)) as pool:
-        return list(
-            pool.map(
-                lambda numbered: run_esptool(numbered[1], cell, folder, seed=numbered[0]),
-                enumerate(boards),
-            )
-        )
+        runs = [
+            pool.submit(run_once, tool, board, network, folder, seed)
+            for seed, board in enumerate(boards)
+        ]
+        return [run.result() for run in runs]
 
 
-def run_matrix(runs_per_cell: int) -> Iterator[tuple[Cell, list[Run]]]:
-    """Every cell in turn, each with its runs."""
-    for en_rise_ms in EN_RISES_MS:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            parameters = f"en_rise_ms={en_rise_ms}"
-            wanted = {f"board{number}": parameters for number in range(runs_per_cell)}
-            with Lab(folder, wanted) as lab:
+def run_matrix(most_runs: int) -> Iterator[tuple[Board, Tool, Network, list[Run]]]:
+    """Every cell in turn, each with its runs; boards are new for each tool."""
+    for board, tool in itertools.product(BOARDS, TOOLS):
+        if tool.only and board.chip not in tool.only:
+            continue
+        names = [f"board{number}" for number in range(min(tool.runs, most_runs))]
+        with tempfile.TemporaryDirectory() as folder_name:
+            folder = Path(folder_name)
+            with Lab(folder, dict.fromkeys(names, board.parameters), chip=board.chip) as lab:
                 for delay_s, query in itertools.product(DELAYS_S, QUERIES):
-                    cell = Cell(delay_s, query, en_rise_ms)
-                    yield cell, run_cell(cell, list(lab.boards.values()), folder)
+                    network = Network(delay_s, query)
+                    boards = list(lab.boards.values())
+                    yield board, tool, network, run_cell(tool, boards, network, folder)
 
 
-def _row(cell: Cell, runs: list[Run]) -> str:
-    entered = sum(run.first_boot == "download" for run in runs)
-    connected = sum(run.has_connected for run in runs)
+def _row(board: Board, tool: Tool, network: Network, runs: list[Run]) -> str:
+    landed = sum(run.landed for run in runs)
+    content = sum(not run.complaint for run in runs)
     return (
-        f"| {cell.delay_s * 1000:g} | {cell.query or 'none'} | {cell.en_rise_ms:g} "
-        f"| {entered} of {len(runs)} | {connected} of {len(runs)} |"
+        f"| {board.label} | {tool.label} | {network.delay_s * 1000:g} | {network.query or 'none'} "
+        f"| {landed} of {len(runs)} | {content} of {len(runs)} |"
     )
 
 
-_HEAD = """\
+_HEAD = f"""\
 # Reset matrix
 
-Made by `make reset-matrix`: the real esptool (`--no-stub read-mac`) through the gateway, with a
-proxy that delays each way by what the first column says and up to {jitter:.0%} more at random, on
-simulated ESP32 boards. "first reset" counts the runs whose first reset led to the bootloader, by
-the board's own log; "connected" those that esptool ended successfully. esptool's `sync_timeout`
-is raised to 3 s, as users of slow links have to.
+Made by `make reset-matrix`: real tools through the gateway, with a proxy that delays each way by
+what the third column says and up to {JITTER:.0%} more at random, on simulated boards. "meant"
+counts the runs in which the board's own log says that it did at the first attempt what its user
+meant (enter the bootloader; reset, then enter the bootloader; or nothing at all), "well" those
+that the tool ended without a complaint. esptool runs `--no-stub read-mac`, with its
+`sync_timeout` raised to 3 s, as users of slow links have to.
 
-| delay each way, ms | client option | EN rise, ms | first reset | connected |
-|---|---|---|---|---|
+| board | tool | ms each way | client option | meant | well |
+|---|---|---|---|---|---|
 """
 
 
 def main() -> int:
     """Run the matrix; exit code 1 if any run missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, help="runs per cell")
-    runs_per_cell = parser.parse_args().runs
+    parser.add_argument("--runs", type=int, default=20, help="at most, per cell")
+    most_runs = parser.parse_args().runs
     rows = []
     has_missed = False
-    for cell, runs in run_matrix(runs_per_cell):
-        rows.append(_row(cell, runs))
+    for board, tool, network, runs in run_matrix(most_runs):
+        rows.append(_row(board, tool, network, runs))
         print(rows[-1], flush=True)
         for run in runs:
-            if run.first_boot != "download" or not run.has_connected:
+            if not run.landed or run.complaint:
                 has_missed = True
-                print(run.said, file=sys.stderr)
-    DOCUMENT.write_text(_HEAD.format(jitter=JITTER) + "\n".join(rows) + "\n")
+                print(f"boots: {run.boots}\n{run.complaint}", file=sys.stderr, flush=True)
+    DOCUMENT.write_text(_HEAD + "\n".join(rows) + "\n")
     return int(has_missed)
 
 

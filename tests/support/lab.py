@@ -67,17 +67,21 @@ class LabBoard:
         """What each boot since power-up led to: "app" or "download"."""
         return [entry["mode"] for entry in self.log() if entry["event"] == "boot"]
 
-    def wait_for(self, is_there: Callable[[list[dict[str, object]]], bool]) -> None:
+    def wait_for(
+        self,
+        is_there: Callable[[list[dict[str, object]]], bool],
+        limit_s: float = START_LIMIT_S,
+    ) -> None:
         """Wait until the board's log satisfies a condition."""
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + limit_s
         while not is_there(self.log()):
             if time.monotonic() > deadline:
                 pytest.fail(f"the board did not do it; its log: {self.log()}")
             time.sleep(_POLL_S)
 
-    def wait_for_boots(self, count: int) -> list[object]:
+    def wait_for_boots(self, count: int, limit_s: float = START_LIMIT_S) -> list[object]:
         """Wait until the board has booted `count` times; return how."""
-        self.wait_for(lambda log: sum(entry["event"] == "boot" for entry in log) >= count)
+        self.wait_for(lambda log: sum(entry["event"] == "boot" for entry in log) >= count, limit_s)
         return self.boots()
 
 

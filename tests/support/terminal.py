@@ -26,9 +26,15 @@ _POLL_S = 0.01
 class Terminal:
     """A program whose stdin and stdout are a pty; a context manager that kills what still runs."""
 
-    def __init__(self, args: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        args: Sequence[str | Path],
+        env: Mapping[str, str] | None = None,
+        limit_s: float = LIMIT_S,
+    ) -> None:
         self.screen = b""
         self._args = args
+        self._limit_s = limit_s
         self._env = {**os.environ, "TERM": "dumb", **(env or {})}
 
     def __enter__(self) -> Self:
@@ -56,14 +62,14 @@ class Terminal:
 
     def wait_for(self, text: bytes, count: int = 1) -> None:
         """Wait until `text` has been shown `count` times since the start."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + self._limit_s
         while self.screen.count(text) < count:
             if not self._read_some(deadline):
                 pytest.fail(f"{text!r} was not shown {count} times:\n{self.screen.decode()}")
 
     def wait_until_raw(self) -> None:
         """Wait until the program gets each key as it is pressed."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + self._limit_s
         while termios.tcgetattr(self._fd)[3] & termios.ICANON:
             if time.monotonic() > deadline:
                 pytest.fail(f"the terminal stays in line mode:\n{self.screen.decode()}")
@@ -71,10 +77,10 @@ class Terminal:
 
     def wait_until_ended(self) -> int:
         """Wait for the program to end; return its exit code."""
-        deadline = time.monotonic() + LIMIT_S
+        deadline = time.monotonic() + self._limit_s
         while self._read_some(deadline):
             pass
-        return self._process.wait(LIMIT_S)
+        return self._process.wait(self._limit_s)
 
     def _read_some(self, deadline: float) -> bool:
         readable, _, _ = select.select([self._fd], [], [], max(0, deadline - time.monotonic()))
