@@ -139,7 +139,9 @@ def _open_and_close(place: Place) -> str:
 
 
 def _mpremote(place: Place) -> str:
+    # Something else has to follow: it would open its prompt, which no rfc2217:// URL serves.
     command = [sys.executable, "-m", "mpremote", "connect", place.url, "disconnect"]
+    command += ["connect", "list"]
     done = run_tool(command, timeout_s=_RUN_LIMIT_S)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
