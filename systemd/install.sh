@@ -10,7 +10,7 @@ usage: sudo ./systemd/install.sh [--prefix FOLDER] [--no-restart]
 
   --prefix FOLDER  where the program goes, /opt/esp-gateway if not given
   --no-restart     upgrade the files, but let the old program run until its next start
-  --uninstall      stop the service and remove the program; configuration and state stay
+  --uninstall      stop the service and remove the program; configuration, state and logs stay
   --purge          remove these too
 
 Environment: PYTHON, the interpreter (python3); pip's own variables (PIP_INDEX_URL, ...);
@@ -232,10 +232,10 @@ remove_all() {
   fi
   if [ "$purge" = yes ]; then
     rm -rf "$destdir/etc/esp-gateway" "$destdir/etc/systemd/system/$SERVICE.service.d" \
-      "$destdir/var/lib/private/esp-gateway" "$destdir/var/lib/esp-gateway"
-    say "removed, with configuration and state"
+      "$destdir"/var/{lib,log}/{private/esp-gateway,esp-gateway}
+    say "removed, with configuration, state and logs"
   else
-    say "removed; kept: /etc/esp-gateway and /var/lib/private/esp-gateway (--purge removes them)"
+    say "removed; --purge also removes /etc/esp-gateway, /var/lib/esp-gateway, /var/log/esp-gateway"
   fi
 }
 

@@ -266,11 +266,12 @@ def test_uninstalling_twice_is_fine(machine: Machine) -> None:
 
 def test_purging_leaves_nothing(machine: Machine) -> None:
     machine.install()
-    machine.path("var/lib/private/esp-gateway").mkdir(parents=True)
-    machine.path("var/lib/esp-gateway").symlink_to("private/esp-gateway")
+    for folder in ("var/lib", "var/log"):
+        machine.path(f"{folder}/private/esp-gateway").mkdir(parents=True)
+        machine.path(f"{folder}/esp-gateway").symlink_to("private/esp-gateway")
     machine.install("--uninstall", "--purge")
     assert machine.files() == set()
-    assert not machine.path("var/lib/private/esp-gateway").exists()
+    assert not list(machine.root.rglob("esp-gateway"))
 
 
 def test_a_python_that_is_too_old_is_told_before_anything_is_touched(machine: Machine) -> None:

@@ -24,7 +24,7 @@ SHORT_WATCHDOG_S = 6
 
 CONFIGURATION = """
 ports:
-  - {name: desk, tcp: 4001, device: 'sim://esp32'}
+  - {name: desk, tcp: 4001, device: 'sim://esp32', log_file: /var/log/esp-gateway/desk.log}
   - {name: gone, tcp: 4002, device: /dev/ttyUSB0}
 """
 
@@ -94,6 +94,8 @@ def test_a_service_lives_from_its_installation_to_its_removal(tmp_path: Path) ->
         host.write(CONFIG, CONFIGURATION)
         starts_and_serves(host)
         has_no_privileges(host)
+        keeps_what_a_board_says(host)
+        tells_everybody_its_status(host)
         reloads(host)
         tells_levels(host)
         is_ended_and_started_again_when_stuck(host)
@@ -120,11 +122,23 @@ def has_no_privileges(host: Host) -> None:
     assert status["Seccomp"] == "2"
 
 
+def keeps_what_a_board_says(host: Host) -> None:
+    log = host.machine.output_of("cat", "/var/log/esp-gateway/desk.log")
+    assert "heartbeat" in log
+
+
+def tells_everybody_its_status(host: Host) -> None:
+    nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    status = host.machine.output_of(*nobody, "/usr/local/bin/esp-gateway", "status", "--json")
+    assert '"desk"' in status
+
+
 def reloads(host: Host) -> None:
     pid = host.property("MainPID")
+    host.write(CONFIG, CONFIGURATION + "  - {name: new, tcp: 4003, device: /dev/ttyUSB1}\n")
     host.systemctl("reload")
-    host.machine.wait_until(lambda: "reload" in host.journal(), "a line about the reload")
-    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "its end")
+    host.wait_for_status("3 ports, 1 open, 0 in use, 2 absent")
+    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the reload's end")
     assert host.property("MainPID") == pid
 
 
@@ -187,6 +201,6 @@ def is_removed(host: Host) -> None:
     host.install("--uninstall", "--purge")
     assert host.property("LoadState") == "not-found"
     left = host.machine.output_of(
-        "sh", "-c", "ls -d /opt/esp-gateway /etc/esp-gateway /var/lib/private/esp-gateway || true"
+        "sh", "-c", "ls -d /opt/esp-gateway /etc/esp-gateway /var/l*/private/esp-gateway || true"
     )
     assert left == ""
