@@ -291,7 +291,8 @@ class Device:
         if self._finish is not None:
             self._finish.cancel()
         if self._break_on:
-            self.set_break(False, lambda: None)
+            self.set_break(False, self._release_lines)
+            return
         if self._port.settings == self._config.serial:
             self._lines.release(self._become_idle)
         else:

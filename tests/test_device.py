@@ -578,3 +578,13 @@ async def test_what_the_board_says_is_kept_whether_somebody_is_there_or_not(
         await device.stop()
     lines = (tmp_path / "desk.log").read_bytes().splitlines()
     assert [line.split(b" ", 2)[2][-4:] for line in lines] == [b"boot", b"more"]
+
+
+async def test_a_break_has_ended_when_the_device_can_be_had_again(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            user = await attached(device)
+            device.set_break(True, nothing)
+            device.detach(user)
+            await until(lambda: device.state is DeviceState.IDLE)
+            assert not device.status.break_on
