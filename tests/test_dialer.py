@@ -124,7 +124,7 @@ async def test_dials_again_when_the_connection_has_ended(tmp_path: Path) -> None
                 with await far_end.accept() as client:
                     await active(dialer)
                     end(client)
-                    with LoopClock() as clock:
+                    with LoopClock(dialer._device) as clock:
                         await until(lambda: not dialer.sessions)
                         await clock.advance(ANY_WAIT_S)
 
@@ -134,7 +134,7 @@ async def test_only_one_connection_at_a_time(tmp_path: Path) -> None:
         async with dialling(board, far_end.address) as dialer:
             with await far_end.accept():
                 await active(dialer)
-                with LoopClock() as clock:
+                with LoopClock(dialer._device) as clock:
                     for _ in range(10):
                         await clock.advance(ANY_WAIT_S)
                     assert not far_end.has_call
@@ -144,7 +144,7 @@ async def test_a_far_end_that_listens_later_is_found(tmp_path: Path) -> None:
     far_end = FarEnd()
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock() as clock:
+            with LoopClock(dialer._device) as clock:
                 await until(lambda: named([*logs], "dial_failed"))
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
@@ -159,7 +159,7 @@ async def test_a_failure_is_told_again_after_a_success(tmp_path: Path) -> None:
     far_end = FarEnd()
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock() as clock:
+            with LoopClock(dialer._device) as clock:
                 await until(lambda: len(named([*logs], "dial_failed")) == 1)
                 with far_end:
                     await clock.advance(ANY_WAIT_S)
@@ -182,8 +182,8 @@ async def test_waits_grow_to_ten_seconds_and_are_never_all_alike(
 
     monkeypatch.setattr("gateway.dialer._connected", refused)
     with PtyBoard(tmp_path) as board:
-        async with dialling(board, Address("lab", 1)):
-            with LoopClock() as clock:
+        async with dialling(board, Address("lab", 1)) as dialer:
+            with LoopClock(dialer._device) as clock:
                 while len(dialled) < 20:
                     await clock.advance(0.25)
     waits = [after - before for before, after in pairwise(dialled)]
@@ -221,7 +221,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
 
     with PtyBoard(tmp_path) as board, FarEnd() as far_end:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock() as clock:
+            with LoopClock(dialer._device) as clock:
                 waits = [await wait_after(lasted_s, dialer, clock) for lasted_s in [*6 * [1], 5, 1]]
     assert waits == pytest.approx([0.5, 1, 2, 4, 8, 10, 0.5, 1])
 
@@ -229,7 +229,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
 async def test_nobody_is_called_before_the_board_is_there(tmp_path: Path) -> None:
     with PtyBoard(tmp_path, plugged_in=False) as board, FarEnd() as far_end:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock() as clock:
+            with LoopClock(dialer._device) as clock:
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
                 assert not far_end.has_call
@@ -245,7 +245,7 @@ async def test_the_connection_ends_with_the_board_and_comes_back_with_it(tmp_pat
                 await active(dialer)
                 board.unplug()
                 assert await client.receive_to_end() == b""
-            with LoopClock() as clock:
+            with LoopClock(dialer._device) as clock:
                 await until(lambda: not dialer.sessions)
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
@@ -301,8 +301,8 @@ async def test_a_far_end_that_does_not_answer_is_given_up_for_the_next_attempt(
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
-        async with dialling(board, Address("127.0.0.1", 1)):
-            with LoopClock() as clock:
+        async with dialling(board, Address("127.0.0.1", 1)) as dialer:
+            with LoopClock(dialer._device) as clock:
                 await turns(20)
                 assert not named([*logs], "dial_failed")
                 await clock.advance(5)

@@ -21,6 +21,8 @@ from tests.support.tcp_client import TcpClient
 from tests.support.telnet_wire import RFC2217_CLIENT
 
 ALL_BYTES = bytes(range(256))
+#: A pty takes 64 KiB; as much again may wait for it before a client is not read any more.
+MORE_THAN_A_PTY_HOLDS = ALL_BYTES * 400
 BOOTLOADER = [RESET, STRAP, IDLE]
 APP = [RESET, IDLE]
 
@@ -120,16 +122,17 @@ async def test_the_app_is_booted_however_the_client_leaves(
     with PtyBoard(tmp_path) as board:
         async with serving(board, converse=RawPipe, on_disconnect=OnDisconnect.RESET) as served:
             before = len(board.lines)
-            lines_at_last_byte: list[list[Lines]] = []
-            board.start_reading(lambda _: lines_at_last_byte.append(board.lines[before:]))
             with await TcpClient.connect(served.tcp_port) as client:
-                await client.send(ALL_BYTES)
+                await client.send(MORE_THAN_A_PTY_HOLDS)
                 session = await served.session()
-                await until(lambda: session.received_bytes == len(ALL_BYTES))
+                await until(lambda: session.received_bytes == len(MORE_THAN_A_PTY_HOLDS))
                 leave(client)
+                await until(lambda: served.device.state is DeviceState.RELEASING)
+                await turns(10)
+                assert board.lines[before:] == []
+                board.start_reading()
                 await served.until_idle()
-            assert board.received == ALL_BYTES
-            assert lines_at_last_byte[-1] == []
+            assert board.received == MORE_THAN_A_PTY_HOLDS
             assert board.lines[before:] == APP
 
 
