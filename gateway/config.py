@@ -2,21 +2,21 @@
 
 One table, PORT_KEYS, says which keys a port has: the reader, the messages, the documentation's
 test and the example's test all go by it, so a new key is a row there and a field of PortConfig.
-How YAML is read with line numbers is yaml_lines.py's matter. Nothing here looks at hardware: a
-device that is absent is no mistake in the file.
+How YAML is read with line numbers is yaml_lines.py's matter, what no two ports may have in common
+config_unique.py's. Nothing here looks at hardware: an absent device is no mistake in the file.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, fields
 from enum import Enum
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from gateway.config_choices import Recording
+from gateway.config_unique import Section, check_unique
 from gateway.config_values import (
     ADDRESS,
     DEVICE,
@@ -26,7 +26,6 @@ from gateway.config_values import (
     NAME,
     RESET,
     Address,
-    sim_device,
 )
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
@@ -118,7 +117,7 @@ def parse_config(text: str, file: str) -> GatewayConfig:
     """
     problems = Problems(file)
     ports = _read_file(compose(text, problems), problems)
-    _check_unique(ports, problems)
+    check_unique(ports, problems)
     problems.raise_if_any()
     return GatewayConfig(tuple(_built(port) for port in ports))
 
@@ -179,16 +178,7 @@ _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    """A port or the defaults: the values that are right, and the lines of all keys given."""
-
-    path: str
-    values: dict[str, Any]
-    lines: dict[str, int]
-
-
-def _read_file(root: yaml.Node | None, problems: Problems) -> list[_Section]:
+def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
     if root is None or is_nothing(root):
         problems.add(1, "", "an empty file", _ACCEPTED_FILE)
         return []
@@ -211,20 +201,20 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[_Section]:
     return _read_ports(found["ports"].value, defaults, problems)
 
 
-def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[_Section]:
+def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
     if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
         _refuse(node, "ports", _ACCEPTED_PORTS, problems)
         return []
     ports = []
     for index, item in enumerate(node.value):
         port = _read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
-        ports.append(_Section(port.path, _overlaid(defaults, port), port.lines))
+        ports.append(Section(port.path, _overlaid(defaults, port), port.lines))
         if isinstance(item, yaml.MappingNode) and not is_refused(item):
             _check_fit(ports[-1], line_of(item), problems)
     return ports
 
 
-def _check_fit(port: _Section, line: int, problems: Problems) -> None:
+def _check_fit(port: Section, line: int, problems: Problems) -> None:
     """Refuse keys of one port that do not go together; a default that does not fit is not used."""
 
     def refuse(key: str, found: str, accepted: str) -> None:
@@ -245,18 +235,18 @@ def _check_fit(port: _Section, line: int, problems: Problems) -> None:
             refuse(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
 
 
-def _overlaid(values: dict[str, Any], section: _Section) -> dict[str, Any]:
+def _overlaid(values: dict[str, Any], section: Section) -> dict[str, Any]:
     """The section's values over others; a key whose value in the section is wrong has none."""
     kept = {name: value for name, value in values.items() if name not in section.lines}
     return kept | section.values
 
 
-def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Problems) -> _Section:
+def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Problems) -> Section:
     """The values given in one mapping; required ones that are missing are problems."""
     values: dict[str, Any] = {}
     if not isinstance(node, yaml.MappingNode) or is_refused(node):
         _refuse(node, path, "a mapping (key: value)", problems)
-        return _Section(path, values, {})
+        return Section(path, values, {})
     found = _known_entries(node, path, tuple(key.name for key in keys), problems)
     for key in keys:
         key_path = join(path, key.name)
@@ -269,7 +259,7 @@ def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Prob
                 values[key.name] = key.kind.read(entry.value)
             except ValueError as exc:
                 _refuse(entry.value, key_path, key.kind.accepted, problems, reason=str(exc))
-    return _Section(path, values, {name: entry.line for name, entry in found.items()})
+    return Section(path, values, {name: entry.line for name, entry in found.items()})
 
 
 def _known_entries(
@@ -296,88 +286,6 @@ def _refuse(
         problems.add(line_of(node), path, found, accepted)
 
 
-def _check_unique(ports: list[_Section], problems: Problems) -> None:
-    names: dict[str, _Section] = {}
-    devices: dict[str, _Section] = {}
-    far_ends: dict[tuple[str | int, ...], _Section] = {}
-    log_files: dict[str, _Section] = {}
-    addresses: dict[int, dict[str, _Section]] = {}
-    for port in ports:
-        if (name := port.values.get("name")) is not None:
-            first = names.setdefault(name, port)
-            _refuse_second(port, first, "name", "a name of its own", problems)
-        if (device := port.values.get("device")) is not None:
-            first = devices.setdefault(_same_device(device), port)
-            _refuse_second(port, first, "device", "a device of its own", problems)
-        if (far_end := port.values.get("connect")) is not None:
-            key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
-            first = far_ends.setdefault(key, port)
-            _refuse_second(port, first, "connect", "a far end of its own", problems)
-        # One that each port has from the defaults has {name} in it.
-        if "log_file" in port.lines and (log_file := port.values.get("log_file")) is not None:
-            path = str(log_file).replace("{name}", str(port.values.get("name")))
-            first = log_files.setdefault(path, port)
-            _refuse_second(port, first, "log_file", "a file of its own", problems)
-        # Port 0 is another free one each time.
-        if port.values.get("tcp") and "host" in port.values:
-            at_port = addresses.setdefault(port.values["tcp"], {})
-            first = _first_at_address(port, at_port)
-            _refuse_second(port, first, "tcp", "a host and port of its own", problems)
-
-
-def _refuse_second(
-    port: _Section, first: _Section, key: str, accepted: str, problems: Problems
-) -> None:
-    if port is not first:
-        found = f"{clipped(str(port.values[key]))} again (first in line {first.lines[key]})"
-        problems.add(port.lines[key], join(port.path, key), found, accepted)
-
-
-def _same_device(device: str) -> str:
-    """One text for all spellings of it; links are not followed, they change with hotplug."""
-    if device.startswith("/"):
-        return str(PurePosixPath("/" + device.lstrip("/")))
-    return sim_device(device)
-
-
-#: Stands for 0.0.0.0 and ::; no host is written so.
-_EVERYWHERE: Final = "*"
-
-
-def _first_at_address(port: _Section, at_port: dict[str, _Section]) -> _Section:
-    """The earlier port that listens where this one does, or the port itself.
-
-    `at_port` has the ports of one TCP port number by address and gets this one's.
-    """
-    addresses = _addresses(port.values["host"])
-    for address in addresses:
-        # Who listens everywhere meets whoever listens anywhere.
-        first = at_port.get(address) or at_port.get(_EVERYWHERE)
-        if first is None and address == _EVERYWHERE:
-            first = next(iter(at_port.values()), None)
-        if first is not None:
-            return first
-    at_port.update(dict.fromkeys(addresses, port))
-    return port
-
-
-def _addresses(host: str) -> set[str]:
-    """What a host stands for, as far as it is known without asking DNS.
-
-    0.0.0.0 and :: are taken to overlap, although the kernel could keep them apart: which board a
-    client reaches must not depend on its address family.
-    """
-    if host.lower().rstrip(".") == "localhost":
-        return {"127.0.0.1", "::1"}
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return {host.lower().rstrip(".")}
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    return {_EVERYWHERE if address.is_unspecified else str(address)}
-
-
 #: The fields of PortConfig that hold the keys of their own fields' names.
 _GROUPS: Final[dict[str, Any]] = {
     "serial": SerialSettings,
@@ -386,7 +294,7 @@ _GROUPS: Final[dict[str, Any]] = {
 }
 
 
-def _built(port: _Section) -> PortConfig:
+def _built(port: Section) -> PortConfig:
     """The checked values as a PortConfig, whose fields bear the names of the keys but for two."""
     values = {"tcp": None, "connect": None} | port.values
     if values["protocol"] is not Protocol.RAW:
