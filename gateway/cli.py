@@ -7,12 +7,13 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.config import GatewayConfig, load_config
+from gateway.config import load_config
+from gateway.config_device import tcp_text
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
     run.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
     run.add_argument("--socket", type=Path, metavar="PATH", help="where `status` is told")
+    _add_state_dir(run)
     run.set_defaults(run=_run)
 
     check = commands.add_parser("check", help="validate a configuration file without serving it")
@@ -71,15 +73,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from gateway import status_socket  # noqa: PLC0415 - `check` does not need it
+def _add_state_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="where it is kept which port of a pool each board has"
+        " (default: $STATE_DIRECTORY, else ~/.local/state/esp-gateway)",
+    )
 
-    _serve(
+
+def _run(arguments: argparse.Namespace) -> int:
+    from gateway import service, status_socket  # noqa: PLC0415 - `check` needs neither
+
+    serving = service.serve(
         load_config(arguments.config),
         load=lambda: load_config(arguments.config),
         status_path=arguments.socket or status_socket.default_path(),
-        verbose=arguments.verbose,
+        state_folder=arguments.state_dir,
     )
+    _serve(serving, verbose=arguments.verbose)
     return 0
 
 
@@ -104,38 +117,41 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.file)
-    ports = "1 port" if len(config.ports) == 1 else f"{len(config.ports)} ports"
-    print(f"{arguments.file}: no errors, {ports}")
+    counted = _counted(len(config.ports), "port")
+    if config.pools:
+        counted += f", {_counted(len(config.pools), 'pool')}"
+    print(f"{arguments.file}: no errors, {counted}")
     for port in config.ports:
         way_in = f"connects to {port.connect}" if port.connect else f"{port.host}:{port.tcp_port}"
         print(f"  {port.name}: {way_in} -> {port.device}")
+    for pool in config.pools:
+        way_in = f"{pool.pattern.host}:{tcp_text(pool.tcp_ports)}"
+        print(f"  {pool.name}: {way_in} -> each of {pool.pattern.device}")
     return 0
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from gateway import demo  # noqa: PLC0415 - only this command needs it
+    from gateway import demo, service  # noqa: PLC0415 - only this command needs the first
 
-    def started(service: Service) -> None:
-        print(demo.commands_to_try(service.tcp_ports()), flush=True)
+    def started(serving: Service) -> None:
+        print(demo.commands_to_try(serving.tcp_ports()), flush=True)
 
-    _serve(demo.configuration(), verbose=arguments.verbose, started=started)
+    _serve(service.serve(demo.configuration(), started=started), verbose=arguments.verbose)
     return 0
 
 
-def _serve(
-    config: GatewayConfig,
-    *,
-    verbose: bool,
-    load: Callable[[], GatewayConfig] | None = None,
-    status_path: Path | None = None,
-    started: Callable[[Service], None] = lambda _: None,
-) -> None:
-    from gateway import log, service  # noqa: PLC0415 - `check` needs neither
+def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
+    """Run the service, made by `service.serve`, until it ends."""
+    from gateway import log  # noqa: PLC0415 - `check` does not need it
 
     log.configure(sys.stderr, verbose=verbose)
 
     async def serve() -> None:
-        await service.serve(config, load=load, status_path=status_path, started=started)
+        await serving
         for number in (signal.SIGINT, signal.SIGTERM):
             # A second Ctrl-C finds nothing left to stop.
             asyncio.get_running_loop().remove_signal_handler(number)

@@ -8,7 +8,7 @@ config_unique.py's. Nothing here looks at hardware: an absent device is no mista
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -16,36 +16,28 @@ from typing import Any, Final
 import yaml
 
 from gateway.config_choices import Recording
+from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_unique import Section, check_unique
-from gateway.config_values import (
-    ADDRESS,
-    DEVICE,
-    HARD_RESET,
-    HOST,
-    LOG_FILE,
-    NAME,
-    RESET,
-    Address,
-)
+from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.usb_match import DeviceChoice
 from gateway.yaml_lines import (
-    Entry,
     Kind,
     Problems,
+    WrongPartsError,
     clipped,
     compose,
-    did_you_mean,
-    entries,
     is_nothing,
     is_refused,
     join,
+    known_entries,
     line_of,
     one_of,
     read_text,
+    refuse,
     seconds,
-    shown,
     whole_number,
 )
 
@@ -74,35 +66,68 @@ class OnDisconnect(Enum):
     RESET = "reset"
 
 
+class OnAbsent(Enum):
+    """What a client gets whose device is not plugged in."""
+
+    REFUSE = "refuse"  # one line that says so
+    WAIT = "wait"  # its turn when the device is there
+
+
 @dataclass(frozen=True, slots=True)
 class PortConfig:
     """One entry of `ports`: a device, and how its clients come to it.
 
     Either they connect to `tcp_port` at `host` (0: any free port), or `tcp_port` is None and the
-    gateway connects to the client at `connect`. `device` is an absolute path or a sim:// URL;
-    `resets` says what becomes of DTR and RTS, `grace_s` how long a client is kept when its board
-    leaves the bus.
+    gateway connects to the client at `connect`. `resets` says what becomes of DTR and RTS,
+    `grace_s` how long a client is kept when its board leaves the bus.
     """
 
     name: str
     host: str
     tcp_port: int | None
     connect: Address | None
-    device: str
+    device: DeviceChoice
     serial: SerialSettings
     resets: ResetChoice
     grace_s: float
+    on_absent: OnAbsent
     protocol: Protocol
     on_connect: OnConnect
     on_disconnect: OnDisconnect
     recording: Recording = _RECORDING
 
+    def named(self, name: str) -> PortConfig:
+        """The same under a name, which also takes the place of `{name}` in its values."""
+        return replace(self, name=name, recording=self.recording.of_port(name))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """An entry of `ports` that serves each device it fits at a TCP port of its own.
+
+    `pattern` is what its ports have in common; its name is the pool's.
+    """
+
+    tcp_ports: range
+    pattern: PortConfig
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self.pattern.name
+
+    def port(self, tcp_port: int) -> PortConfig:
+        """One port of it."""
+        name = pool_member_name(self.name, tcp_port)
+        return replace(self.pattern.named(name), tcp_port=tcp_port)
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """The whole file; at least one port, names, addresses and devices each unique."""
+    """The whole file; one port or pool at least, names, addresses and devices each unique."""
 
     ports: tuple[PortConfig, ...]
+    pools: tuple[PoolConfig, ...] = ()
 
 
 def load_config(path: Path) -> GatewayConfig:
@@ -119,7 +144,7 @@ def parse_config(text: str, file: str) -> GatewayConfig:
     ports = _read_file(compose(text, problems), problems)
     check_unique(ports, problems)
     problems.raise_if_any()
-    return GatewayConfig(tuple(_built(port) for port in ports))
+    return _built(ports)
 
 
 #: The default of a key that every port must have; such a key makes no sense under `defaults`.
@@ -146,7 +171,7 @@ _SERIAL = SerialSettings()
 
 PORT_KEYS: Final = (
     Key("name", NAME, REQUIRED),
-    Key("tcp", whole_number(0, 65535), TCP_OR_CONNECT),
+    Key("tcp", TCP, TCP_OR_CONNECT),
     Key("host", HOST, "127.0.0.1"),
     Key("connect", ADDRESS, TCP_OR_CONNECT),
     Key("device", DEVICE, REQUIRED),
@@ -169,6 +194,7 @@ PORT_KEYS: Final = (
     Key("log_file", LOG_FILE, _RECORDING.log_file),
     Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
     Key("log_keep", whole_number(0, 99), _RECORDING.log_keep),
+    Key("on_absent", one_of(OnAbsent), OnAbsent.REFUSE),
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
@@ -183,9 +209,9 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
         problems.add(1, "", "an empty file", _ACCEPTED_FILE)
         return []
     if not isinstance(root, yaml.MappingNode) or is_refused(root):
-        _refuse(root, "", _ACCEPTED_FILE, problems)
+        refuse(root, "", _ACCEPTED_FILE, problems)
         return []
-    found = _known_entries(root, "", _FILE_KEYS, problems)
+    found = known_entries(root, "", _FILE_KEYS, problems)
     defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
     if "defaults" in found and not is_nothing(found["defaults"].value):
         section = _read_keys(found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems)
@@ -203,7 +229,7 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
 
 def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
     if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
-        _refuse(node, "ports", _ACCEPTED_PORTS, problems)
+        refuse(node, "ports", _ACCEPTED_PORTS, problems)
         return []
     ports = []
     for index, item in enumerate(node.value):
@@ -217,22 +243,22 @@ def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -
 def _check_fit(port: Section, line: int, problems: Problems) -> None:
     """Refuse keys of one port that do not go together; a default that does not fit is not used."""
 
-    def refuse(key: str, found: str, accepted: str) -> None:
+    def refuse_key(key: str, found: str, accepted: str) -> None:
         problems.add(port.lines.get(key, line), join(port.path, key), found, accepted)
 
     if "connect" not in port.lines:
         if "tcp" not in port.lines:
             accepted = f"{_ACCEPTED_TCP}, or connect: {ADDRESS.accepted}"
-            refuse("tcp", "neither tcp nor connect", accepted)
+            refuse_key("tcp", "neither tcp nor connect", accepted)
     else:
         for key in ("tcp", "host"):
             if key in port.lines:
                 found = f"{key} beside connect (line {port.lines['connect']})"
-                refuse(key, found, "connect alone, or tcp and host")
+                refuse_key(key, found, "connect alone, or tcp and host")
     for key in ("on_connect", "on_disconnect"):
         is_given = key in port.lines and key in port.values
         if is_given and port.values.get("protocol") is Protocol.RFC2217:
-            refuse(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
+            refuse_key(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
 
 
 def _overlaid(values: dict[str, Any], section: Section) -> dict[str, Any]:
@@ -245,9 +271,11 @@ def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Prob
     """The values given in one mapping; required ones that are missing are problems."""
     values: dict[str, Any] = {}
     if not isinstance(node, yaml.MappingNode) or is_refused(node):
-        _refuse(node, path, "a mapping (key: value)", problems)
+        refuse(node, path, "a mapping (key: value)", problems)
         return Section(path, values, {})
-    found = _known_entries(node, path, tuple(key.name for key in keys), problems)
+    names = tuple(key.name for key in keys)
+    elsewhere = tuple(key.name for key in PORT_KEYS if key not in keys)
+    found = known_entries(node, path, names, problems, elsewhere)
     for key in keys:
         key_path = join(path, key.name)
         entry = found.get(key.name)
@@ -257,33 +285,11 @@ def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Prob
         else:
             try:
                 values[key.name] = key.kind.read(entry.value)
+            except WrongPartsError as parts:
+                problems.add_parts(key_path, parts)
             except ValueError as exc:
-                _refuse(entry.value, key_path, key.kind.accepted, problems, reason=str(exc))
+                refuse(entry.value, key_path, key.kind.accepted, problems, reason=str(exc))
     return Section(path, values, {name: entry.line for name, entry in found.items()})
-
-
-def _known_entries(
-    node: yaml.MappingNode, path: str, names: tuple[str, ...], problems: Problems
-) -> dict[str, Entry]:
-    found = entries(node, path, problems)
-    for name in found:
-        if name in names:
-            continue
-        if path == "defaults" and any(key.name == name for key in PORT_KEYS):
-            what = "a key that each port has for itself"
-        else:
-            hint = did_you_mean(name, names)
-            what = f"an unknown key ({hint})" if hint else "an unknown key"
-        problems.add(found[name].line, join(path, name), what, "the keys " + ", ".join(names))
-    return {name: entry for name, entry in found.items() if name in names}
-
-
-def _refuse(
-    node: yaml.Node, path: str, accepted: str, problems: Problems, *, reason: str = ""
-) -> None:
-    if not is_refused(node):
-        found = f"{shown(node)} ({reason})" if reason else shown(node)
-        problems.add(line_of(node), path, found, accepted)
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.
@@ -294,14 +300,26 @@ _GROUPS: Final[dict[str, Any]] = {
 }
 
 
-def _built(port: Section) -> PortConfig:
-    """The checked values as a PortConfig, whose fields bear the names of the keys but for two."""
-    values = {"tcp": None, "connect": None} | port.values
+def _built(ports: list[Section]) -> GatewayConfig:
+    built: list[PortConfig] = []
+    pools: list[PoolConfig] = []
+    for port in ports:
+        tcp = port.values.get("tcp")
+        if isinstance(tcp, range):
+            pools.append(PoolConfig(tcp, _built_port(port, tcp.start)))
+        else:
+            built.append(_built_port(port, tcp).named(port.values["name"]))
+    return GatewayConfig(tuple(built), tuple(pools))
+
+
+def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
+    """The checked values as a PortConfig; `{name}` still stands where it was written."""
+    values = {"connect": None} | port.values | {"tcp_port": tcp_port}
+    values.pop("tcp", None)
     if values["protocol"] is not Protocol.RAW:
         values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
     grouped = {
         name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
         for name, kind in _GROUPS.items()
     }
-    grouped["recording"] = grouped["recording"].of_port(values["name"])
-    return PortConfig(tcp_port=values.pop("tcp"), **grouped, **values)
+    return PortConfig(**grouped, **values)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, Final
 
-from gateway.config_values import sim_device
+from gateway.config_device import overlapping, pool_member_name, same_path, tcp_text
 from gateway.yaml_lines import Problems, clipped, join
 
 
@@ -26,7 +25,6 @@ class Section:
 def check_unique(ports: list[Section], problems: Problems) -> None:
     """Add a problem for each port that has something which an earlier one has."""
     names: dict[str, Section] = {}
-    devices: dict[str, Section] = {}
     far_ends: dict[tuple[str | int, ...], Section] = {}
     log_files: dict[str, Section] = {}
     addresses: dict[int, dict[str, Section]] = {}
@@ -34,9 +32,6 @@ def check_unique(ports: list[Section], problems: Problems) -> None:
         if (name := port.values.get("name")) is not None:
             first = names.setdefault(name, port)
             _refuse_second(port, first, "name", "a name of its own", problems)
-        if (device := port.values.get("device")) is not None:
-            first = devices.setdefault(_same_device(device), port)
-            _refuse_second(port, first, "device", "a device of its own", problems)
         if (far_end := port.values.get("connect")) is not None:
             key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
             first = far_ends.setdefault(key, port)
@@ -46,11 +41,11 @@ def check_unique(ports: list[Section], problems: Problems) -> None:
             path = str(log_file).replace("{name}", str(port.values.get("name")))
             first = log_files.setdefault(path, port)
             _refuse_second(port, first, "log_file", "a file of its own", problems)
-        # Port 0 is another free one each time.
-        if port.values.get("tcp") and "host" in port.values:
-            at_port = addresses.setdefault(port.values["tcp"], {})
-            first = _first_at_address(port, at_port)
-            _refuse_second(port, first, "tcp", "a host and port of its own", problems)
+        if "tcp" in port.values and "host" in port.values:
+            _check_address(port, addresses, problems)
+    for port in ports:
+        _check_pool(port, names, problems)
+    _check_devices([port for port in ports if "device" in port.values], problems)
 
 
 def _refuse_second(
@@ -61,11 +56,59 @@ def _refuse_second(
         problems.add(port.lines[key], join(port.path, key), found, accepted)
 
 
-def _same_device(device: str) -> str:
-    """One text for all spellings of it; links are not followed, they change with hotplug."""
-    if device.startswith("/"):
-        return str(PurePosixPath("/" + device.lstrip("/")))
-    return sim_device(device)
+def _check_address(
+    port: Section, addresses: dict[int, dict[str, Section]], problems: Problems
+) -> None:
+    """Refuse a port that listens where another does; `addresses` gets its own."""
+    tcp = port.values["tcp"]
+    # Port 0 is another free one each time.
+    numbers = tcp if isinstance(tcp, range) else [tcp] if tcp else []
+    for number in numbers:
+        first = _first_at_address(port, addresses.setdefault(number, {}))
+        if first is port:
+            continue
+        again = f"{number} again (first in line {first.lines['tcp']})"
+        found = f"{tcp_text(tcp)}, which has {again}" if isinstance(tcp, range) else again
+        accepted = "a host and port of its own"
+        problems.add(port.lines["tcp"], join(port.path, "tcp"), found, accepted)
+        return
+
+
+def _check_pool(port: Section, names: dict[str, Section], problems: Problems) -> None:
+    tcp = port.values.get("tcp")
+    if not isinstance(tcp, range):
+        return
+    device = port.values.get("device")
+    if device is not None and not device.is_match:
+        found = f"{clipped(str(device))} for a pool"
+        problems.add(port.lines["device"], join(port.path, "device"), found, "matches only")
+    if "log_file" in port.lines and "{name}" not in str(port.values.get("log_file") or "{name}"):
+        found = f"{clipped(str(port.values['log_file']))} for a pool"
+        accepted = "a path with {name} in it, which stands for the name of each port"
+        problems.add(port.lines["log_file"], join(port.path, "log_file"), found, accepted)
+    for number in tcp if "name" in port.values else ():
+        member = names.get(pool_member_name(port.values["name"], number))
+        if member is not None:
+            found = f"{member.values['name']}, as a port of the pool in line {port.lines['name']}"
+            line = member.lines["name"]
+            problems.add(line, join(member.path, "name"), found, "a name of its own")
+
+
+def _check_devices(ports: list[Section], problems: Problems) -> None:
+    paths: dict[str, Section] = {}
+    for port in ports:
+        for path in port.values["device"].paths:
+            owner = paths.setdefault(same_path(path), port)
+            _refuse_second(port, owner, "device", "a device of its own", problems)
+    # A pool takes what the other ports leave, so these two are not compared.
+    for is_pool in (False, True):
+        alike = [port for port in ports if isinstance(port.values.get("tcp"), range) is is_pool]
+        for later, first, match in overlapping(port.values["device"] for port in alike):
+            line = alike[first].lines["device"]
+            found = f"{clipped(str(match))}, for which the match in line {line} is right as well"
+            key_path = join(alike[later].path, "device")
+            accepted = "matches that no device fits both of"
+            problems.add(alike[later].lines["device"], key_path, found, accepted)
 
 
 #: Stands for 0.0.0.0 and ::; no host is written so.

@@ -1,4 +1,4 @@
-"""How the values of a port are written in the YAML: names, hosts, addresses, devices, resets.
+"""How the values of a port are written in the YAML: names, hosts, addresses, resets.
 
 Which keys take them, and what must be unique, is config.py's matter.
 """
@@ -70,28 +70,6 @@ def _read_address(node: yaml.Node) -> Address:
     return Address(host, int(number))
 
 
-def _read_device(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    if not text.isprintable():
-        raise ValueError
-    if text.startswith("sim://"):
-        sim_device(text)
-    elif not text.startswith("/") or text.endswith("/"):
-        raise ValueError
-    return text
-
-
-def sim_device(url: str) -> str:
-    """The one spelling of a simulated board's URL; ValueError says what is wrong with it."""
-    # Only who simulates boards pays for the simulator.
-    from gateway.simulator.url import parse_url  # noqa: PLC0415
-
-    try:
-        return str(parse_url(url))
-    except ValueError as exc:
-        raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
-
-
 def _read_log_file(node: yaml.Node) -> str | None:
     text = scalar_text(node)
     if text == "none":
@@ -104,7 +82,6 @@ def _read_log_file(node: yaml.Node) -> str | None:
 NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
 HOST: Final = Kind("an IP address or a host name", _read_host)
 ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
-DEVICE: Final = Kind("an absolute path or sim://...", _read_device)
 LOG_FILE: Final = Kind("an absolute path or none", _read_log_file)
 
 

@@ -15,7 +15,7 @@ from enum import Enum
 import structlog
 
 from gateway import sharing
-from gateway.config import OnConnect, OnDisconnect, PortConfig
+from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
@@ -98,8 +98,7 @@ class Device:
 
     def look_again(self) -> None:
         """What is plugged in has changed, and may matter to this device."""
-        in_use = self.state in {DeviceState.IN_USE, DeviceState.RELEASING}
-        self._port.look_again(in_use=in_use)
+        self._port.look_again(in_use=self.state is not DeviceState.IDLE)
 
     async def stop(self) -> None:
         """Wait until the last user's lines are released, then close the port for good.
@@ -125,6 +124,8 @@ class Device:
         """Ask for the device: `attached` or `refused` is called, perhaps at once."""
         self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
         self._serve_waiting()
+        if user in self._waiting and self.state is DeviceState.ABSENT:
+            self._log.info("client_waits", client=user.label, reason=self.reason)
 
     def detach(self, user: DeviceUser) -> None:
         """Give the device back, or stop asking for it; what was written is still sent."""
@@ -320,6 +321,8 @@ class Device:
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
                 self._prepare_board()
+            case DeviceState.ABSENT if self._config.on_absent is OnAbsent.WAIT:
+                pass
             case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
                 self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
 
@@ -346,6 +349,10 @@ class Device:
             user.refused(ClientError(reason))
 
     def _refuse_now(self, user: DeviceUser) -> None:
+        nobody_has_it = self.state in {DeviceState.OPENING, DeviceState.ABSENT}
+        if nobody_has_it and self._config.on_absent is OnAbsent.WAIT:
+            self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
+            return
         del self._waiting[user]
         what = self.state.value
         if self._user is not None:  # its board may be away

@@ -6,6 +6,7 @@ Which entries run is `service`'s matter; what each part does is its own.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,6 +15,7 @@ from gateway.config import PortConfig, Protocol
 from gateway.device import Device
 from gateway.dialer import Dialer
 from gateway.errors import DeviceError
+from gateway.lasting_port import Locate
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.raw import RawPipe
@@ -22,8 +24,6 @@ from gateway.status import PortSnapshot
 
 if TYPE_CHECKING:
     from gateway.simulator.host import SimulatedBoard
-
-_SIMULATED = "sim://"
 
 
 class RunningPort:
@@ -55,7 +55,7 @@ class RunningPort:
         return PortSnapshot(
             name=self.config.name,
             address=self._address(),
-            device=self.config.device,
+            device=str(self.config.device),
             state=device.state.value,
             reason=device.reason,
             client=device.user,
@@ -75,16 +75,20 @@ class RunningPort:
 
 
 async def start_port(
-    config: PortConfig, signature: str, log: structlog.typing.FilteringBoundLogger
+    config: PortConfig,
+    locate: Locate,
+    signature: str,
+    log: structlog.typing.FilteringBoundLogger,
 ) -> RunningPort:
     """Serve one entry; its device and its address are tried for ever.
 
-    Raises DeviceError when a simulated board does not start.
+    `locate` tells where its device is, if it is a real one. Raises DeviceError when a simulated
+    board does not start.
     """
     log = log.bind(device=config.name)
-    board = await _start_board(config.device) if config.device.startswith(_SIMULATED) else None
-    location = TtyLocation(config.device) if board is None else _location_of(board)
-    device = Device(config, lambda: location, log)
+    url = config.device.simulated
+    board = await _start_board(url) if url is not None else None
+    device = Device(config, locate if board is None else partial(_location_of, board), log)
 
     def converse() -> AccessServer | RawPipe:
         return RawPipe() if config.protocol is Protocol.RAW else AccessServer(signature)

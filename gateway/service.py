@@ -6,8 +6,11 @@ What runs for one entry is `running_port`'s matter; arguments and output are `cl
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,10 +18,12 @@ import structlog
 
 from gateway.config import GatewayConfig, PortConfig
 from gateway.device import DeviceState
+from gateway.inventory import Inventory, UsbSource
 from gateway.reload import Reloader
 from gateway.running_port import RunningPort, start_port
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
+from gateway.state_file import default_folder
 from gateway.status import to_json
 from gateway.status_socket import StatusServer
 
@@ -28,13 +33,32 @@ _IN_USE = {DeviceState.IN_USE, DeviceState.AWAY}
 _ABSENT = {DeviceState.ABSENT, DeviceState.AWAY}
 
 
-class Service:
-    """Serves a configuration from `start` to `stop`; made and used on the loop."""
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What came of making what runs what is wanted: names of ports, and why some did not start."""
 
-    def __init__(self) -> None:
+    started: set[str]
+    stopped: set[str]
+    unchanged: int
+    failures: list[BaseException]
+
+
+class Service:
+    """Serves a configuration from `start` to `stop`; made and used on the loop.
+
+    What is to be remembered over a restart is kept in `state_folder`.
+    """
+
+    def __init__(self, state_folder: Path | None = None, usb: UsbSource | None = None) -> None:
         self._ports: list[RunningPort] = []
         self._log = structlog.get_logger()
         self._version = version("esp-serial-gateway")
+        folder = state_folder or default_folder(os.environ)
+        self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
+        self._reconciling = asyncio.Lock()  # held while ports are started or stopped
+        self._ports_are_old = False  # what runs is not what the inventory wants
+        self._following: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self, config: GatewayConfig) -> None:
         """Serve every port of `config`.
@@ -42,34 +66,34 @@ class Service:
         Devices that are absent and addresses that can't be bound are tried again for ever.
         Raises DeviceError when a simulated board does not start.
         """
-        self._log.info("service_started", version=self._version, ports=len(config.ports))
-        for failure in await self._start_ports(config.ports, config):
-            raise failure
+        entries = len(config.ports) + len(config.pools)
+        self._log.info("service_started", version=self._version, ports=entries)
+        async with self._reconciling:
+            await self._inventory.start(config)
+            for failure in (await self._reconcile()).failures:
+                raise failure
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve `config` from now on; entries that have not changed go on undisturbed."""
-        wanted = {port.name: port for port in config.ports}
-        running = {port.config.name: port for port in self._ports}
-        leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
-        staying = [port for port in self._ports if port not in leaving]
-        # First those that go: their addresses and devices may be wanted by others.
-        await self._stop_ports(leaving, "its configuration has changed")
-        self._ports = staying
-        kept = {port.config.name for port in staying}
-        coming = [port for port in config.ports if port.name not in kept]
-        for failure in await self._start_ports(coming, config):
-            self._log.error("port_not_started", reason=str(failure))
+        async with self._reconciling:
+            await self._inventory.reconfigure(config)
+            changes = await self._reconcile()
+        self._tell_failures(changes)
         self._log.info(
             "configuration_reloaded",
-            added=[port.name for port in coming if port.name not in running],
-            removed=[name for name in running if name not in wanted],
-            changed=[port.name for port in coming if port.name in running],
-            unchanged=len(kept),
+            added=sorted(changes.started - changes.stopped),
+            removed=sorted(changes.stopped - changes.started),
+            changed=sorted(changes.started & changes.stopped),
+            unchanged=changes.unchanged,
         )
 
     async def stop(self) -> None:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
-        await self._stop_ports(self._ports, "the gateway is shutting down")
+        self._stopping = True
+        if self._following is not None:
+            await self._following
+        stopping = [port.stop("the gateway is shutting down") for port in self._ports]
+        await asyncio.gather(self._inventory.stop(), *stopping)
         self._log.info("service_stopped")
 
     def snapshot(self) -> str:
@@ -95,21 +119,62 @@ class Service:
             broken=states.count(DeviceState.BROKEN),
         )
 
-    async def _start_ports(
-        self, ports: Iterable[PortConfig], config: GatewayConfig
-    ) -> list[BaseException]:
+    # What the inventory reports (inventory.InventoryOwner).
+
+    def look_again(self, name: str) -> None:
+        """Pass it on."""
+        for port in self._ports:
+            if port.config.name == name:
+                port.device.look_again()
+
+    def ports_changed(self) -> None:
+        """Start and stop ports, when what is being started or stopped already has been."""
+        self._ports_are_old = True
+        if self._following is None and not self._stopping:
+            self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while self._ports_are_old and not self._stopping:
+            async with self._reconciling:
+                self._tell_failures(await self._reconcile())
+        self._following = None
+
+    async def _reconcile(self) -> _Changes:
+        """Stop the ports that are not wanted, start those that are wanted and do not run."""
+        self._ports_are_old = False
+        wanted = {port.name: port for port in self._inventory.ports()}
+        leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
+        # First those that go: their addresses and devices may be wanted by others.
+        await asyncio.gather(*(port.stop("its configuration has changed") for port in leaving))
+        self._ports = [port for port in self._ports if port not in leaving]
+        kept = {port.config.name for port in self._ports}
+        coming = [port for name, port in wanted.items() if name not in kept]
+        failures = await self._start_ports(coming)
+        names = list(wanted)
+        self._ports.sort(key=lambda port: names.index(port.config.name))
+        return _Changes(
+            started={port.name for port in coming},
+            stopped={port.config.name for port in leaving},
+            unchanged=len(kept),
+            failures=failures,
+        )
+
+    async def _start_ports(self, ports: list[PortConfig]) -> list[BaseException]:
         """Start these; return what has failed. All are waited for, so that `stop` knows them."""
         signature = f"esp-serial-gateway {self._version}"
         results = await asyncio.gather(
-            *(start_port(port, signature, self._log) for port in ports), return_exceptions=True
+            *(
+                start_port(port, partial(self._inventory.locate, port), signature, self._log)
+                for port in ports
+            ),
+            return_exceptions=True,
         )
         self._ports += [result for result in results if isinstance(result, RunningPort)]
-        names = [port.name for port in config.ports]
-        self._ports.sort(key=lambda port: names.index(port.config.name))
         return [result for result in results if isinstance(result, BaseException)]
 
-    async def _stop_ports(self, ports: list[RunningPort], reason: str) -> None:
-        await asyncio.gather(*(port.stop(reason) for port in ports))
+    def _tell_failures(self, changes: _Changes) -> None:
+        for failure in changes.failures:
+            self._log.error("port_not_started", reason=str(failure))
 
 
 async def serve(
@@ -118,6 +183,7 @@ async def serve(
     load: Callable[[], GatewayConfig] | None = None,
     status_path: Path | None = None,
     started: Callable[[Service], None] = lambda _: None,
+    state_folder: Path | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then stop cleanly. `started` is called when all is up.
 
@@ -128,7 +194,7 @@ async def serve(
     asked_to_stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked_to_stop.set)
-    service = Service()
+    service = Service(state_folder)
     report = SdReport(Notifier(), service.counts)
     reloader = Reloader(
         load or (lambda: config), service.reload, report.reload_started, report.reload_ended

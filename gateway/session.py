@@ -125,6 +125,7 @@ class Session(asyncio.BufferedProtocol):
         # kernel takes (4 MiB) bridges a network that stalls: boards go on sending.
         self._transport.set_write_buffer_limits(high=0)
         self._transport.pause_reading()
+        self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
         self._device.attach(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
@@ -333,6 +334,12 @@ class Session(asyncio.BufferedProtocol):
     def _look_after_client(self) -> None:
         """See whether the client has left while nothing was read from it."""
         self._look_timer = None
+        if self.state is SessionState.WAITING:
+            if _sends_no_more(self._transport):
+                self.close("left before its turn")
+            else:
+                self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+            return
         if self.state is not SessionState.ACTIVE or self._transport.is_reading():
             return
         if _sends_no_more(self._transport):

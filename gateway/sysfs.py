@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from gateway.usb_match import UsbTty
 
 SYSFS = Path("/sys")
 DEV = Path("/dev")
+UDEV = Path("/run/udev")
+
+#: udev is done with a new device within 0.2 s. One that it has no record of for so long gets none.
+_UDEV_LIMIT_S = 5.0
 
 #: More ttys than any host has; what comes on top is not looked at.
 _MAX_TTYS = 4096
@@ -31,17 +36,19 @@ class _Seen:
     folder: str
     inode: int
     tty: UsbTty
+    since_s: float
 
 
 class Sysfs:
-    """Lists the USB ttys whose node in /dev is there; keeps what it has read of each.
+    """Lists the USB ttys that can be opened; keeps what it has read of each.
 
-    Both folders can be others for tests.
+    The folders can be others for tests.
     """
 
-    def __init__(self, sysfs: Path = SYSFS, dev: Path = DEV) -> None:
+    def __init__(self, sysfs: Path = SYSFS, dev: Path = DEV, udev: Path = UDEV) -> None:
         self._class = sysfs / "class" / "tty"
         self._dev = dev
+        self._udev = udev
         self._seen: dict[str, _Seen] = {}
 
     def usb_ttys(self) -> list[UsbTty]:
@@ -55,7 +62,7 @@ class Sysfs:
             names = []
         seen = {name: found for name in names if (found := self._look_at(name)) is not None}
         self._seen = seen
-        ttys = [each.tty for each in seen.values() if self._has_node(each.tty.path, each.folder)]
+        ttys = [each.tty for each in seen.values() if self._is_ready(each)]
         return sorted(ttys, key=in_order)
 
     def _look_at(self, name: str) -> _Seen | None:
@@ -70,16 +77,24 @@ class Sysfs:
             tty = _read_tty(Path(folder), str(self._dev / name), inode)
         except (OSError, ValueError):
             return None
-        return None if tty is None else _Seen(folder, inode, tty)
+        return None if tty is None else _Seen(folder, inode, tty, time.monotonic())
 
-    def _has_node(self, path: str, folder: str) -> bool:
-        """Whether /dev has the tty: in a container it may not, or may have one of before."""
+    def _is_ready(self, seen: _Seen) -> bool:
+        """Whether /dev has the tty, and udev is done with it.
+
+        In a container /dev may not have it, or have one of before. Before udev is done the links
+        in /dev/serial are missing, so that a port which names one would not be known to want it.
+        """
         try:
-            number = (Path(folder) / "dev").read_text().strip()
-            device = os.stat(path).st_rdev  # noqa: PTH116
+            number = (Path(seen.folder) / "dev").read_text().strip()
+            device = os.stat(seen.tty.path).st_rdev  # noqa: PTH116
         except OSError:
             return False
-        return number == f"{os.major(device)}:{os.minor(device)}"
+        if number != f"{os.major(device)}:{os.minor(device)}":
+            return False
+        if not (self._udev / "control").exists() or (self._udev / "data" / f"c{number}").exists():
+            return True
+        return time.monotonic() - seen.since_s >= _UDEV_LIMIT_S
 
 
 def in_order(tty: UsbTty) -> tuple[object, ...]:

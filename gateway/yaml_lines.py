@@ -50,22 +50,28 @@ class Problems:
 
     def __init__(self, file: str) -> None:
         self._file = file
-        self._found: list[ConfigProblem] = []
+        self.found: list[ConfigProblem] = []
 
     def add(self, line: int, key: str, found: str, accepted: str) -> None:
         """Note a problem (arguments as ConfigProblem's).
 
         Raises ConfigError when there are too many to go on.
         """
-        self._found.append(ConfigProblem(self._file, line, key, found, accepted))
-        if len(self._found) >= MAX_PROBLEMS:
+        self.found.append(ConfigProblem(self._file, line, key, found, accepted))
+        if len(self.found) >= MAX_PROBLEMS:
             found = f"{MAX_PROBLEMS} problems, the rest of the file was not checked"
             last = ConfigProblem(self._file, 0, "", found, "a file without problems")
             raise ConfigError([*self._by_line(), last])
 
+    def add_parts(self, path: str, parts: WrongPartsError) -> None:
+        """Note the problems inside a value, `path` being the value's own path of keys."""
+        for part in parts.problems:
+            dot = "." if part.key and not part.key.startswith("[") else ""
+            self.add(part.line, f"{path}{dot}{part.key}", part.found, part.accepted)
+
     def raise_if_any(self) -> None:
         """Raise ConfigError with all problems in the order of their lines, if there are any."""
-        if self._found:
+        if self.found:
             raise ConfigError(self._by_line())
 
     def stop(self, line: int, found: str, accepted: str) -> ConfigError:
@@ -75,7 +81,7 @@ class Problems:
         return ConfigError([*self._by_line(), stopper])
 
     def _by_line(self) -> list[ConfigProblem]:
-        return sorted(self._found, key=lambda problem: problem.line)
+        return sorted(self.found, key=lambda problem: problem.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +218,58 @@ def entries(node: yaml.MappingNode, path: str, problems: Problems) -> dict[str, 
     return found
 
 
+def known_entries(
+    node: yaml.MappingNode,
+    path: str,
+    names: tuple[str, ...],
+    problems: Problems,
+    elsewhere: tuple[str, ...] = (),
+) -> dict[str, Entry]:
+    """The entries whose keys are in `names`; others are added to `problems`.
+
+    `elsewhere` are keys that are known, but belong to each port itself.
+    """
+    found = entries(node, path, problems)
+    for name in found:
+        if name in names:
+            continue
+        if name in elsewhere:
+            what = "a key that each port has for itself"
+        else:
+            hint = did_you_mean(name, names)
+            what = f"an unknown key ({hint})" if hint else "an unknown key"
+        problems.add(found[name].line, join(path, name), what, "the keys " + ", ".join(names))
+    return {name: entry for name, entry in found.items() if name in names}
+
+
+def refuse(
+    node: yaml.Node, path: str, accepted: str, problems: Problems, *, reason: str = ""
+) -> None:
+    """Note that a value is wrong, unless it was refused before."""
+    if not is_refused(node):
+        found = f"{shown(node)} ({reason})" if reason else shown(node)
+        problems.add(line_of(node), path, found, accepted)
+
+
 def join(path: str, key: str) -> str:
     """The path of a key in the mapping at `path`, safe to print."""
     return f"{path}.{clipped(key)}" if path else clipped(key)
+
+
+class WrongPartsError(ValueError):
+    """A value of several parts has problems inside, each with a path relative to the value."""
+
+    def __init__(self, problems: list[ConfigProblem]) -> None:
+        super().__init__()
+        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of value: what the operator may write, and how it is read.
 
-    `read` raises ValueError for everything else; a text in it is told in addition.
+    `read` raises ValueError for everything else; a text in it is told in addition. WrongPartsError
+    is raised instead where the problems are inside.
     """
 
     accepted: str

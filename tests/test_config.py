@@ -6,6 +6,7 @@ import pytest
 from gateway.config import (
     PORT_KEYS,
     GatewayConfig,
+    OnAbsent,
     OnConnect,
     OnDisconnect,
     PortConfig,
@@ -20,6 +21,7 @@ from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_sequence import parse_sequence
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.usb_match import DeviceChoice
 
 
 def port(**changes: str | None) -> str:
@@ -55,10 +57,11 @@ def test_the_smallest_file_gets_the_defaults() -> None:
                 host="127.0.0.1",
                 tcp_port=4001,
                 connect=None,
-                device="/dev/ttyUSB0",
+                device=DeviceChoice(("/dev/ttyUSB0",)),
                 serial=SerialSettings(),
                 resets=ResetChoice(Reset.AUTO, HardReset.AUTO, DEFAULT_HOLD_S),
                 grace_s=10.0,
+                on_absent=OnAbsent.REFUSE,
                 protocol=Protocol.RFC2217,
                 on_connect=OnConnect.NOTHING,
                 on_disconnect=OnDisconnect.NOTHING,
@@ -86,6 +89,7 @@ def test_every_key_reaches_its_field() -> None:
         log_file="/var/log/{name}.log",
         log_max_kib="16",
         log_keep="0",
+        on_absent="wait",
     )
     assert parse_config(ports(text), "f.yaml").ports == (
         PortConfig(
@@ -93,7 +97,7 @@ def test_every_key_reaches_its_field() -> None:
             host="lab-pi.example",
             tcp_port=4001,
             connect=None,
-            device="/dev/ttyUSB0",
+            device=DeviceChoice(("/dev/ttyUSB0",)),
             serial=SerialSettings(
                 baudrate=921600,
                 bytesize=7,
@@ -103,6 +107,7 @@ def test_every_key_reaches_its_field() -> None:
             ),
             resets=ResetChoice(Reset.USB_JTAG, parse_sequence("U0,1|W0.2|U0,0"), 0.5),
             grace_s=0.0,
+            on_absent=OnAbsent.WAIT,
             protocol=Protocol.RAW,
             on_connect=OnConnect.BOOTLOADER,
             on_disconnect=OnDisconnect.RESET,
@@ -161,8 +166,8 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("host", '"::"', "::"),
         ("host", "fe80::1%eth0", "fe80::1%eth0"),
         ("host", "my_pi.lab-2.example.", "my_pi.lab-2.example."),
-        ("device", BY_PATH, BY_PATH),
-        ("device", "sim://esp32", "sim://esp32"),
+        ("device", BY_PATH, DeviceChoice((BY_PATH,))),
+        ("device", "sim://esp32", DeviceChoice(("sim://esp32",))),
         ("baudrate", "1", 1),
         ("baudrate", "4294967295", 4294967295),
         ("bytesize", "5", 5),

@@ -9,6 +9,7 @@ import yaml
 
 from gateway import cli
 from gateway.config import PORT_KEYS, REQUIRED, Key, load_config, parse_config
+from gateway.config_device import MATCH_KEYS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config" / "gateway.yaml"
@@ -60,10 +61,22 @@ def test_the_documentation_shows_what_check_prints(
     assert capsys.readouterr() == ("", problems)
 
 
+def test_the_documentation_lists_every_key_of_a_match() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", DOCS, re.MULTILINE)
+    assert rows == [(name, kind.accepted) for name, kind in MATCH_KEYS.items()]
+
+
+def test_the_examples_of_naming_devices_are_valid() -> None:
+    examples = re.findall(r"^~~~yaml\n(.*?)^~~~$", DOCS, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        parse_config(example, "docs")
+
+
 def test_the_example_loads_without_hardware_and_shows_every_key_with_its_default() -> None:
     config = load_config(EXAMPLE)
     assert len(config.ports) >= 2
-    assert all(each.device.startswith("/dev/serial/by-path/") for each in config.ports)
+    assert all(each.device.simulated is None for each in (*config.ports, config.pools[0].pattern))
     shown = yaml.safe_load(EXAMPLE.read_text())
     assert {name: yaml_text(value) for name, value in shown["defaults"].items()} == {
         key.name: yaml_text(key.default) for key in PORT_KEYS if key.has_default
@@ -76,4 +89,4 @@ def test_the_example_s_commented_port_is_valid_too() -> None:
     start, words, commented = EXAMPLE.read_text().partition("# No board at hand?")
     text = start + words + commented.replace("\n  # ", "\n  ")
     assert load_config(EXAMPLE).ports == parse_config(text, "f.yaml").ports[:-1]
-    assert parse_config(text, "f.yaml").ports[-1].device == "sim://esp32"
+    assert parse_config(text, "f.yaml").ports[-1].device.simulated == "sim://esp32"

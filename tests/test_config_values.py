@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from gateway.config_values import ADDRESS, Address, sim_device
+from gateway.config_values import ADDRESS, Address
 
 
 def node(text: str) -> yaml.Node:
@@ -53,9 +53,3 @@ def test_an_address_is_a_host_and_a_tcp_port(written: str, host: str, tcp_port: 
 def test_what_is_no_address_is_refused(written: str) -> None:
     with pytest.raises(ValueError, match=r"^$"):
         ADDRESS.read(node(written or "''"))
-
-
-def test_a_simulated_board_has_one_spelling() -> None:
-    assert sim_device("sim://esp32?name=board") == sim_device("sim://esp32")
-    with pytest.raises(ValueError, match="not known"):
-        sim_device("sim://esp99")

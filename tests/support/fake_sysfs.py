@@ -72,6 +72,7 @@ MULTIPORT = Product("1a86:55d9", serial="BCD", product="USB Quad Serial", ttys_p
 class _Plugged:
     folder: Path
     names: list[str]
+    masters: dict[str, int] = field(default_factory=dict)
     fds: list[int] = field(default_factory=list)
 
 
@@ -125,9 +126,19 @@ class FakeUsb:
         for fd in plugged.fds:
             os.close(fd)
 
+    @property
+    def locations(self) -> list[str]:
+        """Where something is plugged in."""
+        return list(self._plugged)
+
     def tty_paths(self, location: str) -> list[str]:
         """The paths of the ttys of what is plugged in there."""
         return [str(self.dev / name) for name in self._plugged[location].names]
+
+    def master(self, location: str) -> int:
+        """The board's end of the first tty there."""
+        plugged = self._plugged[location]
+        return plugged.masters[plugged.names[0]]
 
     def _add_bus(self, number: int, version: str) -> None:
         _write(self.sysfs / _CONTROLLER / f"usb{number}", version=version, idVendor="1d6b")
@@ -139,6 +150,7 @@ class FakeUsb:
             _write(interface / between, port_number=str(number))
         master, slave = pty.openpty()
         tty.setraw(slave)
+        plugged.masters[name] = master
         device = os.fstat(slave).st_rdev
         folder = interface / between / "tty" / name
         _write(folder, dev=f"{os.major(device)}:{os.minor(device)}")

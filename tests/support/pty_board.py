@@ -25,7 +25,7 @@ from typing import Self
 
 import structlog
 
-from gateway.config import OnConnect, OnDisconnect, PortConfig, Protocol
+from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
 from gateway.config_choices import Recording
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
@@ -37,6 +37,7 @@ from gateway.request_queue import Conversation
 from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
+from gateway.usb_match import DeviceChoice
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 60.0
@@ -293,10 +294,11 @@ def port_config(
         host="127.0.0.1",
         tcp_port=tcp_port,
         connect=None,
-        device="/dev/null",
+        device=DeviceChoice(("/dev/null",)),
         serial=SerialSettings(),
         resets=ResetChoice(hold_s=1.0),
         grace_s=0.0,
+        on_absent=OnAbsent.REFUSE,
         protocol=Protocol.RFC2217,
         on_connect=on_connect,
         on_disconnect=on_disconnect,
