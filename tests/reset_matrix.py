@@ -12,7 +12,7 @@ import itertools
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,19 +221,30 @@ def run_cell(tool: Tool, boards: list[LabBoard], network: Network, folder: Path)
         return [run.result() for run in runs]
 
 
-def run_matrix(most_runs: int) -> Iterator[tuple[Board, Tool, Network, list[Run]]]:
-    """Every cell in turn, each with its runs; boards are new for each tool."""
-    for board, tool in itertools.product(BOARDS, TOOLS):
-        if tool.only and board.chip not in tool.only:
-            continue
-        names = [f"board{number}" for number in range(min(tool.runs, most_runs))]
-        with tempfile.TemporaryDirectory() as folder_name:
-            folder = Path(folder_name)
-            with Lab(folder, dict.fromkeys(names, board.parameters), chip=board.chip) as lab:
-                for delay_s, query in itertools.product(DELAYS_S, QUERIES):
-                    network = Network(delay_s, query)
-                    boards = list(lab.boards.values())
-                    yield board, tool, network, run_cell(tool, boards, network, folder)
+def run_tool_on(board: Board, tool: Tool, most_runs: int) -> list[tuple[str, list[Run]]]:
+    """All networks of one tool on one kind of board: a row of the table and its runs for each."""
+    names = [f"board{number}" for number in range(min(tool.runs, most_runs))]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        with Lab(folder, dict.fromkeys(names, board.parameters), chip=board.chip) as lab:
+            for delay_s, query in itertools.product(DELAYS_S, QUERIES):
+                network = Network(delay_s, query)
+                runs = run_cell(tool, list(lab.boards.values()), network, folder)
+                rows.append((_row(board, tool, network, runs), runs))
+                print(rows[-1][0], flush=True)
+    return rows
+
+
+def run_matrix(most_runs: int, jobs: int) -> list[tuple[str, list[Run]]]:
+    """Every row of the table, with its runs; `jobs` kinds of boards and tools at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = [
+            pool.submit(run_tool_on, board, tool, most_runs)
+            for board, tool in itertools.product(BOARDS, TOOLS)
+            if not tool.only or board.chip in tool.only
+        ]
+        return [row for done in pending for row in done.result()]
 
 
 def _row(board: Board, tool: Tool, network: Network, runs: list[Run]) -> str:
@@ -264,18 +275,14 @@ def main() -> int:
     """Run the matrix; exit code 1 if any run missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="at most, per cell")
-    most_runs = parser.parse_args().runs
-    rows = []
-    has_missed = False
-    for board, tool, network, runs in run_matrix(most_runs):
-        rows.append(_row(board, tool, network, runs))
-        print(rows[-1], flush=True)
-        for run in runs:
-            if not run.landed or run.complaint:
-                has_missed = True
-                print(f"boots: {run.boots}\n{run.complaint}", file=sys.stderr, flush=True)
-    DOCUMENT.write_text(_HEAD + "\n".join(rows) + "\n")
-    return int(has_missed)
+    parser.add_argument("--jobs", type=int, default=4, help="boards and tools at a time")
+    arguments = parser.parse_args()
+    rows = run_matrix(arguments.runs, arguments.jobs)
+    missed = [(row, run) for row, runs in rows for run in runs if run.complaint or not run.landed]
+    for row, run in missed:
+        print(f"{row}\nboots: {run.boots}\n{run.complaint}", file=sys.stderr)
+    DOCUMENT.write_text(_HEAD + "\n".join(row for row, _ in rows) + "\n")
+    return int(bool(missed))
 
 
 if __name__ == "__main__":
