@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Recording
+from gateway.config_choices import Access, Recording
 from gateway.config_device import DEVICE, TCP, pool_member_name
+from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
 from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
 from gateway.protocol.reset import DEFAULT_HOLD_S
@@ -41,6 +42,7 @@ from gateway.yaml_lines import (
     whole_number,
 )
 
+_ACCESS = Access()
 _RECORDING = Recording()
 
 
@@ -94,6 +96,7 @@ class PortConfig:
     protocol: Protocol
     on_connect: OnConnect
     on_disconnect: OnDisconnect
+    access: Access = _ACCESS
     recording: Recording = _RECORDING
 
     def named(self, name: str) -> PortConfig:
@@ -174,6 +177,8 @@ PORT_KEYS: Final = (
     Key("tcp", TCP, TCP_OR_CONNECT),
     Key("host", HOST, "127.0.0.1"),
     Key("connect", ADDRESS, TCP_OR_CONNECT),
+    Key("allow", NETWORKS, _ACCESS.allow),
+    Key("max_sessions", whole_number(1, 1000), _ACCESS.max_sessions),
     Key("device", DEVICE, REQUIRED),
     Key("baudrate", whole_number(1, 2**32 - 1), _SERIAL.baudrate),
     Key("bytesize", whole_number(5, 8), _SERIAL.bytesize),
@@ -198,6 +203,8 @@ PORT_KEYS: Final = (
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
+#: For ports that clients connect to.
+_LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions")
 _FILE_KEYS: Final = ("defaults", "ports")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
@@ -251,10 +258,10 @@ def _check_fit(port: Section, line: int, problems: Problems) -> None:
             accepted = f"{_ACCEPTED_TCP}, or connect: {ADDRESS.accepted}"
             refuse_key("tcp", "neither tcp nor connect", accepted)
     else:
-        for key in ("tcp", "host"):
+        for key in _LISTENING_KEYS:
             if key in port.lines:
                 found = f"{key} beside connect (line {port.lines['connect']})"
-                refuse_key(key, found, "connect alone, or tcp and host")
+                refuse_key(key, found, f"connect without {key}, or tcp")
     for key in ("on_connect", "on_disconnect"):
         is_given = key in port.lines and key in port.values
         if is_given and port.values.get("protocol") is Protocol.RFC2217:
@@ -296,6 +303,7 @@ def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Prob
 _GROUPS: Final[dict[str, Any]] = {
     "serial": SerialSettings,
     "resets": ResetChoice,
+    "access": Access,
     "recording": Recording,
 }
 

@@ -1,4 +1,4 @@
-"""What an operator chooses for a port besides its settings: what is kept of its board's output.
+"""What an operator chooses for a port besides its settings: who may connect, what is kept of it.
 
 How the values are written in the YAML is config.py's and config_values.py's matter, what the
 choices do that of whoever has them.
@@ -7,6 +7,8 @@ choices do that of whoever has them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from gateway.config_networks import EVERYBODY, Networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +30,14 @@ class Recording:
         if self.log_file is None:
             return self
         return replace(self, log_file=self.log_file.replace("{name}", name))
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a port that is listened at: the operator's keys of these names.
+
+    `max_sessions` counts those who are refused, too, until they are gone.
+    """
+
+    allow: Networks = EVERYBODY
+    max_sessions: int = 32

@@ -14,13 +14,15 @@ import os
 import random
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 
 from gateway.config_values import Address
 from gateway.device import Device
+from gateway.door import Refusal
 from gateway.request_queue import Conversation
 from gateway.session import Session
 
@@ -46,6 +48,8 @@ class Dialer:
     #: Nothing is listened on, so nothing is missing before clients are served.
     tcp_port: int | None = None
     is_ready = True
+    #: Nor does anybody come who could be turned away.
+    turned_away: ClassVar[Counter[Refusal]] = Counter()
 
     def __init__(
         self,

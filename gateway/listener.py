@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import cast
 
@@ -16,17 +17,14 @@ import structlog
 
 from gateway.config import PortConfig
 from gateway.device import Device
+from gateway.door import Door, Refusal
 from gateway.request_queue import Conversation
-from gateway.session import Session
+from gateway.session import Session, peer_host
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
 #: to an interface that is not up yet, or to the process before.
 _RETRY_FIRST_S = 0.25
 _RETRY_LONGEST_S = 5.0
-
-#: Connections to one port at a time, refused ones and those that are being ended included. One
-#: has the device, others are told who; what is above is closed without a word.
-MAX_SESSIONS = 32
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5
@@ -49,7 +47,8 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._binding: asyncio.Task[None] | None = None
         self._last_failure = ""
-        self._sessions: set[Session] = set()
+        self._door = Door(config.access, log)
+        self._sessions: dict[Session, None] = {}  # the oldest first
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
         self._stopping = False
@@ -61,6 +60,11 @@ class Listener:
             return None
         tcp_port: int = self._server.sockets[0].getsockname()[1]
         return tcp_port
+
+    @property
+    def turned_away(self) -> Counter[Refusal]:
+        """How many connections did not become a session."""
+        return self._door.turned_away
 
     @property
     def is_ready(self) -> bool:
@@ -85,6 +89,7 @@ class Listener:
                 await self._binding
         if self._server is not None:
             self._server.close()
+        self._door.close()
         for session in tuple(self._sessions):
             session.close(reason)
         with contextlib.suppress(TimeoutError):
@@ -94,7 +99,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                self._accept, self._config.host, self._config.tcp_port
+                self._new_arrival, self._config.host, self._config.tcp_port
             )
         except OSError as error:
             self._log_failure(error.strerror or str(error))
@@ -121,28 +126,52 @@ class Listener:
                 return
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
 
-    def _accept(self) -> asyncio.BaseProtocol:
-        if self._stopping:  # the kernel had accepted it before
-            return _Dropped()
-        if len(self._sessions) >= MAX_SESSIONS:
-            self._log.warning("client_dropped", reason=f"{MAX_SESSIONS} are connected already")
-            return _Dropped()
+    def _new_arrival(self) -> _Arrival:
+        return _Arrival(self._arrived)
+
+    def _arrived(self, transport: asyncio.Transport) -> None:
+        """Make a session of a connection, or close it before anything is sent on it."""
+        host = peer_host(transport)
+        # When stopping, the kernel had accepted it before.
+        if self._stopping or not self._door.allows(host) or not self._make_room(host):
+            transport.abort()
+            return
+        session = self._new_session()
+        transport.set_protocol(session)
+        session.connection_made(transport)
+
+    def _new_session(self) -> Session:
         session = Session(self._device, self._converse(), self._log, self._session_ended)
-        self._sessions.add(session)
+        self._sessions[session] = None
         self._nobody_left.clear()
         return session
 
+    def _make_room(self, host: str) -> bool:
+        """Whether there is room for one session more, whose place may be that of one that ends.
+
+        A refused client is left a moment to read why; who comes then should not suffer for it.
+        """
+        if len(self._sessions) >= self._config.access.max_sessions:
+            ending = next((each for each in self._sessions if each.is_ending), None)
+            if ending is not None:
+                ending.abort()
+                self._session_ended(ending)
+        return self._door.has_room(host, len(self._sessions))
+
     def _session_ended(self, session: Session) -> None:
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
         if not self._sessions:
             self._nobody_left.set()
 
 
-class _Dropped(asyncio.Protocol):
-    """A connection that is closed at once."""
+class _Arrival(asyncio.Protocol):
+    """A connection that has been accepted, until it is known what becomes of it."""
+
+    def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
+        self._arrived = arrived
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        cast("asyncio.Transport", transport).abort()
+        self._arrived(cast("asyncio.Transport", transport))
 
 
 def is_free(host: str, tcp_port: int) -> bool:

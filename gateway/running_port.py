@@ -14,6 +14,7 @@ import structlog
 from gateway.config import PortConfig, Protocol
 from gateway.device import Device
 from gateway.dialer import Dialer
+from gateway.door import Refusal
 from gateway.errors import DeviceError
 from gateway.lasting_port import Locate
 from gateway.listener import Listener
@@ -65,6 +66,8 @@ class RunningPort:
             received_bytes=device.received_bytes,
             sent_bytes=device.sent_bytes,
             sessions=device.sessions,
+            not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
+            too_many=self.way_in.turned_away[Refusal.TOO_MANY],
         )
 
     def _address(self) -> str:

@@ -208,6 +208,15 @@ class Session(asyncio.BufferedProtocol):
 
     # --- ours
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the client has been told the last that it will be, and only has to read it."""
+        return self.state in {SessionState.REFUSED, SessionState.CLOSED}
+
+    def abort(self) -> None:
+        """Leave a client no more time to read the last that it was told."""
+        self._transport.abort()
+
     def close(self, reason: str, *, is_fault: bool = False) -> None:
         """End the session from our side; what waits is not carried out any more.
 
@@ -358,6 +367,12 @@ def _sends_no_more(transport: asyncio.Transport) -> bool:
 def _reason_of(error: Exception) -> str:
     strerror = error.strerror if isinstance(error, OSError) else None
     return (strerror or str(error)).lower()
+
+
+def peer_host(transport: asyncio.Transport) -> str:
+    """The address of the client; one that is gone already has none."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
 
 def _peer_name(transport: asyncio.Transport) -> str:

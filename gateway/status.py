@@ -20,7 +20,8 @@ class PortSnapshot:
 
     `address` is where clients connect, empty while it could not be bound. `since` is the local
     time since when `client` has the device, both empty when nobody has it. The bytes count since
-    the service has started: received from the board, sent to it.
+    the service has started: received from the board, sent to it. Connections that were closed
+    without a word are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`).
     """
 
     name: str
@@ -35,6 +36,8 @@ class PortSnapshot:
     received_bytes: int
     sent_bytes: int
     sessions: int
+    not_allowed: int = 0
+    too_many: int = 0
 
 
 def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:

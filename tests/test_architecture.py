@@ -31,6 +31,8 @@ FLOORS: list[set[str]] = [
     {"recorder", "output_log", "sharing"},
     {"away_port", "retry_plan", "lasting_port", "line_driver", "device"},
     {"states_poll", "request_queue", "session"},
+    {"tally"},
+    {"door"},
     {"listener", "dialer"},
     {"web", "web.*", "sd_report"},
     {"status", "status_socket"},

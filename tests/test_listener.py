@@ -7,15 +7,18 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from gateway.config_choices import Access
+from gateway.config_networks import Networks
 from gateway.device import DeviceState
-from gateway.listener import MAX_SESSIONS, Listener, is_free
-from gateway.session import Session
+from gateway.door import Refusal
+from gateway.listener import Listener, is_free
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import (
     LoopClock,
@@ -32,10 +35,10 @@ from tests.support.tcp_client import GREETING, TcpClient
 
 @asynccontextmanager
 async def listener_without_a_board(
-    folder: Path, tcp_port: int = 0, host: str = "127.0.0.1"
+    folder: Path, tcp_port: int = 0, host: str = "127.0.0.1", access: Access | None = None
 ) -> AsyncIterator[Listener]:
     """A listener that has been started; whoever connects is told that no board is there."""
-    config = replace(port_config(tcp_port=tcp_port), host=host)
+    config = replace(port_config(tcp_port=tcp_port), host=host, access=access or Access())
     with PtyBoard(folder, plugged_in=False) as board:
         device = device_of(board)
         device.start()
@@ -78,27 +81,103 @@ async def test_an_address_of_another_machine_is_told_and_tried_again(tmp_path: P
     assert "assign requested address" in failure["reason"]
 
 
+#: What the tests below are served with; one of them has the device.
+FEW = Access(max_sessions=4)
+
+
 async def test_more_connections_than_allowed_are_closed_and_the_others_stay(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board, capture_logs() as logs, ExitStack() as connections:
-        async with serving(board) as served:
+        async with serving(board, access=FEW) as served:
             first = connections.enter_context(await TcpClient.connect(served.tcp_port))
             await first.receive_wire(GREETING)
             with LoopClock() as clock:
                 others = [
                     connections.enter_context(await TcpClient.connect(served.tcp_port))
-                    for _ in range(MAX_SESSIONS)
+                    for _ in range(6)
                 ]
-                assert await others[-1].receive_to_end() == b""
-                await until(lambda: served.states().count("waiting") == MAX_SESSIONS - 1)
+                for too_many in others[3:]:
+                    assert await too_many.receive_to_end() == b""
+                await until(lambda: served.states().count("waiting") == 3)
                 await clock.advance(0.6)
-                for other in others[:-1]:
+                for other in others[:3]:
                     assert (await other.receive_to_end()).startswith(b"desk: in use by ")
                     other.close()
                 await until(lambda: served.states() == ["active"])
             await board.write(b"undisturbed")
             await first.receive_data(b"undisturbed")
+            assert served.listener.turned_away == {Refusal.TOO_MANY: 3}
     dropped = [entry for entry in logs if entry["event"] == "client_dropped"]
-    assert len(dropped) == 1
+    assert [(entry["network"], entry["count"]) for entry in dropped] == [
+        ("127.0.0.0/24", 1),
+        ("127.0.0.0/24", 2),
+    ]
+
+
+async def test_a_client_that_comes_after_a_burst_gets_the_place_of_one_that_ends(
+    tmp_path: Path,
+) -> None:
+    async with listener_without_a_board(tmp_path, access=FEW) as listener:
+        assert listener.tcp_port is not None
+        with LoopClock(), ExitStack() as connections:  # so that no time passes
+            burst = [
+                connections.enter_context(await TcpClient.connect(listener.tcp_port))
+                for _ in range(8)
+            ]
+            for client in burst:
+                assert await client.receive_to_end() == b"desk: absent: not plugged in\r\n"
+            assert len(listener._sessions) == 4
+            with await TcpClient.connect(listener.tcp_port) as late:
+                assert await late.receive_to_end() == b"desk: absent: not plugged in\r\n"
+            assert not listener.turned_away
+
+
+async def test_a_peer_that_is_not_allowed_gets_no_byte_and_no_session(tmp_path: Path) -> None:
+    access = Access(allow=Networks((ip_network("192.0.2.0/24"),)))
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board, access=access) as served:
+            await board.write(b"secret")
+            for _ in range(3):
+                with await TcpClient.connect(served.tcp_port) as client:
+                    assert await client.receive_to_end() == b""
+                    assert not client.received
+            assert served.device.sessions == 0
+            assert served.listener.turned_away == {Refusal.NOT_ALLOWED: 3}
+    told = [entry for entry in logs if entry["event"].startswith("client_")]
+    assert [(entry["event"], entry["network"], entry["count"]) for entry in told] == [
+        ("client_not_allowed", "127.0.0.0/24", 1),
+        ("client_not_allowed", "127.0.0.0/24", 2),
+    ]
+
+
+async def test_a_peer_that_is_allowed_is_served(tmp_path: Path) -> None:
+    access = Access(allow=Networks((ip_network("127.0.0.0/8"),)))
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, access=access) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.receive_wire(GREETING)
+
+
+@pytest.mark.parametrize(("network", "is_served"), [("127.0.0.0/8", True), ("::1/128", False)])
+async def test_an_ipv4_client_of_an_ipv6_socket_is_known_by_its_ipv4_address(
+    tmp_path: Path, network: str, is_served: bool
+) -> None:
+    config = replace(port_config(), access=Access(allow=Networks((ip_network(network),))))
+    with PtyBoard(tmp_path) as board, socket.socket(socket.AF_INET6) as both:
+        both.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        both.bind(("::", 0))
+        device = device_of(board)
+        device.start()
+        await until(lambda: device.state is DeviceState.IDLE)
+        listener = Listener(config, device, access_server, structlog.get_logger())
+        # asyncio makes sockets that are for IPv6 only; systemd or another kernel may not.
+        server = await asyncio.get_running_loop().create_server(listener._new_arrival, sock=both)
+        with await TcpClient.connect(both.getsockname()[1]) as client:
+            if is_served:
+                await client.receive_wire(GREETING)
+            else:
+                assert await client.receive_to_end() == b""
+        server.close()
+        await asyncio.gather(listener.stop("the test is over"), device.stop())
 
 
 async def test_a_refused_client_that_does_not_hang_up_is_hung_up_on(tmp_path: Path) -> None:
@@ -156,31 +235,11 @@ async def test_a_connection_that_comes_while_stopping_is_closed(
                     await client.receive_to_end()
 
 
-async def test_a_session_that_is_closed_before_it_is_connected_ends(tmp_path: Path) -> None:
-    # The kernel accepts, then the loop makes the session, then it reports the connection.
-    with PtyBoard(tmp_path) as board, capture_logs() as logs:
-        async with serving(board) as served:
-            with await TcpClient.connect(served.tcp_port):
-                await until(lambda: served.sessions)
-                assert served.states() == ["new"]
-                await served.listener.stop("closing time")
-                assert not served.sessions
-    assert "client_connected" not in {entry["event"] for entry in logs}
-
-
 async def test_stopping_before_the_address_could_be_bound_is_fine(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as blocker:
         async with listener_without_a_board(tmp_path, blocker.getsockname()[1]) as listener:
             await listener.stop("closing time")
             assert listener.tcp_port is None
-
-
-async def test_what_the_kernel_had_accepted_is_no_session_after_stopping(tmp_path: Path) -> None:
-    async with listener_without_a_board(tmp_path) as listener:
-        assert isinstance(listener._accept(), Session)
-        listener._sessions.clear()
-        await listener.stop("closing time")
-        assert not isinstance(listener._accept(), Session)
 
 
 def test_an_address_is_free_until_somebody_listens() -> None:

@@ -12,7 +12,7 @@ import re
 import tracemalloc
 from collections.abc import AsyncIterator, MutableMapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from structlog.testing import capture_logs
@@ -22,7 +22,6 @@ from gateway.listener import Listener
 from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_tty import TtyLocation
-from gateway.session import Session
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
 from tests.support.fuzz_client import FuzzClient
@@ -138,7 +137,7 @@ class FuzzWorld:
 
     def _connect(self, name: str) -> FuzzClient:
         self._clients += 1
-        session = cast("Session", self._listeners[name]._accept())
+        session = self._listeners[name]._new_session()
         return FuzzClient(session, self._clients, keeps=self._keeps or name == "other")
 
     async def _play_step(self, step: Step, client: FuzzClient, board: FuzzBoard) -> None:

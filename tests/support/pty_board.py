@@ -26,7 +26,7 @@ from typing import Self
 import structlog
 
 from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.config_choices import Recording
+from gateway.config_choices import Access, Recording
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -260,7 +260,7 @@ class Served:
     @property
     def sessions(self) -> set[Session]:
         """The sessions that have not ended."""
-        return self.listener._sessions
+        return set(self.listener._sessions)
 
     async def session(self) -> Session:
         """The session that has the device, once there is one."""
@@ -342,6 +342,7 @@ async def serving(
     converse: Callable[[], Conversation] = access_server,
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
+    access: Access | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -351,7 +352,8 @@ async def serving(
         board, name, settings, grace_s, on_connect=on_connect, on_disconnect=on_disconnect
     )
     log = structlog.get_logger().bind(device=name)
-    listener = Listener(port_config(name), device, converse, log)
+    config = replace(port_config(name), access=access or Access())
+    listener = Listener(config, device, converse, log)
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
     await listener.start()
