@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.config import load_config
+from gateway.config import GatewayConfig, load_config
 from gateway.config_device import tcp_text
 from gateway.errors import ConfigError, GatewayError
 
@@ -66,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     status.add_argument("--socket", type=Path, metavar="PATH", help="where the service tells it")
     status.set_defaults(run=_status)
+
+    devices = commands.add_parser("devices", help="list the USB serial devices that are plugged in")
+    devices.add_argument("--config", type=Path, metavar="FILE", help="tell which port serves each")
+    _add_state_dir(devices)
+    form = devices.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for programs")
+    form.add_argument("--yaml", action="store_true", help="as entries for the configuration")
+    devices.set_defaults(run=_devices)
 
     demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
     demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
@@ -132,6 +141,23 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    from gateway import device_list, pool_store, state_file, sysfs  # noqa: PLC0415 - as above
+
+    config = GatewayConfig(()) if arguments.config is None else load_config(arguments.config)
+    folder = arguments.state_dir or state_file.default_folder(os.environ)
+    table = pool_store.read_table(folder)
+    ttys = sysfs.Sysfs().usb_ttys(ready_only=False)
+    listed = device_list.listing(ttys, config, table)
+    if arguments.json:
+        print(device_list.to_json(listed))
+    elif arguments.yaml:
+        print(device_list.to_yaml(listed, config))
+    else:
+        print(device_list.to_table(listed))
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

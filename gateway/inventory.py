@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Protocol
 import structlog
 
 from gateway.assignment import Assignment, assign
-from gateway.config import GatewayConfig, PoolConfig, PortConfig
+from gateway.config import GatewayConfig, PortConfig
 from gateway.config_device import pool_member_name
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.hotplug import Monitor, Watcher, open_udev_monitor
-from gateway.pool_store import PoolStore
+from gateway.pool_store import PoolStore, today
 from gateway.pool_table import Served
 from gateway.serial_tty import TtyLocation
 from gateway.sysfs import Sysfs
@@ -29,8 +28,6 @@ from gateway.usb_match import UsbTty
 
 #: How long the start waits to know what is plugged in; devices are told later otherwise.
 _FIRST_LOOK_LIMIT_S = 2.0
-
-_SECONDS_PER_DAY = 86400
 
 
 class InventoryOwner(Protocol):
@@ -159,15 +156,14 @@ class Inventory:
         wanted: dict[str, list[UsbTty]] = {pool.name: [] for pool in self._config.pools}
         left_out: dict[str, str] = {}
         for tty in free:
-            fitting = [pool.name for pool in self._config.pools if _fits(pool, tty)]
+            fitting = [pool.name for pool in self._config.pools if pool.pattern.device.fits(tty)]
             if len(fitting) == 1:
                 wanted[fitting[0]].append(tty)
             elif fitting:
                 left_out[str(tty)] = f"fits the pools {', '.join(fitting)}"
         before = self.ports()
         ranges = {pool.name: pool.tcp_ports for pool in self._config.pools}
-        day = int(time.time()) // _SECONDS_PER_DAY
-        self._served = self._store.table.update(ranges, wanted, self._ttys, day)
+        self._served = self._store.table.update(ranges, wanted, self._ttys, today())
         self._store.save()
         left_out |= {str(tty): f"the pool {pool} is full" for pool, tty in self._served.left_out}
         self._tell_left_out(left_out)
@@ -203,10 +199,6 @@ class Inventory:
 
 def _needs_usb(config: GatewayConfig) -> bool:
     return bool(config.pools) or any(port.device.simulated is None for port in config.ports)
-
-
-def _fits(pool: PoolConfig, tty: UsbTty) -> bool:
-    return any(match.fits(tty) for match in pool.pattern.device.matches)
 
 
 def _described(tty: UsbTty) -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,23 @@ _CALL_LIMIT_S = 30.0
 #: How long the end waits for the last write, and the start for the table.
 _CLOSE_LIMIT_S = 1.0
 _LOAD_LIMIT_S = 5.0
+
+
+_SECONDS_PER_DAY = 86400
+
+
+def today() -> int:
+    """The day, as the table counts them."""
+    return int(time.time()) // _SECONDS_PER_DAY
+
+
+def read_table(folder: Path) -> PoolTable:
+    """The table of a service that may run, to look at; empty if there is none to be read."""
+    try:
+        state = read_state(folder / FILE_NAME)
+        return PoolTable() if state is None else PoolTable.from_json(state)
+    except (OSError, ValueError):
+        return PoolTable()
 
 
 class PoolStore:

@@ -51,10 +51,11 @@ class Sysfs:
         self._udev = udev
         self._seen: dict[str, _Seen] = {}
 
-    def usb_ttys(self) -> list[UsbTty]:
+    def usb_ttys(self, *, ready_only: bool = True) -> list[UsbTty]:
         """All that are plugged in now, in the order of their sockets.
 
-        A tty that goes while it is read is left out; a kernel without sysfs has none.
+        Those that can't be opened yet only if not `ready_only`. A tty that goes while it is read
+        is left out; a kernel without sysfs has none.
         """
         try:
             names = os.listdir(self._class)[:_MAX_TTYS]  # noqa: PTH208 - names only
@@ -62,7 +63,7 @@ class Sysfs:
             names = []
         seen = {name: found for name in names if (found := self._look_at(name)) is not None}
         self._seen = seen
-        ttys = [each.tty for each in seen.values() if self._is_ready(each)]
+        ttys = [each.tty for each in seen.values() if not ready_only or self._is_ready(each)]
         return sorted(ttys, key=in_order)
 
     def _look_at(self, name: str) -> _Seen | None:

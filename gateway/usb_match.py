@@ -125,6 +125,10 @@ class DeviceChoice:
         first = self.alternatives[0]
         return first if isinstance(first, str) and first.startswith(SIMULATED) else None
 
+    def fits(self, tty: UsbTty) -> bool:
+        """Whether any of its matches is right for a device."""
+        return any(match.fits(tty) for match in self.matches)
+
     @property
     def is_match(self) -> bool:
         """Whether it is matches only."""

@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"protocol.access_server", "protocol.raw"},
     {"yaml_lines", "usb_match", "config*"},
     {"control_thread", "serial_*", "sysfs", "hotplug", "assignment", "pool_table", "state_file"},
-    {"pool_store", "inventory"},
+    {"pool_store", "inventory", "device_list"},
     {"recorder", "output_log", "sharing"},
     {"away_port", "retry_plan", "lasting_port", "line_driver", "device"},
     {"states_poll", "request_queue", "session"},

@@ -38,8 +38,8 @@ class SlowSysfs(Sysfs):
         self.looks = 0
         self.error: Exception | None = None
 
-    def usb_ttys(self) -> list[UsbTty]:
-        ttys = super().usb_ttys()
+    def usb_ttys(self, *, ready_only: bool = True) -> list[UsbTty]:
+        ttys = super().usb_ttys(ready_only=ready_only)
         self.looks += 1
         self.door.wait()
         if self.error is not None:
