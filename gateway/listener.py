@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -102,7 +103,7 @@ class Listener:
                 self._new_arrival, self._config.host, self._config.tcp_port
             )
         except OSError as error:
-            self._log_failure(error.strerror or str(error))
+            self._log_failure(_reason(error))
             return False
         self._log.info("listen_started", host=self._config.host, tcp_port=self.tcp_port)
         return True
