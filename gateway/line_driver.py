@@ -58,7 +58,7 @@ class LineDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._settled: Callable[[], None] | None = None
         self._being_set = 0
-        self._set_since = 0.0  # the loop's time when being_set was last 0
+        self._set_since = 0.0  # the loop's time when being_set was last 0 and time was looked at
         self._stood_still_s = 0.0
         self._closed = False
         self._settings_before: SerialSettings | None = None  # a sequence has changed the baud rate
@@ -82,6 +82,7 @@ class LineDriver:
         was meant.
         """
         self._controller.request(self._now(), dtr=dtr, rts=rts)
+        self._log.debug("lines_asked_for", dtr=self.wanted.dtr, rts=self.wanted.rts)
         self._settled = settled
         self._advance()
 
@@ -134,13 +135,13 @@ class LineDriver:
             self._advance()
 
     def _now(self) -> float:
-        """The controller's time."""
-        return (self._set_since if self._being_set else self._loop.time()) - self._stood_still_s
+        """The controller's time; it stands still from here on if lines are set now."""
+        if not self._being_set:
+            self._set_since = self._loop.time()
+        return self._set_since - self._stood_still_s
 
     def _advance(self) -> None:
         for step in self._controller.lines_to_set():
-            if not self._being_set:
-                self._set_since = self._loop.time()
             self._being_set += 1
             if isinstance(step, Lines):
                 self._log.debug("lines_set", dtr=step.dtr, rts=step.rts)
