@@ -184,3 +184,11 @@ def is_free(host: str, tcp_port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _reason(error: OSError) -> str:
+    """Why an address can't be bound, in the same words whatever Python runs."""
+    # asyncio gives no error number for an address of nobody here from Python 3.13 on.
+    if error.errno in {None, errno.EADDRNOTAVAIL}:
+        return "no interface of this machine has the address"
+    return error.strerror or str(error)
