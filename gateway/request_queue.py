@@ -128,14 +128,14 @@ class RequestQueue:
         """Carry these out behind what waits."""
         for event in events:
             match event:
+                case SerialData():
+                    self._waiting_bytes += len(event.data)
                 case access_server.OutputSuspended(suspended):
                     self._poll.hold(suspended)
                     self._owner.output_suspended(suspended)
                     continue
                 case PurgeRequest(transmit=True):
                     self._purge_what_waits()
-                case SerialData(data):
-                    self._waiting_bytes += len(data)
             self._events.append(event)
         self.carry_on()
 
@@ -177,9 +177,9 @@ class RequestQueue:
 
     def _carry_out(self, event: access_server.Event) -> None:
         match event:
-            case SerialData(data):
-                self._waiting_bytes -= len(data)
-                self._device.write(data)
+            case SerialData():
+                self._waiting_bytes -= len(event.data)
+                self._device.write(event.data)
             case SettingsRequest() | LinesRequest() | BreakRequest() | PurgeRequest():
                 self._change(event)
             case access_server.StateRequest():

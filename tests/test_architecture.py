@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
         "protocol.serial_settings",
         "protocol.rfc2217",
         "protocol.reset*",
+        "protocol.iac",
         "protocol.telnet",
         "protocol.board*",
     },

@@ -36,11 +36,8 @@ class PortStatus:
     break_on: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SerialData:
-    """Bytes to write to the serial port."""
-
-    data: bytes
+#: Bytes to write to the serial port, as telnet gives them: most of all events.
+SerialData = telnet.Data
 
 
 class SettingsChange(TypedDict, total=False):
@@ -216,8 +213,8 @@ class AccessServer:
         events: list[Event] = []
         for event in self._telnet.receive_data(data):
             match event:
-                case telnet.Data(payload):
-                    events.append(SerialData(payload))
+                case SerialData():
+                    events.append(event)
                 case telnet.ComPort(payload):
                     events += self._com_port_command(payload)
                 case telnet.ComPortEnabled() | telnet.ComPortDisabled():

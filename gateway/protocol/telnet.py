@@ -24,7 +24,6 @@ from telnetlib3.telopt import (
     EC,
     ECHO,
     EL,
-    IAC,
     IP,
     SB,
     SE,
@@ -33,6 +32,8 @@ from telnetlib3.telopt import (
     WILL,
     WONT,
 )
+
+from gateway.protocol.iac import DOUBLED, IAC, double, undouble
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,8 +51,6 @@ _NEGOTIATIONS = frozenset({WILL[0], WONT[0], DO[0], DONT[0]})
 #: Data up to the next command: anything but IAC, and doubled IACs. Possessive, so that it is
 #: one pass in C without backtracking.
 _DATA = re.compile(rb"(?:[^\xff]++|\xff\xff)*+")
-
-_DOUBLED = IAC + IAC
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +240,7 @@ class Telnet:
         self.unsent = self._outbox.unsent  # what `data_to_send` returns
         self._events: list[Event] = []
         self._negotiator = _Negotiator(self._outbox, self._events)
+        self._receives_binary = self._sends_binary = False  # as the negotiator has it
         self._partial = b""  # an unfinished command, from its IAC on
         self._received_cr = False
         self._sent_cr = False
@@ -270,8 +270,8 @@ class Telnet:
 
         In NVT a CR that is not followed by LF is sent as CR NUL (RFC 854, "The NVT printer").
         """
-        escaped = data.replace(IAC, _DOUBLED)
-        if self._negotiator.outbinary:
+        escaped = double(data)
+        if self._sends_binary:
             self._sent_cr = False
             return escaped
         if not escaped:
@@ -288,28 +288,23 @@ class Telnet:
         if self._failed:
             return []
         if not self._partial and IAC not in data:
-            self._emit_data(data)
-        else:
-            self._split(self._partial + data if self._partial else data)
+            return self._data_of(data)
+        self._split(self._partial + data if self._partial else data)
         events = self._events.copy()
         self._events.clear()
         return events
 
     def _split(self, stream: bytes) -> None:
-        self._partial = b""
-        # Pairs only, perhaps cut inside the last one, is what binary data looks like: a few
-        # passes in C.
-        lone = stream.replace(_DOUBLED, b"")
-        if lone.find(IAC) in {-1, len(lone) - 1}:
-            if lone.endswith(IAC):
-                stream, self._partial = stream[:-1], IAC
-            self._emit_data(stream.replace(_DOUBLED, IAC))
+        if (only_data := undouble(stream)) is not None:
+            data, self._partial = only_data
+            self._events += self._data_of(data)
             return
+        self._partial = b""
         position = 0
         while position < len(stream):
             end = cast("re.Match[bytes]", _DATA.match(stream, position)).end()
             if end > position:
-                self._emit_data(stream[position:end].replace(_DOUBLED, IAC))
+                self._events += self._data_of(stream[position:end].replace(DOUBLED, IAC))
             if end == len(stream):
                 return
             position = self._take_command(stream, end)
@@ -340,6 +335,8 @@ class Telnet:
         else:
             for index in range(3):
                 self._negotiator.feed_byte(command[index : index + 1])
+            self._receives_binary = self._negotiator.inbinary
+            self._sends_binary = self._negotiator.outbinary
         return start + 3
 
     def _is_loop(self) -> bool:
@@ -372,19 +369,18 @@ class Telnet:
 
     def _take_option(self, option: bytes, parameters: bytes) -> None:
         if option == COM_PORT_OPTION:
-            self._events.append(ComPort(parameters.replace(_DOUBLED, IAC)))
+            self._events.append(ComPort(parameters.replace(DOUBLED, IAC)))
         else:
             self._events.append(
                 ProtocolViolation(f"subnegotiation of refused option {option[0]}", fatal=False)
             )
 
-    def _emit_data(self, data: bytes) -> None:
-        if self._negotiator.inbinary:
+    def _data_of(self, data: bytes) -> list[Event]:
+        if self._receives_binary:
             self._received_cr = False
         else:
             data = self._undo_nvt(data)
-        if data:
-            self._events.append(Data(data))
+        return [Data(data)] if data else []
 
     def _undo_nvt(self, data: bytes) -> bytes:
         """Drop the NUL of CR NUL (RFC 854); CR LF and a lone CR go to the board as they are."""

@@ -182,12 +182,14 @@ def _transfer(out: int, into: int, data: memoryview, wanted_bytes: int) -> bytes
 
 
 def round_trip(ports: list[Port], job: dict[str, Any]) -> dict[str, Any]:
-    """Some bytes to the board and the same back, one after the other; times by size."""
+    """Some bytes to the board and the same back, one after the other."""
     os.set_blocking(ports[0].master, True)
     ports[0].socket.setblocking(True)  # with a time limit, each call would poll first
-    return {
-        str(size): _round_trips(ports[0], b"x" * size, job["count"]) for size in job["sizes_bytes"]
-    }
+    pids, count = family(job["pids"]), job["count"]
+    began_cpu_s = cpu_s(pids)
+    times_us = {str(size): _round_trips(ports[0], b"x" * size, count) for size in job["sizes"]}
+    trips = len(times_us) * (count + _WARM_UP)
+    return {"times_us": times_us, "cpu_us": (cpu_s(pids) - began_cpu_s) * 1e6 / trips}
 
 
 def _round_trips(port: Port, data: bytes, count: int) -> list[float]:

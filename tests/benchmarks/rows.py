@@ -199,8 +199,10 @@ def round_trip(bench: Bench, server: Server, others: str) -> Measured:
         elif others == "busy":
             stack.enter_context(_busy(here, slice(1, None)))
         trips = bench.effort.round_trips
-        times_us = here.load("round_trip", slice(1), sizes_bytes=[1, 64], count=trips)
-    for size, times in times_us.items():
+        result = here.load("round_trip", slice(1), sizes=[1, 64], count=trips)
+    if others != "busy":  # the others' bytes would be counted
+        measured["cpu_us"] = result["cpu_us"]
+    for size, times in result["times_us"].items():
         measured[f"{size}_p50"] = percentile(times, 50)
         measured[f"{size}_p99"] = percentile(times, 99)
     return measured
@@ -361,6 +363,7 @@ def _round_trip_rows() -> Iterator[Row]:
         for size in (1, 64)
         for part in ("p50", "p99")
     )
+    metrics += (Metric("cpu_us", "CPU, µs each", 1),)
     for others, key, says in (
         ("alone", "round trip, idle", "One port."),
         ("idle", "round trip, 20 idle ports", "20 more ports with a client each, which is quiet."),
