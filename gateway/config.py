@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Access, Recording
+from gateway.config_choices import Access, Recording, Sharing
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
@@ -97,6 +97,7 @@ class PortConfig:
     on_connect: OnConnect
     on_disconnect: OnDisconnect
     access: Access = _ACCESS
+    sharing: Sharing = Sharing.EXCLUSIVE
     recording: Recording = _RECORDING
 
     def named(self, name: str) -> PortConfig:
@@ -195,6 +196,7 @@ PORT_KEYS: Final = (
     Key("grace_s", seconds(0, 300), 10.0),
     Key("reset", RESET, Reset.AUTO),
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
+    Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
     Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
     Key("log_file", LOG_FILE, _RECORDING.log_file),
     Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),

@@ -1,4 +1,4 @@
-"""What an operator chooses for a port besides its settings: who may connect, what is kept of it.
+"""What an operator chooses for a port besides its settings: who may use it, what is kept of it.
 
 How the values are written in the YAML is config.py's and config_values.py's matter, what the
 choices do that of whoever has them.
@@ -7,8 +7,18 @@ choices do that of whoever has them.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from gateway.config_networks import EVERYBODY, Networks
+
+
+class Sharing(Enum):
+    """What becomes of a client when another comes."""
+
+    EXCLUSIVE = "exclusive"  # it keeps the port, the other is refused
+    TAKEOVER = "takeover"  # it is closed, the other gets the port
+    PREEMPT = "preempt"  # it watches until the other has left
+    SHARED = "shared"  # both use the port
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,14 @@ from enum import Enum
 
 import structlog
 
-from gateway import sharing
 from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig
+from gateway.device_controls import DeviceControls
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
 from gateway.output_log import OutputLog, open_log
-from gateway.protocol.access_server import PortStatus
-from gateway.protocol.serial_settings import SerialSettings
 from gateway.recorder import Recorder
-from gateway.serial_states import PortStates
-from gateway.sharing import DeviceUser, since_text
+from gateway.sharing import Arrival, DeviceUser, Users
 
 #: How long a new user waits for the one before to be gone. A client that ends one connection and
 #: starts the next at once may be seen in the other order.
@@ -57,7 +54,7 @@ _HAS_PORT = frozenset(
 )
 
 
-class Device:
+class Device(DeviceControls):
     """See the module; made and used on the loop."""
 
     def __init__(
@@ -66,11 +63,13 @@ class Device:
         locate: Locate,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
-        self.name = config.name
+        port = LastingPort(
+            locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
+        )
+        super().__init__(config.name, port, LineDriver(config.resets, port, log))
         self.state = DeviceState.OPENING
         self.reason = ""
         self.received_bytes = 0  # from the board, since the gateway runs
-        self.sent_bytes = 0
         self.sessions = 0  # users that have had it
         self.idle = asyncio.Event()  # it can be had at once
         self.recorder = Recorder(1024 * config.recording.record_kib)
@@ -78,16 +77,11 @@ class Device:
         self._log = log
         self._output_log: OutputLog | None = None
         self._loop = asyncio.get_running_loop()
-        self._port = LastingPort(
-            locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
-        )
-        self._lines = LineDriver(config.resets, self._port, log)
-        self._user: DeviceUser | None = None
-        self._user_told = False  # False while the board is brought to where the user wants it
-        self._user_since = sharing.local_now()
+        self.users = Users(config.sharing)
         self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
         self._finish: asyncio.TimerHandle | None = None
-        self._break_on = False
+        self._is_away = False  # the board has vanished, and is waited for
+        self._is_busy = False  # too many bytes wait to be sent
         self._at_rest = asyncio.Event()  # nothing is under way that stop() has to wait for
         self._at_rest.set()
 
@@ -98,7 +92,8 @@ class Device:
 
     def look_again(self) -> None:
         """What is plugged in has changed, and may matter to this device."""
-        self._port.look_again(in_use=self.state is not DeviceState.IDLE)
+        in_use = self.state is not DeviceState.IDLE or bool(self.users)
+        self._port.look_again(in_use=in_use)
 
     async def stop(self) -> None:
         """Wait until the last user's lines are released, then close the port for good.
@@ -131,100 +126,29 @@ class Device:
         """Give the device back, or stop asking for it; what was written is still sent."""
         if (timer := self._waiting.pop(user, None)) is not None:
             timer.cancel()
-        if user is not self._user:
-            return
-        self._user = None
-        self._port.grace_s = 0.0
-        if self.state is DeviceState.AWAY:
-            self._port.give_up_absence()
-            self._end_use()
-            self._enter(DeviceState.ABSENT, self.reason)
-            return
-        self._enter(DeviceState.RELEASING)
-        self._finish = self._loop.call_later(_FINISH_LIMIT_S, self._drop_unsent)
-        self._port.resume_reading()
-        self._port.when_sent(self._reset_and_release)
-
-    # What a user may do with the device between `attached` and `device_lost` or `detach`. Every
-    # `done` is called when what follows may go to the board, unless the device is lost first.
-
-    @property
-    def status(self) -> PortStatus:
-        """What is in force: what a client is told."""
-        return PortStatus(self._port.settings, self._lines.wanted, self._break_on)
+        if not self.users.leave(user):  # others drive it
+            self._read_or_not()
+        elif self.state is DeviceState.AWAY:
+            self._nobody_drives_away()
+        else:
+            self._begin_release(self._reset_and_release, _FINISH_LIMIT_S)
 
     @property
     def is_open(self) -> bool:
         """Whether there is a port, or somebody who waits for it: `status` can be asked."""
         return self.state in _HAS_PORT
 
-    @property
-    def user(self) -> str:
-        """Who has the device, empty if nobody."""
-        return "" if self._user is None else self._user.label
+    def hold_output(self, user: DeviceUser, held: bool) -> None:
+        """`user` takes no output for now (True), or takes it again.
 
-    @property
-    def user_since(self) -> str:
-        """Since when, empty if nobody has it."""
-        return "" if self._user is None else since_text(self._user_since)
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes written that the kernel has not taken yet."""
-        return self._port.unsent_bytes
-
-    def write(self, data: bytes) -> None:
-        """Send bytes to the board."""
-        self.sent_bytes += len(data)
-        self._port.write(data)
-
-    def pause_reading(self) -> None:
-        """Leave what the board sends in the kernel."""
-        self._port.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Take what the board sends again."""
-        self._port.resume_reading()
-
-    def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
-        """Change the settings behind the bytes written so far; `status` tells what came of it."""
-        self._port.apply(settings, lambda _: done())
-
-    @property
-    def joins_lines(self) -> bool:
-        """Whether commands for both lines that come together are one step."""
-        return self._lines.joins_lines
-
-    def set_lines(
-        self, done: Callable[[], None], *, dtr: bool | None = None, rts: bool | None = None
-    ) -> None:
-        """Set one modem line or both behind the bytes written so far."""
-        self._lines.request(dtr=dtr, rts=rts, settled=done)
-
-    def enter_bootloader(self, done: Callable[[], None]) -> None:
-        """Reset the board into its bootloader, behind the bytes written so far.
-
-        Both modem lines are off afterwards. Whatever else was asked of them and is not done yet
-        is dropped, its `done` included.
+        What the board sends stays in the kernel while nobody who drives takes it.
         """
-        self._lines.enter_bootloader(done)
+        self.users.hold(user, held)
+        self._read_or_not()
 
-    def reset(self, done: Callable[[], None]) -> None:
-        """Reset the board into its app; otherwise as `enter_bootloader`."""
-        self._lines.reset(done)
-
-    def set_break(self, on: bool, done: Callable[[], None]) -> None:
-        """Start or end a break behind the bytes written so far."""
-        self._break_on = on
-        self._port.set_break(on, done)
-
-    def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
-        """Discard what the board has sent, what waits to be sent to it, or both."""
-        self._port.purge(receive=receive, transmit=transmit, done=done)
-
-    def read_states(self, done: Callable[[PortStates], None]) -> None:
-        """Read the modem lines, what is on its way, and what has happened on the wire."""
-        self._port.read_states(done)
+    def waits_for(self, user: DeviceUser) -> bool:
+        """Whether output that `user` does not take is left in the kernel."""
+        return self.users.hold_output and user in self.users.drivers
 
     # What the port reports (lasting_port.LastingPortOwner).
 
@@ -234,18 +158,20 @@ class Device:
         self.recorder.record(self._loop.time(), data)
         if self._output_log is not None:
             self._output_log.write(data)
-        if self._user is not None and self._user_told:
-            self._user.data_received(data)
+        for user in self.users.audience:
+            user.data_received(data)
 
     def pause_writing(self) -> None:
         """Pass it on."""
-        if self._user is not None:
-            self._user.board_busy()
+        self._is_busy = True
+        for user in tuple(self.users.drivers):
+            user.board_busy()
 
     def resume_writing(self) -> None:
         """Pass it on."""
-        if self._user is not None:
-            self._user.board_ready()
+        self._is_busy = False
+        for user in tuple(self.users.drivers):
+            user.board_ready()
 
     def port_opened(self) -> None:
         """The port is open, lines at rest: the device can be had."""
@@ -253,34 +179,67 @@ class Device:
         self._become_idle()
 
     def port_away(self, error: DeviceError) -> None:
-        """The board has left the bus under its user, who keeps the device for a while."""
+        """The board has left the bus under its users, who keep the device for a while."""
+        self._is_away = True
         self._lines.board_away()
-        self._enter(DeviceState.AWAY, str(error))
+        # Of one that is being released, the end comes at once: there is nothing to release.
+        if self.state is not DeviceState.RELEASING:
+            self._enter(DeviceState.AWAY, str(error))
 
     def port_back(self) -> None:
-        """The board is back under its user, perhaps as another USB device."""
+        """The board is back under its users, perhaps as another USB device."""
+        self._is_away = False
         self._lines.board_back()
-        self._enter(DeviceState.IN_USE)
+        if self.state is DeviceState.AWAY:
+            self._enter(DeviceState.IN_USE)
+            self._serve_waiting()
 
     def port_lost(self, error: DeviceError) -> None:
-        """The port is closed; it is tried again. Its user is told."""
-        user, self._user = self._user, None
-        was_told = self._user_told
+        """The port is closed; it is tried again. Its users are told."""
+        users, drivers, told = list(self.users), list(self.users.drivers), self.users.told
+        self.users.clear()
         self._port.grace_s = 0.0
         self._end_use()
         absent = isinstance(error, DeviceAbsentError)
         self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
         self._serve_waiting()
-        if user is not None and was_told:
-            user.device_lost(error)
-        elif user is not None:
-            user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
+        for user in users:
+            if user in drivers and not told:
+                user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
+            else:
+                user.device_lost(error)
 
     def _end_use(self) -> None:
         self._lines.close()
-        self._break_on = False
+        self._is_away = self._is_busy = self._break_on = False
         if self._finish is not None:
             self._finish.cancel()
+
+    def _nobody_drives_away(self) -> None:
+        """The last who drove a board that is away has left."""
+        if self._resume():
+            return
+        self._port.grace_s = 0.0
+        self._port.give_up_absence()
+        self._end_use()
+        self._enter(DeviceState.ABSENT, self.reason)
+        self._serve_waiting()
+
+    def _read_or_not(self) -> None:
+        if self.users.drivers and self.is_open:
+            if self.users.hold_output:
+                self._port.pause_reading()
+            else:
+                self._port.resume_reading()
+
+    def _begin_release(self, then: Callable[[], None], limit_s: float) -> None:
+        """Let out what was written, for `limit_s` at most, then bring lines and settings back."""
+        self._port.grace_s = self._config.grace_s if self.users else 0.0
+        self.lines_set_by = None
+        self._enter(DeviceState.RELEASING)
+        self._finish = self._loop.call_later(limit_s, self._drop_unsent)
+        self._port.resume_reading()
+        self._port.when_sent(then)
 
     def _reset_and_release(self) -> None:
         if self._config.on_disconnect is OnDisconnect.RESET:
@@ -305,42 +264,100 @@ class Device:
         self._port.purge(receive=False, transmit=True, done=lambda: None)
 
     def _become_idle(self) -> None:
-        self._enter(DeviceState.IDLE)
-        # What has changed while it was in use may be that it is not the right one any more.
-        self.look_again()
-        self._serve_waiting()
+        if not self._is_away:
+            self._enter(DeviceState.IDLE)
+            # What has changed while it was in use may be that it is not the right one any more.
+            self.look_again()
+        if self._is_away:
+            self._enter(DeviceState.AWAY, "not plugged in")
+            self._nobody_drives_away()
+        else:
+            self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        """Give the device to who has waited longest, if it can be given."""
+        """Give the device to who has waited longest, or has had it before, if it can be given."""
         match self.state:
             case DeviceState.IDLE if self._waiting:
-                self._user = next(iter(self._waiting))
-                self._waiting.pop(self._user).cancel()
-                self._user_since = sharing.local_now()
-                self.sessions += 1
+                self._admit(next(iter(self._waiting)))
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
                 self._prepare_board()
+            case DeviceState.IDLE:
+                self._resume()
+            case DeviceState.IN_USE | DeviceState.AWAY if self._waiting and self.users.drivers:
+                self._make_room()
             case DeviceState.ABSENT if self._config.on_absent is OnAbsent.WAIT:
                 pass
             case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
                 self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
 
+    def _make_room(self) -> None:
+        """Do to those who drive what the first of those who wait may have done to them."""
+        by = next(iter(self._waiting))
+        if not self.users.told:
+            return  # they wait until the board is prepared
+        if self.users.arrival is Arrival.JOINS:
+            while self._waiting:
+                user = next(iter(self._waiting))
+                self._admit(user)
+                self._introduce(user)
+        elif self.users.may_be_followed and not self._is_away:
+            if self.users.arrival is Arrival.MUTES:
+                for user in self.users.mute():
+                    user.muted(by.label)
+                self._begin_release(self._release_lines, _HANDOVER_S)
+            elif self.users.arrival is Arrival.REPLACES:
+                for user in tuple(self.users.drivers):
+                    user.replaced(by.label)
+                self._hurry()
+
+    def _hurry(self) -> None:
+        """Who has been replaced has no claim to the time of one that has left by itself."""
+        if self.state is DeviceState.RELEASING and self._finish is not None:
+            self._finish.cancel()
+            self._finish = self._loop.call_later(_HANDOVER_S, self._drop_unsent)
+
+    def _admit(self, user: DeviceUser) -> None:
+        self._waiting.pop(user).cancel()
+        self.sessions += 1
+        self.users.enter(user)
+
+    def _resume(self) -> bool:
+        """Give the device back to who was muted last, if anybody."""
+        user = self.users.resume()
+        if user is None:
+            return False
+        if self.state is DeviceState.IDLE:
+            self._enter(DeviceState.IN_USE)
+        user.resumed()
+        if self._is_busy:
+            user.board_busy()
+        self._read_or_not()
+        return True
+
     def _prepare_board(self) -> None:
         """Bring the board to where its new user wants it, then tell the user."""
-        self._user_told = False
         match self._config.on_connect:
             case OnConnect.NOTHING:
-                self._tell_user()
+                self._tell_users()
             case OnConnect.BOOTLOADER:
-                self.enter_bootloader(self._tell_user)
+                self.enter_bootloader(self._tell_users)
             case OnConnect.RESET:
-                self.reset(self._tell_user)
+                self.reset(self._tell_users)
 
-    def _tell_user(self) -> None:
-        if self._user is not None:  # it may have left meanwhile
-            self._user_told = True
-            self._user.attached()
+    def _tell_users(self) -> None:
+        if self.users.told:
+            return
+        self.users.told = True
+        for user in tuple(self.users.drivers):  # they may have left meanwhile
+            self._introduce(user)
+        self._serve_waiting()
+
+    def _introduce(self, user: DeviceUser) -> None:
+        """Tell a user that it drives the device."""
+        user.attached()
+        if self._is_busy:
+            user.board_busy()
 
     def _refuse_waiting(self, reason: str) -> None:
         while self._waiting:
@@ -349,15 +366,24 @@ class Device:
             user.refused(ClientError(reason))
 
     def _refuse_now(self, user: DeviceUser) -> None:
-        nobody_has_it = self.state in {DeviceState.OPENING, DeviceState.ABSENT}
-        if nobody_has_it and self._config.on_absent is OnAbsent.WAIT:
+        if self._will_be_served:
             self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
+            self._serve_waiting()
             return
         del self._waiting[user]
         what = self.state.value
-        if self._user is not None:  # its board may be away
-            what = f"in use by {self._user.label} since {since_text(self._user_since)}"
+        if self.users.drivers:  # its board may be away
+            what = f"in use by {self.users.names} since {self.users.since}"
         user.refused(ClientError(f"{self.name}: {what}"))
+
+    @property
+    def _will_be_served(self) -> bool:
+        """Whether who waits gets the device however long that takes; all of it is bounded."""
+        nobody_has_it = self.state in {DeviceState.OPENING, DeviceState.ABSENT}
+        if nobody_has_it and self._config.on_absent is OnAbsent.WAIT:
+            return True
+        has_port = self.state in _HAS_PORT
+        return has_port and self.users.arrival is not Arrival.WAITS
 
     def _enter(self, state: DeviceState, reason: str = "") -> None:
         if self.state is DeviceState.STOPPED:

@@ -56,7 +56,7 @@ class LineDriver:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._settled: Callable[[], None] | None = None
+        self._settled: list[Callable[[], None]] = []
         self._being_set = 0
         self._set_since = 0.0  # the loop's time when being_set was last 0 and time was looked at
         self._stood_still_s = 0.0
@@ -83,25 +83,25 @@ class LineDriver:
         """
         self._controller.request(self._now(), dtr=dtr, rts=rts)
         self._log.debug("lines_asked_for", dtr=self.wanted.dtr, rts=self.wanted.rts)
-        self._settled = settled
+        self._settled.append(settled)
         self._advance()
 
     def release(self, settled: Callable[[], None]) -> None:
         """The client has left: both lines off, without leaving the board in its bootloader."""
         self._controller.release(self._now())
-        self._settled = settled
+        self._settled.append(settled)
         self._advance()
 
     def enter_bootloader(self, settled: Callable[[], None]) -> None:
         """Reset the board into its bootloader; `settled` is called when that is done."""
         self._controller.enter_bootloader(self._now())
-        self._settled = settled
+        self._settled.append(settled)
         self._advance()
 
     def reset(self, settled: Callable[[], None]) -> None:
         """Reset the board into its app; `settled` is called when that is done."""
         self._controller.reset(self._now())
-        self._settled = settled
+        self._settled.append(settled)
         self._advance()
 
     def board_away(self) -> None:
@@ -122,7 +122,7 @@ class LineDriver:
     def close(self) -> None:
         """The port is gone: no more deadlines."""
         self._closed = True
-        self._settled = None
+        self._settled.clear()
         self._set_timer()
 
     def _tell_strategy(self) -> None:
@@ -185,6 +185,7 @@ class LineDriver:
         self._report()
 
     def _report(self) -> None:
-        if self._settled is not None and not self._being_set and not self._controller.busy:
-            settled, self._settled = self._settled, None
-            settled()
+        if not self._being_set and not self._controller.busy:
+            settled, self._settled = self._settled, []
+            for call in settled:
+                call()

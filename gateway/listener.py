@@ -16,11 +16,12 @@ from typing import cast
 
 import structlog
 
+from gateway.client_socket import peer_host
 from gateway.config import PortConfig
 from gateway.device import Device
 from gateway.door import Door, Refusal
 from gateway.request_queue import Conversation
-from gateway.session import Session, peer_host
+from gateway.session import Session
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
 #: to an interface that is not up yet, or to the process before.

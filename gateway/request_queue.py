@@ -15,7 +15,6 @@ from collections import deque
 from dataclasses import replace
 from typing import Protocol
 
-from gateway.device import Device
 from gateway.protocol import access_server
 from gateway.protocol.access_server import (
     BreakRequest,
@@ -27,6 +26,7 @@ from gateway.protocol.access_server import (
 )
 from gateway.protocol.reset import RESET, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate, NotifyModemstate
+from gateway.seat import Seat
 from gateway.serial_states import PortStates
 from gateway.states_poll import StatesPoll
 
@@ -98,7 +98,7 @@ class QueueOwner(Protocol):
 class RequestQueue:
     """The requests of one client on a device that is its own."""
 
-    def __init__(self, device: Device, conversation: Conversation, owner: QueueOwner) -> None:
+    def __init__(self, device: Seat, conversation: Conversation, owner: QueueOwner) -> None:
         self._device = device
         self._conversation = conversation
         self._owner = owner

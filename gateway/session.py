@@ -11,35 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
 import structlog
 
+from gateway.backlog import Backlog
+from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options
 from gateway.device import Device
 from gateway.errors import ClientError, DeviceError
 from gateway.request_queue import Conversation, RequestQueue
+from gateway.seat import Seat
 
 #: One read takes at most this much; so much more than `request_queue` takes may wait there.
 _RECEIVE_BYTES = 65536
 
 #: One buffer for all sessions: what is received is copied out of it before the next read.
 _RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
-
-#: An answer waits for nothing. A client's machine that died is noticed within 14 s (5 s of
-#: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge. Telnet's Synch
-#: has its DM sent urgently: out of line it would be missing behind its IAC.
-_SOCKET_OPTIONS = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
-    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
-)
 
 #: How long a client may take to read the last that it is sent. Closing at once would reset the
 #: connection when it has sent something meanwhile, and what is on the way to it would be lost.
@@ -56,11 +45,6 @@ _LOOK_S = 1.0
 #: is never stopped; one that asks for answers and does not read them is. One that has suspended
 #: them and asks for so many is no client any more: nobody would read that it resumes.
 _UNREAD_LIMIT_BYTES = 262144
-
-#: States of a TCP connection whose peer will send no more, linux/tcp_states.h.
-_TCP_CLOSE = 7
-_TCP_CLOSE_WAIT = 8
-_TCP_LAST_ACK = 9
 
 
 class SessionState(Enum):
@@ -97,7 +81,9 @@ class Session(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._conversation = conversation
-        self._requests = RequestQueue(device, conversation, self)
+        self._seat = Seat(device)
+        self._requests = RequestQueue(self._seat, conversation, self)
+        self._backlog = Backlog()
         self._suspended = False  # the client has asked for no more data
         self._client_slow = False  # more output waits for the client than should
         self._violated = False
@@ -117,10 +103,9 @@ class Session(asyncio.BufferedProtocol):
             return
         self._connected = True
         self.state = SessionState.WAITING
-        self.label = _peer_name(self._transport)
+        self.label = peer_name(self._transport)
         self._log = self._log.bind(client=self.label)
-        for option in _SOCKET_OPTIONS:
-            self._transport.get_extra_info("socket").setsockopt(*option)
+        set_options(self._transport)
         # Nothing but the rest of one read is kept here, where it could not be purged. What the
         # kernel takes (4 MiB) bridges a network that stalls: boards go on sending.
         self._transport.set_write_buffer_limits(high=0)
@@ -151,7 +136,7 @@ class Session(asyncio.BufferedProtocol):
             self._abort_timer.cancel()
         match self.state:
             case SessionState.ACTIVE:
-                self._finish("left" if exc is None else _reason_of(exc))
+                self._finish("left" if exc is None else reason_of(exc))
             case SessionState.WAITING:
                 self.state = SessionState.CLOSED
                 self._leave()
@@ -169,7 +154,7 @@ class Session(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._client_slow = False
-        self._read_board_or_not()
+        self._catch_up()
         self._read_client_or_not()
 
     # --- what the device reports (device.DeviceUser)
@@ -190,9 +175,13 @@ class Session(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes on."""
-        if self.state is SessionState.ACTIVE:
-            self.sent_bytes += len(data)
-            self._transport.write(self._conversation.escape(data))
+        if self.state is not SessionState.ACTIVE:
+            return
+        is_behind = self._suspended or self._client_slow
+        if self._backlog or (is_behind and not self._device.waits_for(self)):
+            self._keep_back(data)
+        else:
+            self._send(data)
 
     def board_busy(self) -> None:
         """The board does not keep up: read no more from the client."""
@@ -201,6 +190,29 @@ class Session(asyncio.BufferedProtocol):
     def board_ready(self) -> None:
         """The board has caught up."""
         self._requests.board_ready()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the client is gone, and what it had sent is still carried out."""
+        return self.state is SessionState.FINISHING
+
+    def muted(self, by: str) -> None:
+        """Another drives the board: go on as if nothing was, and tell the person."""
+        self._seat.mute()
+        self._requests.board_ready()
+        self._log.info("client_muted", by=by)
+        self.say(f"--- {self._device.name}: {by} drives the port, your input is dropped ---")
+
+    def resumed(self) -> None:
+        """The board is ours again."""
+        self._seat.resume()
+        self._log.info("client_resumed", dropped_bytes=self._seat.dropped_bytes)
+        self.say(f"--- {self._device.name}: yours again ---")
+
+    def replaced(self, by: str) -> None:
+        """Another gets the board."""
+        self.say(f"--- {self._device.name}: {by} takes the port over ---")
+        self.close(f"{by} takes the port over", is_told=True)
 
     def device_lost(self, error: DeviceError) -> None:
         """The board is gone: say so to a person, and end the session."""
@@ -217,17 +229,19 @@ class Session(asyncio.BufferedProtocol):
         """Leave a client no more time to read the last that it was told."""
         self._transport.abort()
 
-    def close(self, reason: str, *, is_fault: bool = False) -> None:
+    def close(self, reason: str, *, is_fault: bool = False, is_told: bool = False) -> None:
         """End the session from our side; what waits is not carried out any more.
 
-        `is_fault` when it ends for what the client has done wrong.
+        `is_fault` when it ends for what the client has done wrong, `is_told` when the client has
+        been told why.
         """
         before = self.state
         if before in {SessionState.REFUSED, SessionState.CLOSED}:
             return  # it is ending already
         if before is SessionState.ACTIVE:
             self._log_end(reason, is_fault=is_fault)
-            if self._conversation.takes_text:
+            self._send(self._backlog.take_all())
+            if self._conversation.takes_text and not is_told:
                 self.say(f"{self._device.name}: {reason}")
         self.state = SessionState.CLOSED
         self._leave()
@@ -249,7 +263,7 @@ class Session(asyncio.BufferedProtocol):
     def output_suspended(self, suspended: bool) -> None:
         """Send nothing more, or go on (FLOWCONTROL-SUSPEND, -RESUME)."""
         self._suspended = suspended
-        self._read_board_or_not()
+        self._catch_up()
 
     def client_identified(self, signature: str) -> None:
         """Log it once: it tells which client causes what follows."""
@@ -278,7 +292,8 @@ class Session(asyncio.BufferedProtocol):
         self._log_end(reason)
         self._requests.stop_reports()
         # A board whose output nobody takes may stop taking bytes itself.
-        self._device.resume_reading()
+        self._backlog.take_all()
+        self._device.hold_output(self, False)
         self._limit_finish()
         self._requests.carry_on()
 
@@ -293,7 +308,7 @@ class Session(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._requests.close()
-        self._device.detach(self)
+        self._seat.leave(self)
 
     def _hang_up(self) -> None:
         """End the connection when the client has got all that was written to it."""
@@ -305,12 +320,14 @@ class Session(asyncio.BufferedProtocol):
 
     def _log_end(self, reason: str, *, is_fault: bool = False) -> None:
         log = self._log.warning if is_fault else self._log.info
+        dropped_bytes = self._backlog.dropped_bytes
         log(
             "client_disconnected",
             reason=reason,
             seconds=round(self._loop.time() - self._started, 1),
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,
+            **({"dropped_bytes": dropped_bytes} if dropped_bytes else {}),
         )
 
     def _send_answers(self) -> None:
@@ -321,13 +338,27 @@ class Session(asyncio.BufferedProtocol):
         if answers := self._conversation.data_to_send():
             self._transport.write(answers)
 
+    def _send(self, data: bytes) -> None:
+        self.sent_bytes += len(data)
+        self._transport.write(self._conversation.escape(data))
+
+    def _keep_back(self, data: bytes) -> None:
+        """Keep the board's bytes for a client that does not take them, though others do."""
+        had_dropped = self._backlog.dropped_bytes
+        self._backlog.add(data)
+        if self._backlog.dropped_bytes and not had_dropped:
+            self._log.warning("output_dropped", reason="the client is too slow")
+
+    def _catch_up(self) -> None:
+        """Send what was kept back, as far as the client takes it."""
+        while self._backlog and not self._suspended and not self._client_slow:
+            self._send(self._backlog.take())
+        self._read_board_or_not()
+
     def _read_board_or_not(self) -> None:
-        if self.state is not SessionState.ACTIVE:
-            return
-        if self._suspended or self._client_slow:
-            self._device.pause_reading()
-        else:
-            self._device.resume_reading()
+        if self.state is SessionState.ACTIVE:
+            is_behind = self._suspended or self._client_slow or bool(self._backlog)
+            self._device.hold_output(self, is_behind)
 
     def _read_client_or_not(self) -> None:
         if self.state is not SessionState.ACTIVE:
@@ -344,41 +375,14 @@ class Session(asyncio.BufferedProtocol):
         """See whether the client has left while nothing was read from it."""
         self._look_timer = None
         if self.state is SessionState.WAITING:
-            if _sends_no_more(self._transport):
+            if sends_no_more(self._transport):
                 self.close("left before its turn")
             else:
                 self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
             return
         if self.state is not SessionState.ACTIVE or self._transport.is_reading():
             return
-        if _sends_no_more(self._transport):
+        if sends_no_more(self._transport):
             self._limit_finish()
         else:
             self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
-
-
-def _sends_no_more(transport: asyncio.Transport) -> bool:
-    """Whether the peer has closed its end, though there may be bytes left to read."""
-    connection = transport.get_extra_info("socket")
-    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state in {_TCP_CLOSE, _TCP_CLOSE_WAIT, _TCP_LAST_ACK}
-
-
-def _reason_of(error: Exception) -> str:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return (strerror or str(error)).lower()
-
-
-def peer_host(transport: asyncio.Transport) -> str:
-    """The address of the client; one that is gone already has none."""
-    peer = transport.get_extra_info("peername")
-    return str(peer[0]) if peer else ""
-
-
-def _peer_name(transport: asyncio.Transport) -> str:
-    """`address:port` of the client; a client that is gone already has no name."""
-    peer = transport.get_extra_info("peername")
-    if not peer:
-        return "unknown"
-    host, tcp_port = peer[:2]
-    return f"[{host}]:{tcp_port}" if ":" in host else f"{host}:{tcp_port}"

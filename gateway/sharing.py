@@ -1,13 +1,17 @@
-"""Who uses a device, and what it is told.
+"""Who uses one device: who drives it, who only watches, and what becomes of them all.
 
-What is done to the device for it is `device`'s matter.
+The rules of the YAML's `sharing`, without I/O. What is done to the device when it changes hands
+is `device`'s matter, what a client sees of it `session`'s.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
+from enum import Enum
 from typing import Protocol
 
+from gateway.config_choices import Sharing
 from gateway.errors import ClientError, DeviceError
 
 
@@ -18,11 +22,24 @@ class DeviceUser(Protocol):
     def label(self) -> str:
         """Who it is, for the person who is refused meanwhile."""
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its client is gone, and only what it had sent is still carried out."""
+
     def attached(self) -> None:
         """The device is yours."""
 
     def refused(self, error: ClientError) -> None:
         """The device is not to be had."""
+
+    def muted(self, by: str) -> None:
+        """Another drives the device from here on; you still get what the board sends."""
+
+    def resumed(self) -> None:
+        """The device is yours again, as the YAML says and not as you have left it."""
+
+    def replaced(self, by: str) -> None:
+        """Another gets the device: give it back."""
 
     def data_received(self, data: bytes) -> None:
         """The board has sent bytes."""
@@ -37,12 +54,127 @@ class DeviceUser(Protocol):
         """The device is gone, and not yours any more."""
 
 
+class Arrival(Enum):
+    """What happens when somebody comes while another drives the device."""
+
+    WAITS = "waits"  # a moment, and is refused
+    REPLACES = "replaces"  # who drives gives the device back
+    MUTES = "mutes"  # who drives only watches until the newcomer has left
+    JOINS = "joins"  # both drive
+
+
+ARRIVALS = {
+    Sharing.EXCLUSIVE: Arrival.WAITS,
+    Sharing.TAKEOVER: Arrival.REPLACES,
+    Sharing.PREEMPT: Arrival.MUTES,
+    Sharing.SHARED: Arrival.JOINS,
+}
+
+
+class Users:
+    """Those who have a device. Those who drive it write and change it; the others watch."""
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.arrival = ARRIVALS[sharing]
+        self.drivers: list[DeviceUser] = []
+        self.told = False  # the drivers know that the device is theirs
+        self._muted: list[DeviceUser] = []  # who was muted last drives next
+        self._since = local_now()
+        self._holding: set[DeviceUser] = set()
+
+    def __iter__(self) -> Iterator[DeviceUser]:
+        """All, those who drive first; who is told of the device meanwhile counts as before."""
+        return iter([*self.drivers, *self._muted])
+
+    def __len__(self) -> int:
+        return len(self.drivers) + len(self._muted)
+
+    @property
+    def audience(self) -> list[DeviceUser]:
+        """Who gets what the board sends."""
+        return [*self.drivers, *self._muted] if self.told else list(self._muted)
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether those who drive can be replaced or muted now.
+
+        One that is leaving can't, for what it had sent is still carried out; nor can one for whom
+        the board is being prepared.
+        """
+        return self.told and not any(driver.is_leaving for driver in self.drivers)
+
+    @property
+    def names(self) -> str:
+        """Who drives, empty if nobody does."""
+        return ", ".join(driver.label for driver in self.drivers)
+
+    @property
+    def watchers(self) -> str:
+        """Who only watches, empty if nobody does."""
+        return ", ".join(user.label for user in self._muted)
+
+    @property
+    def since(self) -> str:
+        """Since when somebody drives: the time of day, with the date if that was not today."""
+        if not self.drivers:
+            return ""
+        is_today = self._since.date() == local_now().date()
+        return self._since.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")
+
+    @property
+    def hold_output(self) -> bool:
+        """Whether the board's output shall wait: nobody who drives takes any.
+
+        Who only watches is not waited for; nor is one of several that drive while another takes it.
+        """
+        return bool(self.drivers) and self._holding.issuperset(self.drivers)
+
+    def enter(self, user: DeviceUser) -> None:
+        """`user` drives the device, perhaps with others; it has not been told yet."""
+        if not self.drivers:
+            self._since = local_now()
+            self.told = False
+        self.drivers.append(user)
+
+    def leave(self, user: DeviceUser) -> bool:
+        """`user` has left; returns whether nobody drives any more because of it."""
+        self._holding.discard(user)
+        if user in self._muted:
+            self._muted.remove(user)
+        if user not in self.drivers:
+            return False
+        self.drivers.remove(user)
+        return not self.drivers
+
+    def mute(self) -> list[DeviceUser]:
+        """Those who drive only watch from here on; returns them."""
+        muted, self.drivers = self.drivers, []
+        self._muted += muted
+        return muted
+
+    def resume(self) -> DeviceUser | None:
+        """Who was muted last drives again; returns it, None if there is nobody."""
+        if not self._muted:
+            return None
+        user = self._muted.pop()
+        self.enter(user)
+        self.told = True
+        return user
+
+    def clear(self) -> None:
+        """Nobody has the device any more."""
+        self.drivers.clear()
+        self._muted.clear()
+        self._holding.clear()
+
+    def hold(self, user: DeviceUser, held: bool) -> None:
+        """`user` takes no output for now (True), or takes it again."""
+        if held:
+            self._holding.add(user)
+        else:
+            self._holding.discard(user)
+
+
 def local_now() -> datetime:
     """The lab's time of day: who is refused asks the person next to them, not a server."""
     return datetime.now()
-
-
-def since_text(since: datetime) -> str:
-    """The time of day, with the date if that was not today."""
-    is_today = since.date() == local_now().date()
-    return since.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M:%S")

@@ -19,9 +19,10 @@ class PortSnapshot:
     """One port at one moment.
 
     `address` is where clients connect, empty while it could not be bound. `since` is the local
-    time since when `client` has the device, both empty when nobody has it. The bytes count since
-    the service has started: received from the board, sent to it. Connections that were closed
-    without a word are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`).
+    time since when `client` has the device, both empty when nobody has it; of several, `client`
+    names all that drive it, `watchers` those that are muted. The bytes count since the service
+    has started: received from the board, sent to it. Connections that were closed without a word
+    are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class PortSnapshot:
     sessions: int
     not_allowed: int = 0
     too_many: int = 0
+    watchers: str = ""
 
 
 def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:
@@ -94,7 +96,7 @@ def _row(port: PortSnapshot) -> tuple[str, ...]:
         port.name,
         port.address or "not bound",
         f"{port.state}: {port.reason}" if port.reason else port.state,
-        port.client or "-",
+        " < ".join(part for part in (port.client, port.watchers) if part) or "-",
         port.since or "-",
         port.settings or "-",
         port.lines or "-",

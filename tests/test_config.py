@@ -14,7 +14,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
-from gateway.config_choices import Recording
+from gateway.config_choices import Recording, Sharing
 from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
@@ -85,6 +85,7 @@ def test_every_key_reaches_its_field() -> None:
         grace_s="0",
         reset="usb-jtag",
         hard_reset="U0,1|W0.2|U0,0",
+        sharing="preempt",
         record_kib="1",
         log_file="/var/log/{name}.log",
         log_max_kib="16",
@@ -111,6 +112,7 @@ def test_every_key_reaches_its_field() -> None:
             protocol=Protocol.RAW,
             on_connect=OnConnect.BOOTLOADER,
             on_disconnect=OnDisconnect.RESET,
+            sharing=Sharing.PREEMPT,
             recording=Recording(1, "/var/log/desk.log", 16, 0),
         ),
     )
@@ -245,6 +247,7 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("reset", "D0|R2"),
         ("reset", "D0|W11"),
         ("hard_reset", "none"),
+        ("sharing", "mute"),
         ("record_kib", "65537"),
         ("log_file", "desk.log"),
         ("log_file", "/var/log/"),

@@ -36,6 +36,7 @@ class User:
         self.received = b""
         self.board_is_busy = False
         self.on_attached: Callable[[], None] = lambda: None
+        self.is_leaving = False
 
     def attached(self) -> None:
         self.has_device = True
@@ -44,6 +45,15 @@ class User:
 
     def refused(self, error: ClientError) -> None:
         self.said.append(f"refused: {error}")
+
+    def muted(self, by: str) -> None:
+        self.said.append(f"muted by {by}")
+
+    def resumed(self) -> None:
+        self.said.append("resumed")
+
+    def replaced(self, by: str) -> None:
+        self.said.append(f"replaced by {by}")
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -287,7 +297,7 @@ async def test_what_the_board_says_to_nobody_is_dropped(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with started(board) as device:
             user = await attached(device)
-            device.pause_reading()
+            device.hold_output(user, True)
             await board.write(b"x" * 3000)
             await until(lambda: board.unread_bytes == 3000)
             device.detach(user)

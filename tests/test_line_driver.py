@@ -204,7 +204,7 @@ async def test_release_from_reset_settles_when_both_lines_are_off() -> None:
         assert bench.driver.wanted == IDLE
 
 
-async def test_release_replaces_what_the_client_still_waits_for() -> None:
+async def test_what_the_client_still_waits_for_is_done_with_the_release() -> None:
     with Bench() as bench:
         bench.port.is_quick = False
         await bench.request("dtr", dtr=True)
@@ -212,7 +212,7 @@ async def test_release_replaces_what_the_client_still_waits_for() -> None:
         bench.port.let_one_be_set()
         assert bench.settled == []
         bench.port.let_one_be_set()
-        assert bench.settled == ["release"]
+        assert bench.settled == ["dtr", "release"]
 
 
 async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() -> None:

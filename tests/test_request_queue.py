@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 
-from gateway.device import Device
 from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.request_queue import READ_AHEAD_BYTES, READ_AHEAD_EVENTS, RequestQueue
+from gateway.seat import Seat
 from gateway.serial_states import EventCounts, PortStates
 from tests.support.pty_board import LoopClock
 from tests.support.tcp_client import com_port
@@ -84,7 +84,7 @@ class Client:
         self.access = AccessServer("gateway under test")
         self.told: list[object] = []
         self.moves = 0
-        self.queue = RequestQueue(cast("Device", self.device), self.access, self)
+        self.queue = RequestQueue(cast("Seat", self.device), self.access, self)
 
     def sends(self, data: bytes) -> None:
         self.queue.add(self.access.receive_data(data))

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.device import Device
 from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.request_queue import READ_AHEAD_BYTES, READ_AHEAD_EVENTS, RequestQueue
+from gateway.seat import Seat
 from gateway.serial_states import PortStates
 from tests.support.tcp_client import com_port
 from tests.support.telnet_wire import COM_PORT, NEGOTIATIONS, RFC2217_CLIENT, command
@@ -100,7 +100,7 @@ class Client:
         self.access = AccessServer("gateway under test")
         self.told: list[object] = []
         self.answers = bytearray()
-        self.queue = RequestQueue(cast("Device", self.board), self.access, self)
+        self.queue = RequestQueue(cast("Seat", self.board), self.access, self)
 
     def sends(self, data: bytes) -> None:
         self.queue.add(self.access.receive_data(data))

@@ -26,7 +26,7 @@ from typing import Self
 import structlog
 
 from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.config_choices import Access, Recording
+from gateway.config_choices import Access, Recording, Sharing
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -319,6 +319,7 @@ def device_of(
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
     recording: Recording | None = None,
+    sharing: Sharing = Sharing.EXCLUSIVE,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
@@ -328,6 +329,7 @@ def device_of(
         serial=settings or SerialSettings(),
         grace_s=grace_s,
         recording=recording or Recording(),
+        sharing=sharing,
     )
     return Device(config, lambda: board.location, log)
 
@@ -343,13 +345,22 @@ async def serving(
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
     access: Access | None = None,
+    recording: Recording | None = None,
+    sharing: Sharing = Sharing.EXCLUSIVE,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
     Asserts in the end that no callback has raised.
     """
     device = device_of(
-        board, name, settings, grace_s, on_connect=on_connect, on_disconnect=on_disconnect
+        board,
+        name,
+        settings,
+        grace_s,
+        on_connect=on_connect,
+        on_disconnect=on_disconnect,
+        recording=recording,
+        sharing=sharing,
     )
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access())
