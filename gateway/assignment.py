@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gateway.usb_match import DeviceChoice, UsbTty
+from gateway.usb_match import DeviceChoice, UsbMatch, UsbTty
 
 #: More of them would not help whoever reads the message.
 _MAX_TOLD = 4
@@ -35,7 +35,8 @@ def assign(
     `real_paths` says for the path of each tty, and for each path that a port names and that
     exists, where it leads.
     """
-    wanted = {name: _wanted_by(choice, ttys, real_paths) for name, choice in ports.items()}
+    index = _Index([tty for tty in ttys if tty.path in real_paths])
+    wanted = {name: _wanted_by(choice, index, real_paths) for name, choice in ports.items()}
     holders: dict[str, list[str]] = {}
     for name, paths in wanted.items():
         for path in paths:
@@ -55,15 +56,37 @@ def assign(
     return result
 
 
-def _wanted_by(
-    choice: DeviceChoice, ttys: Sequence[UsbTty], real_paths: Mapping[str, str]
-) -> list[str]:
+class _Index:
+    """Finds the devices that a match fits without asking each: hundreds of ports, as many devices.
+
+    It is asked on the event loop, at each plug.
+    """
+
+    def __init__(self, ttys: Sequence[UsbTty]) -> None:
+        self._all = ttys
+        self._by_location: dict[str, list[UsbTty]] = {}
+        self._by_serial: dict[str, list[UsbTty]] = {}
+        for tty in ttys:
+            self._by_location.setdefault(tty.location, []).append(tty)
+            self._by_serial.setdefault(tty.serial, []).append(tty)
+
+    def fitting(self, match: UsbMatch) -> list[UsbTty]:
+        """The devices that a match fits."""
+        near: Sequence[UsbTty] = self._all
+        if match.location is not None:
+            near = self._by_location.get(match.location, ())
+        elif match.serial is not None:
+            near = self._by_serial.get(match.serial, ())
+        return [tty for tty in near if match.fits(tty)]
+
+
+def _wanted_by(choice: DeviceChoice, index: _Index, real_paths: Mapping[str, str]) -> list[str]:
     """The paths of all that the first alternative fits which fits any."""
     for alternative in choice.alternatives:
         if isinstance(alternative, str):
             fitting = [alternative] if alternative in real_paths else []
         else:
-            fitting = [tty.path for tty in ttys if alternative.fits(tty) and tty.path in real_paths]
+            fitting = [tty.path for tty in index.fitting(alternative)]
         if fitting:
             return fitting
     return []

@@ -7,7 +7,6 @@ is put into words.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from gateway.config_device import pool_member_name
 from gateway.pool_store import today
 from gateway.pool_table import PoolTable
 from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
+from gateway.sysfs import existing
 from gateway.usb_match import UsbTty
 
 _FIRST_TCP_PORT = 4001
@@ -45,7 +45,7 @@ def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> 
     choices = {port.name: port.device for port in config.ports if port.device.simulated is None}
     paths = [tty.path for tty in ttys]
     paths += [path for choice in choices.values() for path in choice.paths]
-    real_paths = {path: os.path.realpath(path) for path in paths if os.path.exists(path)}  # noqa: PTH110
+    real_paths = existing(paths)
     assignment = assign(choices, ttys, real_paths)
     owners = {real_paths[path]: name for name, path in assignment.paths.items()}
     real = {tty.path: real_paths.get(tty.path, "") for tty in ttys}

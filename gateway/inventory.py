@@ -7,7 +7,6 @@ concerns them has changed; which ports run is `service`'s matter, which are want
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from gateway.hotplug import Monitor, Watcher, open_udev_monitor
 from gateway.pool_store import PoolStore, today
 from gateway.pool_table import Served
 from gateway.serial_tty import TtyLocation
-from gateway.sysfs import Sysfs
+from gateway.sysfs import Sysfs, existing
 from gateway.usb_match import UsbTty
 
 #: How long the start waits to know what is plugged in; devices are told later otherwise.
@@ -66,6 +65,8 @@ class Inventory:
         self._store = PoolStore(state_folder, log)
         self._looked = asyncio.Event()  # what is plugged in is known
         self._ttys: list[UsbTty] = []
+        self._assigned: tuple[object, ...] = ()  # what the assignment was worked out from
+        self._pool_paths: dict[str, str] = {}  # by the port's name
         self._assignment = Assignment()
         self._served = Served()
         self._places: dict[str, tuple[object, ...]] = {}  # what was told last, by port
@@ -121,10 +122,7 @@ class Inventory:
         raise DeviceAbsentError("not plugged in")
 
     def _path_of(self, port: PortConfig) -> str | None:
-        for (pool, tcp_port), tty in self._served.ttys.items():
-            if pool_member_name(pool, tcp_port) == port.name:
-                return tty.path
-        return self._assignment.paths.get(port.name)
+        return self._assignment.paths.get(port.name) or self._pool_paths.get(port.name)
 
     def _plugged(self, ttys: list[UsbTty]) -> None:
         before, self._ttys = {tty: tty for tty in self._ttys}, ttys
@@ -141,7 +139,10 @@ class Inventory:
         choices = {port.name: port.device for port in self._config.ports}
         paths = [tty.path for tty in self._ttys]
         paths += [path for choice in choices.values() for path in choice.paths]
-        real_paths = {path: os.path.realpath(path) for path in paths if os.path.exists(path)}  # noqa: PTH110
+        real_paths = existing(paths)
+        if (self._config, self._ttys, real_paths) == self._assigned:
+            return
+        self._assigned = (self._config, self._ttys, real_paths)
         self._assignment = assign(choices, self._ttys, real_paths)
         has_other_ports = self._serve_pools(self._assignment.free)
         self._tell_devices(real_paths)
@@ -151,7 +152,7 @@ class Inventory:
     def _serve_pools(self, free: tuple[UsbTty, ...]) -> bool:
         """Give the pools what no port has; True when there is a port more or less."""
         if not self._config.pools:
-            self._served = Served()
+            self._served, self._pool_paths = Served(), {}
             return False
         wanted: dict[str, list[UsbTty]] = {pool.name: [] for pool in self._config.pools}
         left_out: dict[str, str] = {}
@@ -164,6 +165,9 @@ class Inventory:
         before = self.ports()
         ranges = {pool.name: pool.tcp_ports for pool in self._config.pools}
         self._served = self._store.table.update(ranges, wanted, self._ttys, today())
+        self._pool_paths = {
+            pool_member_name(*place): tty.path for place, tty in self._served.ttys.items()
+        }
         self._store.save()
         left_out |= {str(tty): f"the pool {pool} is full" for pool, tty in self._served.left_out}
         self._tell_left_out(left_out)

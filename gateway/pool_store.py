@@ -28,6 +28,9 @@ _CLOSE_LIMIT_S = 1.0
 _LOAD_LIMIT_S = 5.0
 
 
+#: When a table that could not be written is tried again: the disk may have room then.
+_RETRY_S = 60.0
+
 _SECONDS_PER_DAY = 86400
 
 
@@ -57,6 +60,7 @@ class PoolStore:
         self._loaded = False
         self._written: dict[str, Any] | None = None  # or about to be
         self._last_failure = ""
+        self._retry: asyncio.TimerHandle | None = None
 
     async def load(self) -> None:
         """Read the table, the first time; a file that can't be read is told and set aside."""
@@ -84,6 +88,8 @@ class PoolStore:
 
     def save(self) -> None:
         """Write the table, if it differs from what was written last."""
+        if self._retry is not None:
+            self._retry.cancel()
         state = self.table.to_json()
         if state == self._written:
             return
@@ -92,6 +98,8 @@ class PoolStore:
 
     async def close(self) -> None:
         """Wait for what is being written, for a moment."""
+        if self._retry is not None:
+            self._retry.cancel()
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
@@ -122,6 +130,7 @@ class PoolStore:
 
     def _not_saved(self, error: Exception) -> None:
         self._written = None
+        self._retry = self._loop.call_later(_RETRY_S, self.save)
         reason = _reason(error)
         if reason != self._last_failure:
             self._last_failure = reason

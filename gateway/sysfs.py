@@ -6,9 +6,11 @@ control thread. Who asks when is `hotplug`'s matter.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +38,14 @@ class _Seen:
     folder: str
     inode: int
     tty: UsbTty
+    number: str  # major:minor
     since_s: float
+    has_node: bool
+
+    def is_of(self, folder: str, inode: int, node: str) -> bool:
+        """Whether it was read from there, and /dev had the same tty then."""
+        same = (self.folder, self.inode, self.number) == (folder, inode, node)
+        return same and self.has_node
 
 
 class Sysfs:
@@ -50,6 +59,7 @@ class Sysfs:
         self._dev = dev
         self._udev = udev
         self._seen: dict[str, _Seen] = {}
+        self._known_to_udev: set[int] = set()  # instances of ttys
 
     def usb_ttys(self, *, ready_only: bool = True) -> list[UsbTty]:
         """All that are plugged in now, in the order of their sockets.
@@ -63,22 +73,28 @@ class Sysfs:
             names = []
         seen = {name: found for name in names if (found := self._look_at(name)) is not None}
         self._seen = seen
+        self._known_to_udev &= {each.tty.instance for each in seen.values()}
         ttys = [each.tty for each in seen.values() if not ready_only or self._is_ready(each)]
         return sorted(ttys, key=in_order)
 
     def _look_at(self, name: str) -> _Seen | None:
         try:
-            folder = os.path.realpath(self._class / name)
-            if "/usb" not in folder:
+            link = os.readlink(f"{self._class}/{name}")  # noqa: PTH115 - at each look, of each tty
+            if "/usb" not in link:
                 return None
+            folder = os.path.normpath(f"{self._class}/{link}")
             inode = os.stat(folder).st_ino  # noqa: PTH116 - as are the paths around it
+            node = _device_number(f"{self._dev}/{name}")
             known = self._seen.get(name)
-            if known is not None and (known.folder, known.inode) == (folder, inode):
+            if known is not None and known.is_of(folder, inode, node):
                 return known
-            tty = _read_tty(Path(folder), str(self._dev / name), inode)
+            tty = _read_tty(Path(folder), f"{self._dev}/{name}", inode)
+            number = _text(Path(folder), "dev")
         except (OSError, ValueError):
             return None
-        return None if tty is None else _Seen(folder, inode, tty, time.monotonic())
+        if tty is None:
+            return None
+        return _Seen(folder, inode, tty, number, time.monotonic(), has_node=number == node)
 
     def _is_ready(self, seen: _Seen) -> bool:
         """Whether /dev has the tty, and udev is done with it.
@@ -86,16 +102,31 @@ class Sysfs:
         In a container /dev may not have it, or have one of before. Before udev is done the links
         in /dev/serial are missing, so that a port which names one would not be known to want it.
         """
-        try:
-            number = (Path(seen.folder) / "dev").read_text().strip()
-            device = os.stat(seen.tty.path).st_rdev  # noqa: PTH116
-        except OSError:
+        if not seen.has_node:
             return False
-        if number != f"{os.major(device)}:{os.minor(device)}":
-            return False
-        if not (self._udev / "control").exists() or (self._udev / "data" / f"c{number}").exists():
+        if seen.tty.instance in self._known_to_udev:
+            return True
+        has_record = (self._udev / "data" / f"c{seen.number}").exists()
+        if has_record or not (self._udev / "control").exists():
+            self._known_to_udev.add(seen.tty.instance)
             return True
         return time.monotonic() - seen.since_s >= _UDEV_LIMIT_S
+
+
+def existing(paths: Iterable[str]) -> dict[str, str]:
+    """Where each path leads that leads anywhere; links of /dev are read, nothing there can wait."""
+    found = {}
+    for path in paths:
+        try:
+            os.readlink(path)  # noqa: PTH115 - most are no links, which this tells with one call
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                found[path] = os.path.normpath(path)
+        else:
+            real_path = os.path.realpath(path)
+            if os.path.exists(real_path):  # noqa: PTH110
+                found[path] = real_path
+    return found
 
 
 def in_order(tty: UsbTty) -> tuple[object, ...]:
@@ -132,6 +163,15 @@ def _read_tty(folder: Path, path: str, inode: int) -> UsbTty | None:
         product=_optional(device, "product"),
         instance=inode,
     )
+
+
+def _device_number(path: str) -> str:
+    """Major and minor number of a node in /dev as sysfs writes them; empty if there is none."""
+    try:
+        device = os.stat(path).st_rdev  # noqa: PTH116
+    except OSError:
+        return ""
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _controller(device: Path) -> str:

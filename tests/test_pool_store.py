@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.pool_store import FILE_NAME, PoolStore
 from gateway.pool_table import Record
-from tests.support.pty_board import until
+from tests.support.pty_board import LoopClock, until
 
 RECORD = Record("shelf", 4100, "10c4:a:1.0-port0", "c-usbv2-1:1.0-port0", 20_000)
 
@@ -72,3 +72,17 @@ async def test_a_folder_that_can_not_be_written_to_is_told_once(tmp_path: Path) 
         ("pool_state_not_read", "Not a directory"),
         ("pool_state_not_written", "File exists"),
     ]
+
+
+async def test_a_table_that_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    blocker = tmp_path / "folder"
+    blocker.write_text("in the way")
+    kept = store(blocker)
+    with LoopClock() as clock:
+        kept.table.records["shelf", 4100] = RECORD
+        kept.save()
+        await until(lambda: kept._retry is not None)
+        blocker.unlink()
+        await clock.advance(61.0)
+        await until((blocker / FILE_NAME).exists)
+    await kept.close()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from gateway.sysfs import Sysfs
+from gateway.sysfs import Sysfs, existing
 from gateway.usb_match import UsbTty
 from tests.support.fake_sysfs import (
     CH340,
@@ -100,14 +101,51 @@ def test_the_two_buses_of_one_controller_have_sockets_of_their_own(tmp_path: Pat
 def test_a_tty_without_its_node_in_dev_is_not_there(tmp_path: Path) -> None:
     with FakeUsb(tmp_path) as usb:
         (path,) = usb.plug(CH340, "1-1")
+        sysfs = Sysfs(usb.sysfs, usb.dev)
         target = Path(path).readlink()
-        Path(path).unlink()
-        assert listed(usb) == []
-        Path(path).symlink_to("/dev/null")  # what a container kept of another device
-        assert listed(usb) == []
-        Path(path).unlink()
-        Path(path).symlink_to(target)
-        assert len(listed(usb)) == 1
+        for _ in range(2):
+            Path(path).unlink()
+            assert sysfs.usb_ttys() == []
+            assert len(sysfs.usb_ttys(ready_only=False)) == 1
+            Path(path).symlink_to("/dev/null")  # what a container kept of another device
+            assert sysfs.usb_ttys() == []
+            Path(path).unlink()
+            Path(path).symlink_to(target)
+            assert len(sysfs.usb_ttys()) == 1
+
+
+def test_a_tty_is_there_when_udev_is_done_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("gateway.sysfs.time.monotonic", lambda: now_s)
+    udev = tmp_path / "udev"
+    (udev / "data").mkdir(parents=True)
+    with FakeUsb(tmp_path) as usb:
+        sysfs = Sysfs(usb.sysfs, usb.dev, udev)
+        usb.plug(CH340, "1-1")
+        assert len(sysfs.usb_ttys()) == 1  # udev does not run
+        (udev / "control").touch()
+        (path,) = usb.plug(CP2102N, "1-2")
+        assert [tty.location for tty in sysfs.usb_ttys()] == ["1-1"]
+        device = Path(path).stat().st_rdev
+        (udev / "data" / f"c{os.major(device)}:{os.minor(device)}").touch()
+        assert [tty.location for tty in sysfs.usb_ttys()] == ["1-1", "1-2"]
+        usb.plug(CH340, "1-3")
+        assert len(sysfs.usb_ttys()) == 2
+        now_s += 5.0  # this udev keeps no record of it
+        assert len(sysfs.usb_ttys()) == 3
+
+
+def test_paths_that_exist_are_known_by_where_they_lead(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch()
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    names = ("target", "link", "nowhere", "none", "target/below", ".//target")
+    assert existing([f"{tmp_path}/{name}" for name in names]) == {
+        f"{tmp_path}/{name}": str(target) for name in ("target", "link", ".//target")
+    }
 
 
 def test_a_device_is_read_once_and_again_when_it_was_plugged_in_again(tmp_path: Path) -> None:
