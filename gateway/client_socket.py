@@ -8,6 +8,10 @@ from __future__ import annotations
 import asyncio
 import socket
 
+#: How long bytes may be on their way to a client without being acknowledged: then its machine is
+#: taken to be dead.
+USER_TIMEOUT_MS = 15_000
+
 #: An answer waits for nothing. A client's machine that died is noticed within 14 s (5 s of
 #: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge. Telnet's Synch
 #: has its DM sent urgently: out of line it would be missing behind its IAC.
@@ -17,7 +21,7 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
 )
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Access, Recording, Sharing
+from gateway.config_choices import Access, ClientLimits, Recording, Sharing
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
@@ -43,6 +43,7 @@ from gateway.yaml_lines import (
 )
 
 _ACCESS = Access()
+_LIMITS = ClientLimits()
 _RECORDING = Recording()
 
 
@@ -98,6 +99,7 @@ class PortConfig:
     on_disconnect: OnDisconnect
     access: Access = _ACCESS
     sharing: Sharing = Sharing.EXCLUSIVE
+    limits: ClientLimits = _LIMITS
     recording: Recording = _RECORDING
 
     def named(self, name: str) -> PortConfig:
@@ -197,6 +199,7 @@ PORT_KEYS: Final = (
     Key("reset", RESET, Reset.AUTO),
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
     Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
+    Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
     Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
     Key("log_file", LOG_FILE, _RECORDING.log_file),
     Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
@@ -306,6 +309,7 @@ _GROUPS: Final[dict[str, Any]] = {
     "serial": SerialSettings,
     "resets": ResetChoice,
     "access": Access,
+    "limits": ClientLimits,
     "recording": Recording,
 }
 

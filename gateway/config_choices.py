@@ -51,3 +51,13 @@ class Access:
 
     allow: Networks = EVERYBODY
     max_sessions: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """How long a client is kept: the operator's keys of these names.
+
+    `idle_timeout_s` without a byte either way end a session; 0 never does.
+    """
+
+    idle_timeout_s: float = 0.0

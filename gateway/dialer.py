@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import structlog
 
+from gateway.config_choices import ClientLimits
 from gateway.config_values import Address
 from gateway.device import Device
 from gateway.door import Refusal
@@ -54,11 +55,13 @@ class Dialer:
     def __init__(
         self,
         far_end: Address,
+        limits: ClientLimits,
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self._far_end = far_end
+        self._limits = limits
         self._device = device
         self._converse = converse
         self._log = log
@@ -116,7 +119,9 @@ class Dialer:
             return False
         self._last_failure = ""
         self._log.info("dial_connected", connect=str(self._far_end))
-        session = Session(self._device, self._converse(), self._log, self._session_ended)
+        session = Session(
+            self._device, self._converse(), self._log, self._session_ended, self._limits
+        )
         self._session = session
         self._nobody_connected.clear()
         await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)

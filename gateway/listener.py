@@ -143,7 +143,9 @@ class Listener:
         session.connection_made(transport)
 
     def _new_session(self) -> Session:
-        session = Session(self._device, self._converse(), self._log, self._session_ended)
+        session = Session(
+            self._device, self._converse(), self._log, self._session_ended, self._config.limits
+        )
         self._sessions[session] = None
         self._nobody_left.clear()
         return session

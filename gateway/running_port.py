@@ -99,7 +99,7 @@ async def start_port(
 
     way_in: Listener | Dialer
     if config.connect is not None:
-        way_in = Dialer(config.connect, device, converse, log)
+        way_in = Dialer(config.connect, config.limits, device, converse, log)
     else:
         way_in = Listener(config, device, converse, log)
     device.start()

@@ -19,6 +19,8 @@ import structlog
 
 from gateway.backlog import Backlog
 from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options
+from gateway.client_watch import ClientWatch
+from gateway.config_choices import ClientLimits
 from gateway.device import Device
 from gateway.errors import ClientError, DeviceError
 from gateway.request_queue import Conversation, RequestQueue
@@ -70,6 +72,7 @@ class Session(asyncio.BufferedProtocol):
         conversation: Conversation,
         log: structlog.typing.FilteringBoundLogger,
         ended: Callable[[Session], None],
+        limits: ClientLimits,
     ) -> None:
         self.state = SessionState.NEW
         self.label = "a client that has not connected"
@@ -78,6 +81,8 @@ class Session(asyncio.BufferedProtocol):
         self._device = device
         self._log = log
         self._ended = ended
+        self._limits = limits
+        self._watch = ClientWatch(self, limits.idle_timeout_s)
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._conversation = conversation
@@ -163,6 +168,7 @@ class Session(asyncio.BufferedProtocol):
         """The device is ours: greet the client and listen to it."""
         self.state = SessionState.ACTIVE
         self._log.info("client_connected")
+        self._watch.start(self._transport)
         self._send_answers()
         self._transport.resume_reading()
 
@@ -307,6 +313,7 @@ class Session(asyncio.BufferedProtocol):
         for timer in (self._finish_timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
+        self._watch.stop()
         self._requests.close()
         self._seat.leave(self)
 

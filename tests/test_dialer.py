@@ -17,6 +17,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import dialer as dialer_module
+from gateway.config_choices import ClientLimits
 from gateway.config_values import Address
 from gateway.device import DeviceState
 from gateway.dialer import Dialer
@@ -69,7 +70,7 @@ async def dialling(
     """A board that is connected to `address` whenever it is there."""
     device = device_of(board)
     log = structlog.get_logger().bind(device="desk")
-    dialer = Dialer(address, device, converse, log)
+    dialer = Dialer(address, ClientLimits(), device, converse, log)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
     await dialer.start()

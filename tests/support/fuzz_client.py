@@ -167,4 +167,4 @@ class FuzzClient(asyncio.Transport):
         pass
 
     def getsockopt(self, *option: object) -> bytes:
-        return bytes([_CLOSE_WAIT if self._left else _ESTABLISHED])
+        return bytes([_CLOSE_WAIT if self._left else _ESTABLISHED]).ljust(148, b"\0")

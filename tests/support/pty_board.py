@@ -26,7 +26,7 @@ from typing import Self
 import structlog
 
 from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.config_choices import Access, Recording, Sharing
+from gateway.config_choices import Access, ClientLimits, Recording, Sharing
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -347,6 +347,7 @@ async def serving(
     access: Access | None = None,
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
+    limits: ClientLimits | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -363,7 +364,7 @@ async def serving(
         sharing=sharing,
     )
     log = structlog.get_logger().bind(device=name)
-    config = replace(port_config(name), access=access or Access())
+    config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
     listener = Listener(config, device, converse, log)
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
