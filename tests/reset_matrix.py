@@ -148,14 +148,23 @@ def _mpremote(place: Place) -> str:
 
 _READ_MAC = ("--no-stub", "read-mac")
 
+#: The ROM of a chip on USB-OTG ignores the lines: without the stub, it stays in its bootloader.
+_OTG_CHIPS = ("esp32s2",)
+_BRIDGE_AND_JTAG_CHIPS = ("esp32", "esp8266", "esp32c3")
+
+_ESPTOOL4 = (os.environ.get("ESPTOOL4", ""),)
+
 TOOLS = (
-    Tool("esptool 5", _esptool(*_READ_MAC), ("download",), 20),
+    Tool("esptool 5", _esptool(*_READ_MAC), ("download",), 20, _BRIDGE_AND_JTAG_CHIPS),
+    Tool("esptool 5", _esptool("read-mac"), ("download",), 20, _OTG_CHIPS),
     Tool(
         "esptool 4.8",
-        _esptool("--no-stub", "read_mac", executable=(os.environ.get("ESPTOOL4", ""),)),
+        _esptool("--no-stub", "read_mac", executable=_ESPTOOL4),
         ("download",),
         20,
+        _BRIDGE_AND_JTAG_CHIPS,
     ),
+    Tool("esptool 4.8", _esptool("read_mac", executable=_ESPTOOL4), ("download",), 20, _OTG_CHIPS),
     Tool(
         "esptool 5 --before usb-reset",
         _esptool("--before", "usb-reset", *_READ_MAC),
@@ -236,13 +245,14 @@ def run_tool_on(board: Board, tool: Tool, most_runs: int) -> list[tuple[str, lis
     return rows
 
 
-def run_matrix(most_runs: int, jobs: int) -> list[tuple[str, list[Run]]]:
-    """Every row of the table, with its runs; `jobs` kinds of boards and tools at a time."""
+def run_matrix(only: str, most_runs: int, jobs: int) -> list[tuple[str, list[Run]]]:
+    """Every row that has `only` in it, with its runs; `jobs` boards and tools at a time."""
     with ThreadPoolExecutor(jobs) as pool:
         pending = [
             pool.submit(run_tool_on, board, tool, most_runs)
             for board, tool in itertools.product(BOARDS, TOOLS)
             if not tool.only or board.chip in tool.only
+            if only in f"{board.label} | {tool.label}"
         ]
         return [row for done in pending for row in done.result()]
 
@@ -271,17 +281,38 @@ that the tool ended without a complaint. esptool runs `--no-stub read-mac`, with
 """
 
 
+def _write(rows: list[str]) -> None:
+    """Put the rows into the document, in place of those of the same cells."""
+    table = {_cell_of(row): row for row in DOCUMENT.read_text().splitlines() if row[:1] == "|"}
+    table = {cell: row for cell, row in table.items() if cell in _ALL_CELLS}
+    table |= {_cell_of(row): row for row in rows}
+    in_order = sorted(table, key=_ALL_CELLS.index)
+    DOCUMENT.write_text(_HEAD + "\n".join(table[cell] for cell in in_order) + "\n")
+
+
+def _cell_of(row: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in row.split("|")[1:5])
+
+
+_ALL_CELLS: list[tuple[str, ...]] = [
+    (board.label, tool.label, f"{delay_s * 1000:g}", query or "none")
+    for board, tool in itertools.product(BOARDS, TOOLS)
+    for delay_s, query in itertools.product(DELAYS_S, QUERIES)
+]
+
+
 def main() -> int:
     """Run the matrix; exit code 1 if any run missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20, help="at most, per cell")
     parser.add_argument("--jobs", type=int, default=4, help="boards and tools at a time")
+    parser.add_argument("--only", default="", help="part of `BOARD | TOOL`: run only these rows")
     arguments = parser.parse_args()
-    rows = run_matrix(arguments.runs, arguments.jobs)
+    rows = run_matrix(arguments.only, arguments.runs, arguments.jobs)
     missed = [(row, run) for row, runs in rows for run in runs if run.complaint or not run.landed]
     for row, run in missed:
         print(f"{row}\nboots: {run.boots}\n{run.complaint}", file=sys.stderr)
-    DOCUMENT.write_text(_HEAD + "\n".join(row for row, _ in rows) + "\n")
+    _write([row for row, _ in rows])
     return int(bool(missed))
 
 
