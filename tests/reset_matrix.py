@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ SLOW_LINK_CFG = "[esptool]\nsync_timeout = 3\ntimeout = 10\n"
 #: pyserial's client waits for each setting, ten at each change of its timeout: at 250 ms each
 #: way a command takes minutes.
 _RUN_LIMIT_S = 900
+
+#: What pyserial's client takes to open a port: it waits for each of its settings.
+_OPENING_S = 4.0
+_ROUND_TRIPS_OF_OPENING = 15
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reset-matrix.md"
 
@@ -68,6 +73,7 @@ class Place:
     board: LabBoard
     url: str  # through the slow network
     folder: Path
+    delay_s: float  # each way
 
 
 @dataclass(frozen=True)
@@ -100,15 +106,24 @@ def _esptool(*arguments: str, executable: tuple[str, ...] = ()) -> Callable[[Pla
     return use
 
 
-def _monitor_keys(place: Place) -> str:
+_CTRL_T, _CTRL_R, _CTRL_P = b"\x14", b"\x12", b"\x10"
+
+
+def _monitor_keys(*keys: bytes) -> Callable[[Place], str]:
     """Ctrl-T Ctrl-R resets the board, Ctrl-T Ctrl-P resets it into its bootloader."""
-    boots_before = len(place.board.boots())
+    return lambda place: _press_in_monitor(place, keys)
+
+
+def _press_in_monitor(place: Place, keys: tuple[bytes, ...]) -> str:
+    boots = len(place.board.boots())
     with Terminal(_monitor(place), limit_s=_RUN_LIMIT_S) as monitor:
-        monitor.wait_for(b"Quit: Ctrl+]")
-        monitor.type(b"\x14\x12")
-        place.board.wait_for_boots(boots_before + 1, limit_s=_RUN_LIMIT_S)
-        monitor.type(b"\x14\x10")
-        place.board.wait_for_boots(boots_before + 2, limit_s=_RUN_LIMIT_S)
+        monitor.wait_until_it_reads_keys()
+        # It drops keys until its port is open, and boards on USB-OTG say nothing meanwhile.
+        time.sleep(_OPENING_S + place.delay_s * _ROUND_TRIPS_OF_OPENING * 2)
+        for key in keys:
+            monitor.type(_CTRL_T + key)
+            boots += 1
+            place.board.wait_for_boots(boots, limit_s=_RUN_LIMIT_S)
         monitor.type(b"\x1d")
         return "" if monitor.wait_until_ended() == 0 else monitor.screen.decode()
 
@@ -124,6 +139,7 @@ def _attach(*command: str, shown: bytes) -> Callable[[Place], str]:
         arguments = [place.url if word == "URL" else word for word in command]
         with Terminal([sys.executable, "-m", *arguments], limit_s=_RUN_LIMIT_S) as terminal:
             terminal.wait_for(shown)
+            terminal.wait_until_it_reads_keys()
             terminal.type(b"\x1d")
             terminal.wait_until_ended()
         return ""
@@ -172,7 +188,15 @@ TOOLS = (
         20,
         only=("esp32c3",),
     ),
-    Tool("esp-idf-monitor's reset and bootloader keys", _monitor_keys, ("app", "download"), 5),
+    Tool(
+        "esp-idf-monitor's reset and bootloader keys",
+        _monitor_keys(_CTRL_R, _CTRL_P),
+        ("app", "download"),
+        5,
+        _BRIDGE_AND_JTAG_CHIPS,
+    ),
+    # Firmware on USB-OTG can't be reset by any line: there is nothing to be pressed for it.
+    Tool("esp-idf-monitor's bootloader key", _monitor_keys(_CTRL_P), ("download",), 5, _OTG_CHIPS),
     Tool("pyserial, opened and closed twice", _open_and_close, (), 5),
     Tool(
         "miniterm, attached and left",
@@ -214,7 +238,7 @@ def run_once(tool: Tool, board: LabBoard, network: Network, folder: Path, seed: 
     with DelayProxy(board.tcp_port, network.delay_s, jitter_s, seed) as proxy:
         url = f"rfc2217://127.0.0.1:{proxy.port}{network.query}"
         try:
-            complaint = tool.use(Place(board, url, folder))
+            complaint = tool.use(Place(board, url, folder, network.delay_s))
         except (pytest.fail.Exception, serial.SerialException) as error:
             complaint = str(error)
     return Run(tuple(board.boots()[boots_before:]), tool.meant, complaint)
@@ -274,7 +298,8 @@ what the third column says and up to {JITTER:.0%} more at random, on simulated b
 counts the runs in which the board's own log says that it did at the first attempt what its user
 meant (enter the bootloader; reset, then enter the bootloader; or nothing at all), "well" those
 that the tool ended without a complaint. esptool runs `--no-stub read-mac`, with its
-`sync_timeout` raised to 3 s, as users of slow links have to.
+`sync_timeout` raised to 3 s, as users of slow links have to. Rows that are not there have not been
+run since the table got its present form.
 
 | board | tool | ms each way | client option | meant | well |
 |---|---|---|---|---|---|

@@ -20,6 +20,9 @@ import pytest
 LIMIT_S = 30.0
 
 #: Between two looks at the terminal's mode, which can't be waited for.
+_POLL_S = 0.05
+
+#: Between two looks at the terminal's mode, which can't be waited for.
 _POLL_S = 0.01
 
 
@@ -74,6 +77,14 @@ class Terminal:
             if time.monotonic() > deadline:
                 pytest.fail(f"the terminal stays in line mode:\n{self.screen.decode()}")
             time.sleep(_POLL_S)
+
+    def wait_until_it_reads_keys(self) -> None:
+        """Wait until the program has put the terminal into raw mode: keys before that are lost."""
+        deadline = time.monotonic() + self._limit_s
+        while termios.tcgetattr(self._fd)[3] & termios.ICANON:
+            self._read_some(time.monotonic() + _POLL_S)
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"it never read single keys:\n{self.screen.decode()}")
 
     def wait_until_ended(self) -> int:
         """Wait for the program to end; return its exit code."""
