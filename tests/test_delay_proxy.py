@@ -117,6 +117,27 @@ def test_jitter_delays_up_to_its_bound_and_keeps_the_order(listener: socket.sock
         assert receive_exactly(ends.server, 20) == bytes(range(20))
 
 
+def test_a_trickle_delivers_byte_by_byte_and_the_end_behind_the_last(
+    listener: socket.socket,
+) -> None:
+    clock = Clock()
+    target = listener.getsockname()[1]
+    with (
+        DelayProxy(target, delay_s=0.0, clock=clock, trickle_s=1.0) as proxy,
+        connected(proxy, listener) as ends,
+    ):
+        ends.client.sendall(b"abc")
+        ends.client.shutdown(socket.SHUT_WR)
+        until(lambda: proxy.held_ends() == (1, 0))
+        assert ends.server.recv(100) == b"a"
+        for byte in (b"b", b"c"):
+            assert nothing_to_receive(ends.server)
+            clock.now_s += 1.0
+            proxy.poke()
+            assert ends.server.recv(100) == byte
+        assert ends.server.recv(100) == b""
+
+
 def test_by_the_real_clock_both_directions_carry_everything_in_order(
     listener: socket.socket,
 ) -> None:

@@ -4,7 +4,7 @@ Each chunk leaves `delay_s` plus a random part of `jitter_s` after it came, each
 the end of a direction and a reset travel behind the data, as late as it. The proxy runs an event
 loop in a thread of its own: the test may block, and may be run by a loop itself.
 
-It delays, cuts and resets; it does not lose or reorder: TCP hides that from both ends.
+It delays, cuts, resets and trickles; it does not lose or reorder: TCP hides that from both ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class DelayProxy:
     """Listens on `port` of 127.0.0.1 and connects each client to `target_port` there.
 
     A context manager. `clock` tells seconds; with one that does not advance by itself, call
-    `poke` after advancing it. The same `seed` gives the same sequence of jitter.
+    `poke` after advancing it. The same `seed` gives the same sequence of jitter. With `trickle_s`
+    each byte travels in a segment of its own, at least so long after the one before.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class DelayProxy:
         jitter_s: float = 0.0,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        trickle_s: float = 0.0,
     ) -> None:
         self.port = 0  # given by the kernel at start
         self._target_port = target_port
-        self._network = _Network(delay_s, jitter_s, random.Random(seed), clock)
+        self._network = _Network(delay_s, jitter_s, random.Random(seed), clock, trickle_s)
         self._connections: set[_Connection] = set()
         self._errors: list[dict[str, Any]] = []
         self._started = threading.Event()
@@ -157,10 +160,16 @@ class _Network:
     """What all connections of a proxy share: the delay and the clock, and whether it is cut."""
 
     def __init__(
-        self, delay_s: float, jitter_s: float, rng: random.Random, clock: Callable[[], float]
+        self,
+        delay_s: float,
+        jitter_s: float,
+        rng: random.Random,
+        clock: Callable[[], float],
+        trickle_s: float,
     ) -> None:
         self.is_cut = False
         self.clock = clock
+        self.trickle_s = trickle_s
         self._delay_s = delay_s
         self._jitter_s = jitter_s
         self._rng = rng
@@ -282,10 +291,19 @@ class _Pipe:
 
     def put(self, what: bytes | _Mark) -> None:
         """Something has come from the source."""
-        self._latest_due = max(self._latest_due, self._network.due())  # jitter keeps the order
+        trickle_s = self._network.trickle_s
+        if isinstance(what, bytes) and trickle_s:
+            for index in range(len(what)):
+                self._hold(what[index : index + 1], trickle_s)
+        else:
+            self._hold(what, 0.0)
+        self.deliver()
+
+    def _hold(self, what: bytes | _Mark, gap_s: float) -> None:
+        # The order is kept whatever the jitter.
+        self._latest_due = max(self._latest_due + gap_s, self._network.due())
         self._held.append((self._latest_due, what))
         self._count(what, 1)
-        self.deliver()
 
     def deliver(self) -> None:
         """Passes on what is due, and wakes up for the rest."""

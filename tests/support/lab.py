@@ -43,13 +43,17 @@ class LabBoard:
 
     def state(self) -> dict[str, object]:
         """What runs on the board and what the gateway has set: see `simulator.process`."""
+        state: dict[str, object] = json.loads(self.ask("state?"))
+        return state
+
+    def ask(self, request: str) -> str:
+        """What the board's control socket answers: see `simulator.process`."""
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(START_LIMIT_S)
             control.connect(str(self.folder / "control"))
-            control.sendall(b"state?\n")
+            control.sendall(request.encode() + b"\n")
             with control.makefile() as answers:
-                state: dict[str, object] = json.loads(answers.readline())
-                return state
+                return answers.readline().strip()
 
     def wait_for_state(self, **wanted: object) -> None:
         """Wait until the board's state has these values."""
