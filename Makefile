@@ -24,7 +24,7 @@ ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix fuzz clean
+.PHONY: help run test test-all lint reset-matrix fuzz soak clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,6 +48,9 @@ reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays
 
 fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one or two minutes
 	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
+
+soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
 
 bench: $(TEST_STAMP) ## the gateway and its peers side by side, into docs/performance.md (an hour)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks
