@@ -26,10 +26,9 @@ from gateway.errors import ClientError, DeviceError
 from gateway.request_queue import Conversation, RequestQueue
 from gateway.seat import Seat
 
-#: One read takes at most this much; so much more than `request_queue` takes may wait there.
+#: One read takes at most this much; so much more than `request_queue` takes may wait there. One
+#: buffer for all sessions: what is received is copied out of it before the next read.
 _RECEIVE_BYTES = 65536
-
-#: One buffer for all sessions: what is received is copied out of it before the next read.
 _RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
 
 #: How long a client may take to read the last that it is sent. Closing at once would reset the
@@ -111,12 +110,18 @@ class Session(asyncio.BufferedProtocol):
         self.label = peer_name(self._transport)
         self._log = self._log.bind(client=self.label)
         set_options(self._transport)
-        # Nothing but the rest of one read is kept here, where it could not be purged. What the
-        # kernel takes (4 MiB) bridges a network that stalls: boards go on sending.
+        # Only the rest of one read is kept here, where it could not be purged.
         self._transport.set_write_buffer_limits(high=0)
         self._transport.pause_reading()
+        self._loop.call_soon(self._pause_while_waiting)
         self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
         self._device.attach(self)
+
+    def _pause_while_waiting(self) -> None:
+        """Pause again: asyncio of Python 3.11.2 begins to read after `connection_made`."""
+        if self.state is SessionState.WAITING:
+            self._transport.resume_reading()
+            self._transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Where the loop puts what the client sends."""

@@ -129,13 +129,11 @@ def test_a_port_scan_leaves_the_service_as_it_was(tmp_path: Path) -> None:
             with connect(desk) as client:
                 if index % 2:
                     reset(client)
-        # Of so many at once, those above listener.MAX_SESSIONS are dropped; each is told once.
+        # Of so many at once, those above `max_sessions` are dropped, and counted in one line.
         deadline = time.monotonic() + _LIMIT_S
-        while (told := told_of_desk(lab))["client_disconnected"] + told["client_dropped"] < SCANS:
+        while (told := told_of_desk(lab))["client_disconnected"] < max(1, told["client_connected"]):
             assert time.monotonic() < deadline, told
             time.sleep(0.02)
-        assert told["client_connected"] == told["client_disconnected"] > 0
-        assert told.total() == 2 * told["client_connected"] + told["client_dropped"]
         with serial.serial_for_url(desk.url, baudrate=115200, timeout=_LIMIT_S) as client:
             assert_answers(client)
         assert resident_kib(lab) - before_kib < MAX_GROWTH_KIB
