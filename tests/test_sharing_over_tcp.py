@@ -249,10 +249,10 @@ async def test_a_slow_watcher_loses_the_oldest_and_the_driver_nothing(
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
                 with await rfc2217_client(served) as driver:
                     writing = asyncio.create_task(board.write(flood))
-                    await driver.receive(lambda: driver.received.endswith(flood[-100:]))
+                    await driver.receive(lambda: driver.data.endswith(flood[-100:]))
                     await writing
-                    assert driver.received.endswith(flood)
-                    await slow.receive(lambda: slow.received.endswith(flood[-100_000:]))
+                    assert driver.data.endswith(flood)
+                    await slow.receive(lambda: slow.data.endswith(flood[-100_000:]))
                     assert len(slow.received) < len(flood)
     assert [entry["event"] for entry in logs].count("output_dropped") == 1
 
