@@ -1,20 +1,18 @@
 """What a client has not taken yet of a board's output that goes on without it.
 
-Bounded: the oldest goes first. Who drives a board is waited for instead, see `sharing`.
+Bounded: the oldest goes first. Who is waited for instead is `session`'s and `sharing`'s matter.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-#: Besides what the kernel keeps for a connection (4 MiB). 23 s of output at 115200 baud.
-BACKLOG_BYTES = 262144
-
 
 class Backlog:
-    """The last `BACKLOG_BYTES` of what was added and not taken."""
+    """The last `limit_bytes` of what was added and not taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
         self.dropped_bytes = 0
         self._chunks: deque[bytes] = deque()
         self._n_bytes = 0
@@ -22,17 +20,23 @@ class Backlog:
     def __len__(self) -> int:
         return self._n_bytes
 
-    def add(self, data: bytes) -> None:
-        """The board has sent `data`."""
+    def fits(self, data: bytes) -> bool:
+        """Whether all of `data` can be kept without anything being dropped."""
+        return self._n_bytes + len(data) <= self._limit_bytes
+
+    def add(self, data: bytes) -> int:
+        """The board has sent `data`; returns how many bytes were dropped for it."""
+        dropped_before = self.dropped_bytes
         self._chunks.append(data)
         self._n_bytes += len(data)
-        while self._n_bytes > BACKLOG_BYTES:
+        while self._n_bytes > self._limit_bytes:
             oldest = self._chunks.popleft()
-            dropped_bytes = min(self._n_bytes - BACKLOG_BYTES, len(oldest))
+            dropped_bytes = min(self._n_bytes - self._limit_bytes, len(oldest))
             if dropped_bytes < len(oldest):
                 self._chunks.appendleft(oldest[dropped_bytes:])
             self._n_bytes -= dropped_bytes
             self.dropped_bytes += dropped_bytes
+        return self.dropped_bytes - dropped_before
 
     def take(self) -> bytes:
         """The oldest chunk; the client has it now."""

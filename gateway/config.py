@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Access, ClientLimits, Recording, Sharing
+from gateway.config_choices import Access, ClientLimits, Recording, Sharing, SlowClient
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
@@ -200,6 +200,8 @@ PORT_KEYS: Final = (
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
     Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
     Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
+    Key("slow_client", one_of(SlowClient), _LIMITS.slow_client),
+    Key("client_buffer_kib", whole_number(0, 65536), _LIMITS.client_buffer_kib),
     Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
     Key("log_file", LOG_FILE, _RECORDING.log_file),
     Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),

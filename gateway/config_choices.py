@@ -53,11 +53,22 @@ class Access:
     max_sessions: int = 32
 
 
+class SlowClient(Enum):
+    """What becomes of the board's output that its client does not take."""
+
+    PAUSE = "pause"  # it stays in the kernel, then at the board, until the client takes it
+    DROP_OLDEST = "drop_oldest"  # some is kept, then the oldest is dropped
+    DISCONNECT = "disconnect"  # some is kept, then the client is closed
+
+
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
     """How long a client is kept: the operator's keys of these names.
 
-    `idle_timeout_s` without a byte either way end a session; 0 never does.
+    `idle_timeout_s` without a byte either way end a session; 0 never does. Of the board's output
+    that is not left in the kernel, `client_buffer_kib` are kept for a client that does not take it.
     """
 
     idle_timeout_s: float = 0.0
+    slow_client: SlowClient = SlowClient.PAUSE
+    client_buffer_kib: int = 256

@@ -85,6 +85,9 @@ class QueueOwner(Protocol):
     def output_suspended(self, suspended: bool) -> None:
         """The client wants no output for now (True), or wants it again."""
 
+    def output_purged(self) -> None:
+        """The client wants nothing any more of what the board has sent so far."""
+
     def client_identified(self, signature: str) -> None:
         """The client has told its SIGNATURE."""
 
@@ -222,6 +225,8 @@ class RequestQueue:
                 self._device.set_break(on, lambda: self._changed(request))
             case PurgeRequest(_, receive, transmit):
                 self._change_pending = True
+                if receive:
+                    self._owner.output_purged()
                 self._device.purge(
                     lambda: self._changed(request), receive=receive, transmit=transmit
                 )
@@ -302,6 +307,7 @@ class RequestQueue:
                 self._device.set_break(True, self._break_begun)
             case Console.ABORT_OUTPUT:
                 self._change_pending = True
+                self._owner.output_purged()
                 self._device.purge(self._changed, receive=True, transmit=False)
 
     def _break_begun(self) -> None:

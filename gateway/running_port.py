@@ -68,6 +68,7 @@ class RunningPort:
             sent_bytes=device.sent_bytes,
             sessions=device.sessions,
             not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
+            output_dropped_bytes=device.users.output_dropped_bytes,
             too_many=self.way_in.turned_away[Refusal.TOO_MANY],
         )
 

@@ -17,7 +17,7 @@ from typing import cast
 
 import structlog
 
-from gateway.backlog import Backlog
+from gateway.client_output import ClientOutput
 from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options
 from gateway.client_watch import ClientWatch
 from gateway.config_choices import ClientLimits
@@ -80,16 +80,13 @@ class Session(asyncio.BufferedProtocol):
         self._device = device
         self._log = log
         self._ended = ended
-        self._limits = limits
         self._watch = ClientWatch(self, limits.idle_timeout_s)
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._conversation = conversation
         self._seat = Seat(device)
         self._requests = RequestQueue(self._seat, conversation, self)
-        self._backlog = Backlog()
-        self._suspended = False  # the client has asked for no more data
-        self._client_slow = False  # more output waits for the client than should
+        self._output = ClientOutput(device, self, limits)
         self._violated = False
         self._identified = False
         self._connected = False
@@ -157,14 +154,12 @@ class Session(asyncio.BufferedProtocol):
                 pass  # FINISHING: close() comes when what it had sent has been carried out
 
     def pause_writing(self) -> None:
-        """The client does not keep up: leave the board's output in the kernel."""
-        self._client_slow = True
-        self._read_board_or_not()
+        """The client does not keep up."""
+        self._output.client_slow(True)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        self._client_slow = False
-        self._catch_up()
+        self._output.client_slow(False)
         self._read_client_or_not()
 
     # --- what the device reports (device.DeviceUser)
@@ -174,6 +169,7 @@ class Session(asyncio.BufferedProtocol):
         self.state = SessionState.ACTIVE
         self._log.info("client_connected")
         self._watch.start(self._transport)
+        self._output.start()
         self._send_answers()
         self._transport.resume_reading()
 
@@ -186,13 +182,7 @@ class Session(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes on."""
-        if self.state is not SessionState.ACTIVE:
-            return
-        is_behind = self._suspended or self._client_slow
-        if self._backlog or (is_behind and not self._device.waits_for(self)):
-            self._keep_back(data)
-        else:
-            self._send(data)
+        self._output.add(data)
 
     def board_busy(self) -> None:
         """The board does not keep up: read no more from the client."""
@@ -229,6 +219,17 @@ class Session(asyncio.BufferedProtocol):
         """The board is gone: say so to a person, and end the session."""
         self.close(str(error))
 
+    # --- what the output comes to (client_output.OutputOwner)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes of the board to the client."""
+        self.sent_bytes += len(data)
+        self._transport.write(self._conversation.escape(data))
+
+    def output_dropped(self) -> None:
+        """Say so once; how much it was is told in the end."""
+        self._log.warning("output_dropped", reason="the client is too slow")
+
     # --- ours
 
     @property
@@ -251,7 +252,7 @@ class Session(asyncio.BufferedProtocol):
             return  # it is ending already
         if before is SessionState.ACTIVE:
             self._log_end(reason, is_fault=is_fault)
-            self._send(self._backlog.take_all())
+            self.send(self._output.stop())
             if self._conversation.takes_text and not is_told:
                 self.say(f"{self._device.name}: {reason}")
         self.state = SessionState.CLOSED
@@ -273,8 +274,11 @@ class Session(asyncio.BufferedProtocol):
 
     def output_suspended(self, suspended: bool) -> None:
         """Send nothing more, or go on (FLOWCONTROL-SUSPEND, -RESUME)."""
-        self._suspended = suspended
-        self._catch_up()
+        self._output.suspend(suspended)
+
+    def output_purged(self) -> None:
+        """The client wants nothing any more of what the board has sent so far."""
+        self._output.purge()
 
     def client_identified(self, signature: str) -> None:
         """Log it once: it tells which client causes what follows."""
@@ -302,9 +306,7 @@ class Session(asyncio.BufferedProtocol):
         self.state = SessionState.FINISHING
         self._log_end(reason)
         self._requests.stop_reports()
-        # A board whose output nobody takes may stop taking bytes itself.
-        self._backlog.take_all()
-        self._device.hold_output(self, False)
+        self._output.stop()
         self._limit_finish()
         self._requests.carry_on()
 
@@ -332,45 +334,22 @@ class Session(asyncio.BufferedProtocol):
 
     def _log_end(self, reason: str, *, is_fault: bool = False) -> None:
         log = self._log.warning if is_fault else self._log.info
-        dropped_bytes = self._backlog.dropped_bytes
         log(
             "client_disconnected",
             reason=reason,
             seconds=round(self._loop.time() - self._started, 1),
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,
-            **({"dropped_bytes": dropped_bytes} if dropped_bytes else {}),
+            dropped_bytes=self._output.dropped_bytes,
         )
 
     def _send_answers(self) -> None:
-        if self._suspended:  # RFC 2217 section 5: data and commands
+        if self._output.is_suspended:  # RFC 2217 section 5: data and commands
             if self._conversation.unsent_bytes > _UNREAD_LIMIT_BYTES:
                 self.close("asks without end for answers that it has suspended", is_fault=True)
             return
         if answers := self._conversation.data_to_send():
             self._transport.write(answers)
-
-    def _send(self, data: bytes) -> None:
-        self.sent_bytes += len(data)
-        self._transport.write(self._conversation.escape(data))
-
-    def _keep_back(self, data: bytes) -> None:
-        """Keep the board's bytes for a client that does not take them, though others do."""
-        had_dropped = self._backlog.dropped_bytes
-        self._backlog.add(data)
-        if self._backlog.dropped_bytes and not had_dropped:
-            self._log.warning("output_dropped", reason="the client is too slow")
-
-    def _catch_up(self) -> None:
-        """Send what was kept back, as far as the client takes it."""
-        while self._backlog and not self._suspended and not self._client_slow:
-            self._send(self._backlog.take())
-        self._read_board_or_not()
-
-    def _read_board_or_not(self) -> None:
-        if self.state is SessionState.ACTIVE:
-            is_behind = self._suspended or self._client_slow or bool(self._backlog)
-            self._device.hold_output(self, is_behind)
 
     def _read_client_or_not(self) -> None:
         if self.state is not SessionState.ACTIVE:
@@ -386,15 +365,13 @@ class Session(asyncio.BufferedProtocol):
     def _look_after_client(self) -> None:
         """See whether the client has left while nothing was read from it."""
         self._look_timer = None
-        if self.state is SessionState.WAITING:
-            if sends_no_more(self._transport):
-                self.close("left before its turn")
-            else:
-                self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+        is_waiting = self.state is SessionState.WAITING
+        is_unread = self.state is SessionState.ACTIVE and not self._transport.is_reading()
+        if not (is_waiting or is_unread):
             return
-        if self.state is not SessionState.ACTIVE or self._transport.is_reading():
-            return
-        if sends_no_more(self._transport):
-            self._limit_finish()
-        else:
+        if not sends_no_more(self._transport):
             self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+        elif is_waiting:
+            self.close("left before its turn")
+        else:
+            self._limit_finish()

@@ -77,6 +77,7 @@ class Users:
     def __init__(self, sharing: Sharing) -> None:
         self.arrival = ARRIVALS[sharing]
         self.drivers: list[DeviceUser] = []
+        self.output_dropped_bytes = 0  # that clients were too slow for
         self.told = False  # the drivers know that the device is theirs
         self._muted: list[DeviceUser] = []  # who was muted last drives next
         self._since = local_now()

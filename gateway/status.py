@@ -22,7 +22,8 @@ class PortSnapshot:
     time since when `client` has the device, both empty when nobody has it; of several, `client`
     names all that drive it, `watchers` those that are muted. The bytes count since the service
     has started: received from the board, sent to it. Connections that were closed without a word
-    are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`).
+    are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`),
+    output that clients were too slow for as `output_dropped_bytes`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PortSnapshot:
     sessions: int
     not_allowed: int = 0
     too_many: int = 0
+    output_dropped_bytes: int = 0
     watchers: str = ""
 
 

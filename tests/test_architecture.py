@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"pool_store", "inventory", "device_list"},
     {"recorder", "output_log", "sharing"},
     {"away_port", "retry_plan", "lasting_port", "line_driver", "device", "device_controls"},
-    {"states_poll", "seat", "backlog", "client_socket", "client_watch", "request_queue", "session"},
+    {"states_poll", "seat", "backlog", "client_*", "request_queue", "session"},
     {"tally"},
     {"door"},
     {"listener", "dialer"},

@@ -98,6 +98,9 @@ class Client:
     def output_suspended(self, suspended: bool) -> None:
         self.told.append(suspended)
 
+    def output_purged(self) -> None:
+        pass
+
     def client_identified(self, signature: str) -> None:
         self.told.append(signature)
 

@@ -7,11 +7,9 @@ import random
 import socket
 from pathlib import Path
 
-import pytest
 from structlog.testing import capture_logs
 
-import gateway.backlog
-from gateway.config_choices import Sharing
+from gateway.config_choices import ClientLimits, Sharing
 from gateway.device import DeviceState
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.protocol.rfc2217 import Control
@@ -238,12 +236,12 @@ async def test_a_board_that_vanishes_as_its_driver_leaves_is_waited_for_by_the_o
 
 
 async def test_a_slow_watcher_loses_the_oldest_and_the_driver_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(gateway.backlog, "BACKLOG_BYTES", 100_000)
+    limits = ClientLimits(client_buffer_kib=97)
     flood = random.Random(2).randbytes(1_000_000).replace(b"\xff", b"\xfe")
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
-        async with serving(board, sharing=Sharing.PREEMPT) as served:
+        async with serving(board, sharing=Sharing.PREEMPT, limits=limits) as served:
             with await rfc2217_client(served, receive_buffer_bytes=4096) as slow:
                 connection = (await served.session())._transport.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -252,7 +250,7 @@ async def test_a_slow_watcher_loses_the_oldest_and_the_driver_nothing(
                     await driver.receive(lambda: driver.data.endswith(flood[-100:]))
                     await writing
                     assert driver.data.endswith(flood)
-                    await slow.receive(lambda: slow.data.endswith(flood[-100_000:]))
+                    await slow.receive(lambda: slow.data.endswith(flood[-97 * 1024 :]))
                     assert len(slow.received) < len(flood)
     assert [entry["event"] for entry in logs].count("output_dropped") == 1
 
