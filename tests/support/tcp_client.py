@@ -80,6 +80,11 @@ class TcpClient:
             assert chunk, f"the gateway hung up after {bytes(self.received)!r}"
             self.received += chunk
 
+    async def receive_some(self) -> None:
+        """Read once."""
+        n_bytes = len(self.received)
+        await self.receive(lambda: len(self.received) > n_bytes)
+
     def has_more(self) -> bool:
         """Whether anything has come that has not been read."""
         return bool(select.select([self._socket], [], [], 0)[0])
