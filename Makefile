@@ -1,18 +1,23 @@
 # `make help` lists the targets. Needs Python 3.11 or newer with venv; everything else is put into
-# .venv and .venv-esptool4. PYTHON=/path/to/python3 chooses the interpreter.
+# .venv, .venv-esptool4 and .venv-labgrid. PYTHON=/path/to/python3 chooses the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 VENV4 := .venv-esptool4
+VENV_LABGRID := .venv-labgrid
 
 # The last release of esptool 4: people still use it, and its reset sequences differ from 5's.
 ESPTOOL4_VERSION := 4.8.1
+
+# In an environment of its own: it brings a pyserial of its own.
+LABGRID_VERSION := 26.0.1
 
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 
 # Tests find esptool and the other tools on PATH, as their users do.
 TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
-	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py"
+	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py" \
+	LABGRID="$(CURDIR)/$(VENV_LABGRID)/bin"
 
 # Clients over RFC 2217 wait most of their time, so several tests at once take the time of one.
 PYTEST := $(VENV)/bin/python -m pytest -n 5
@@ -21,6 +26,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 5
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
+LABGRID_STAMP := $(VENV_LABGRID)/.installed-$(LABGRID_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -32,10 +38,10 @@ help: ## show this list
 run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
 	@$(VENV)/bin/esp-gateway demo
 
-test: lint ## formatting, lint, types and all tests but the slow ones
+test: lint $(LABGRID_STAMP) ## formatting, lint, types and all tests but the slow ones
 	@$(TEST_ENV) $(PYTEST) -m "not slow"
 
-test-all: lint ## the same with the tests that take minutes
+test-all: lint $(LABGRID_STAMP) ## the same with the tests that take minutes
 	@$(TEST_ENV) $(PYTEST)
 
 lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
@@ -59,7 +65,7 @@ bench-quick: $(TEST_STAMP) ## the most important of it in under a minute, printe
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks --quick
 
 clean: ## remove what make and the tests have made
-	rm -rf $(VENV) $(VENV4) build dist *.egg-info fuzz-failures
+	rm -rf $(VENV) $(VENV4) $(VENV_LABGRID) build dist *.egg-info fuzz-failures
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -95,3 +101,11 @@ $(ESPTOOL4_STAMP):
 	@$(PYTHON) -m venv $(VENV4)
 	@$(VENV4)/bin/$(PIP_INSTALL) esptool==$(ESPTOOL4_VERSION)
 	@touch $@
+
+# Where it can't be installed (grpc has no wheels for every machine), its tests are skipped.
+$(LABGRID_STAMP):
+	$(CHECK_PYTHON)
+	@echo "installing labgrid $(LABGRID_VERSION) into $(VENV_LABGRID)"
+	@$(PYTHON) -m venv $(VENV_LABGRID)
+	@if $(VENV_LABGRID)/bin/$(PIP_INSTALL) --only-binary grpcio labgrid==$(LABGRID_VERSION); \
+		then touch $@; else echo "not installed: its tests are skipped"; fi

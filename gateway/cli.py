@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway import cli_lan
 from gateway.config import GatewayConfig, load_config
 from gateway.config_device import tcp_text
 from gateway.errors import ConfigError, GatewayError
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="for programs")
     form.add_argument("--yaml", action="store_true", help="as entries for the configuration")
     devices.set_defaults(run=_devices)
+
+    cli_lan.add_export(commands, _add_state_dir)
 
     demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
     demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")

@@ -58,6 +58,22 @@ def _checked_host(text: str) -> str:
     return text
 
 
+def is_loopback(host: str) -> bool:
+    """Whether who connects to this host can only be on the same machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of the machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
 def _read_address(node: yaml.Node) -> Address:
     host, colon, number = scalar_text(node).rpartition(":")
     if not colon or not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > 65535:

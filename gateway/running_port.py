@@ -70,6 +70,8 @@ class RunningPort:
             not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
             output_dropped_bytes=device.users.output_dropped_bytes,
             too_many=self.way_in.turned_away[Refusal.TOO_MANY],
+            protocol=self.config.protocol.value,
+            baudrate=self.config.serial.baudrate,
         )
 
     def _address(self) -> str:

@@ -23,7 +23,8 @@ class PortSnapshot:
     names all that drive it, `watchers` those that are muted. The bytes count since the service
     has started: received from the board, sent to it. Connections that were closed without a word
     are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`),
-    output that clients were too slow for as `output_dropped_bytes`.
+    output that clients were too slow for as `output_dropped_bytes`. `protocol` and
+    `baudrate` are the configuration's, the former empty if the service is too old to tell it.
     """
 
     name: str
@@ -42,6 +43,8 @@ class PortSnapshot:
     too_many: int = 0
     output_dropped_bytes: int = 0
     watchers: str = ""
+    protocol: str = ""
+    baudrate: int = 0
 
 
 def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:

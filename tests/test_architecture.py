@@ -37,6 +37,7 @@ FLOORS: list[set[str]] = [
     {"listener", "dialer"},
     {"web", "web.*", "sd_report"},
     {"status", "status_socket"},
+    {"labgrid_export"},
     {"running_port"},
     {"reload"},
     {"service"},

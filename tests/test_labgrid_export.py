@@ -1,0 +1,105 @@
+"""The file for labgrid-exporter: which ports are in it, where they are said to be, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from gateway.config import GatewayConfig, parse_config
+from gateway.labgrid_export import Export, ExportedPort, from_config, from_service, to_yaml
+from gateway.pool_table import PoolTable, Record
+from tests.test_status import DESK
+
+PORTS = """\
+ports:
+  - {name: desk, tcp: 4001, host: 0.0.0.0, device: /dev/a, baudrate: 74880}
+  - {name: pipe, tcp: 4002, host: "::", device: /dev/b, protocol: raw}
+  - {name: wing, tcp: 4003, host: 192.0.2.7, device: /dev/c}
+  - {name: own, tcp: 4004, device: /dev/d}
+  - {name: cabin, connect: "lab.example:7001", device: /dev/e}
+  - {name: test, tcp: 0, host: 0.0.0.0, device: /dev/f}
+  - {name: shelf, tcp: 4100-4199, host: 0.0.0.0, device: {usb: "10c4:*"}}
+  - {name: attic, tcp: 4200-4299, host: 0.0.0.0, device: {usb: "1a86:*"}}
+"""
+
+
+def config() -> GatewayConfig:
+    return parse_config(PORTS, "gateway.yaml")
+
+
+def table() -> PoolTable:
+    return PoolTable([Record("shelf", 4101, "", "1-1.4", 20000)])
+
+
+def addresses(export: Export) -> dict[str, tuple[str, int]]:
+    return {port.name: (port.host, port.tcp_port) for port in export.ports}
+
+
+def test_ports_and_known_members_of_pools_are_exported_at_the_name_of_this_machine() -> None:
+    export = from_config(config(), table(), "lab", is_given=False)
+    assert addresses(export) == {
+        "desk": ("lab", 4001),
+        "pipe": ("lab", 4002),
+        "wing": ("192.0.2.7", 4003),
+        "shelf-4101": ("lab", 4101),
+    }
+    by_name = {port.name: port for port in export.ports}
+    assert (by_name["desk"].speed, by_name["desk"].protocol) == (74880, "rfc2217")
+    assert (by_name["pipe"].speed, by_name["pipe"].protocol) == (115200, "raw")
+
+
+def test_each_port_that_is_left_out_is_named_with_the_reason() -> None:
+    left_out = from_config(config(), table(), "lab", is_given=False).left_out
+    names = [line.partition(":")[0] for line in left_out]
+    assert names == ["own", "cabin", "test", "attic"]
+    for line, reason in zip(
+        left_out,
+        ["listens at 127.0.0.1", "connects to lab.example:7001", "tcp: 0", "no board"],
+        strict=True,
+    ):
+        assert reason in line
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_for_this_machine_its_own_ports_are_exported_too(host: str) -> None:
+    export = from_config(config(), table(), host, is_given=True)
+    assert addresses(export)["own"] == (host, 4004)
+
+
+def test_a_name_that_was_given_goes_before_the_address_of_a_port() -> None:
+    export = from_config(config(), table(), "lab.example", is_given=True)
+    assert addresses(export)["wing"] == ("lab.example", 4003)
+
+
+def test_the_running_service_knows_its_random_ports_too() -> None:
+    desk = replace(DESK, address="0.0.0.0:38417", protocol="rfc2217", baudrate=115200)
+    ports = [
+        desk,
+        replace(desk, name="six", address=":::4002", protocol="raw"),
+        replace(desk, name="unbound", address=""),
+        replace(desk, name="cabin", address="-> lab.example:7001"),
+        replace(desk, name="own", address="127.0.0.1:4004"),
+        replace(desk, name="old", protocol=""),
+    ]
+    export = from_service(ports, "lab", is_given=False)
+    assert export.ports == [
+        ExportedPort("desk", "lab", 38417, 115200, "rfc2217"),
+        ExportedPort("six", "lab", 4002, 115200, "raw"),
+    ]
+    names = [line.partition(":")[0] for line in export.left_out]
+    assert names == ["unbound", "cabin", "own", "old"]
+
+
+def test_the_file_has_a_group_with_one_resource_for_each_port() -> None:
+    port = ExportedPort("desk", "lab", 4001, 115200, "rfc2217")
+    text = to_yaml(Export([port, replace(port, name="on", tcp_port=4002)], ["own: far away"]))
+    shown = {"host": "lab", "port": 4001, "speed": 115200, "protocol": "rfc2217"}
+    assert yaml.safe_load(text) == {
+        "desk": {"NetworkSerialPort": shown},
+        "on": {"NetworkSerialPort": shown | {"port": 4002}},
+    }
+    assert "## Left out: own: far away\n" in text
+    # labgrid takes a line that begins with one # for a statement of its template.
+    assert all(not line.startswith("#") or line.startswith("## ") for line in text.splitlines())
