@@ -40,9 +40,13 @@ SLOW_LINK_CFG = "[esptool]\nsync_timeout = 3\ntimeout = 10\n"
 #: way a command takes minutes.
 _RUN_LIMIT_S = 900
 
-#: What pyserial's client takes to open a port: it waits for each of its settings.
-_OPENING_S = 4.0
-_ROUND_TRIPS_OF_OPENING = 15
+#: A key that was lost is not waited for as long as that.
+_KEY_LIMIT_S = 120
+
+#: A client that has sent nothing for so long, and four times the delay, has opened its port: until
+#: then it waits for one answer after the other.
+_QUIET_S = 2.0
+_LOOK_S = 0.05
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reset-matrix.md"
 
@@ -74,6 +78,7 @@ class Place:
     url: str  # through the slow network
     folder: Path
     delay_s: float  # each way
+    proxy: DelayProxy
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,12 @@ def _press_in_monitor(place: Place, keys: tuple[bytes, ...]) -> str:
     with Terminal(_monitor(place), limit_s=_RUN_LIMIT_S) as monitor:
         monitor.wait_until_it_reads_keys()
         # It drops keys until its port is open, and boards on USB-OTG say nothing meanwhile.
-        time.sleep(_OPENING_S + place.delay_s * _ROUND_TRIPS_OF_OPENING * 2)
+        while place.proxy.quiet_s() < _QUIET_S + 4 * place.delay_s:
+            time.sleep(_LOOK_S)
         for key in keys:
             monitor.type(_CTRL_T + key)
             boots += 1
-            place.board.wait_for_boots(boots, limit_s=_RUN_LIMIT_S)
+            place.board.wait_for_boots(boots, limit_s=_KEY_LIMIT_S)
         monitor.type(b"\x1d")
         return "" if monitor.wait_until_ended() == 0 else monitor.screen.decode()
 
@@ -238,7 +244,7 @@ def run_once(tool: Tool, board: LabBoard, network: Network, folder: Path, seed: 
     with DelayProxy(board.tcp_port, network.delay_s, jitter_s, seed) as proxy:
         url = f"rfc2217://127.0.0.1:{proxy.port}{network.query}"
         try:
-            complaint = tool.use(Place(board, url, folder, network.delay_s))
+            complaint = tool.use(Place(board, url, folder, network.delay_s, proxy))
         except (pytest.fail.Exception, serial.SerialException) as error:
             complaint = str(error)
     return Run(tuple(board.boots()[boots_before:]), tool.meant, complaint)

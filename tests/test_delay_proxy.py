@@ -229,6 +229,23 @@ def test_a_refused_connection_resets_the_client() -> None:
             client.recv(1)
 
 
+def test_it_knows_how_long_clients_have_been_quiet(listener: socket.socket) -> None:
+    clock = Clock()
+    with DelayProxy(listener.getsockname()[1], 0.0, clock=clock) as proxy:
+        clock.now_s += 5
+        assert proxy.quiet_s() == 0
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            target, _ = listener.accept()
+            with target:
+                client.sendall(b"hello")
+                assert receive_exactly(target, 5) == b"hello"
+                clock.now_s += 5
+                target.sendall(b"you too")
+                proxy.poke()
+                assert receive_exactly(client, 7) == b"you too"
+                assert proxy.quiet_s() == 5
+
+
 def test_after_a_cut_nothing_passes_and_nobody_is_told(listener: socket.socket) -> None:
     clock = Clock()
     target = listener.getsockname()[1]

@@ -78,6 +78,11 @@ class DelayProxy:
         """How many half-closes and resets wait inside the proxy, each way."""
         return self._sum_of_pipes(lambda pipe: pipe.held_ends)
 
+    def quiet_s(self) -> float:
+        """How long clients have sent nothing; 0 before they have sent anything."""
+        heard_at = self._network.heard_at
+        return 0.0 if heard_at is None else self._network.clock() - heard_at
+
     def poke(self) -> None:
         """Looks at the clock: what is due has been handed to the kernel when this returns."""
 
@@ -168,6 +173,7 @@ class _Network:
         trickle_s: float,
     ) -> None:
         self.is_cut = False
+        self.heard_at: float | None = None  # when a client sent last
         self.clock = clock
         self.trickle_s = trickle_s
         self._delay_s = delay_s
@@ -185,6 +191,7 @@ class _Connection:
     def __init__(
         self, network: _Network, target_port: int, on_end: Callable[[_Connection], None]
     ) -> None:
+        self._network = network
         self._target_port = target_port
         self._on_end = on_end
         self._connecting: asyncio.Task[None] | None = None
@@ -205,6 +212,11 @@ class _Connection:
             )
         except OSError:
             self.reset()
+
+    def came(self, side: _Side) -> None:
+        """One side has sent something."""
+        if side is self.client:
+            self._network.heard_at = self._network.clock()
 
     def half_ended(self) -> None:
         """One direction has passed its end on; with both, nothing is left to do."""
@@ -256,6 +268,7 @@ class _Side(asyncio.Protocol):
         self.incoming.deliver()
 
     def data_received(self, data: bytes) -> None:
+        self._connection.came(self)
         self.outgoing.put(data)
 
     def eof_received(self) -> bool:

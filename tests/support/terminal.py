@@ -20,9 +20,6 @@ import pytest
 LIMIT_S = 30.0
 
 #: Between two looks at the terminal's mode, which can't be waited for.
-_POLL_S = 0.05
-
-#: Between two looks at the terminal's mode, which can't be waited for.
 _POLL_S = 0.01
 
 
