@@ -58,6 +58,37 @@ class Port(Protocol):
         """Read the states of the board's lines and of the bytes on their way to it."""
 
 
+#: Asks a port for something, and has it call the second when that is done.
+Ask = Callable[[Port, Callable[[], None]], None]
+
+
+class Asked:
+    """What has been asked of a port and is not done yet, for whatever stands in for the port."""
+
+    def __init__(self) -> None:
+        self._open: dict[object, tuple[Ask, Callable[[], None]]] = {}
+
+    def add(self, port: Port, ask: Ask, done: Callable[[], None]) -> None:
+        """Ask `port` for something; `done` is called once, whoever does it."""
+        key = object()
+
+        def finished() -> None:
+            if self._open.pop(key, None) is not None:
+                done()
+
+        self._open[key] = (ask, finished)
+        ask(port, finished)
+
+    def repeat(self, port: Port) -> None:
+        """Ask `port` for all of it, for the one before is gone."""
+        for ask, finished in tuple(self._open.values()):
+            ask(port, finished)
+
+    def clear(self) -> None:
+        """Nobody wants any of it any more."""
+        self._open.clear()
+
+
 class AwayPort:
     """A port without a board; every `done` is called at once.
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Access, ClientLimits, Recording, Sharing, SlowClient
+from gateway.config_choices import Access, ClientLimits, Opening, Recording, Sharing, SlowClient
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
@@ -98,6 +98,7 @@ class PortConfig:
     on_connect: OnConnect
     on_disconnect: OnDisconnect
     access: Access = _ACCESS
+    open: Opening = Opening.ALWAYS
     sharing: Sharing = Sharing.EXCLUSIVE
     limits: ClientLimits = _LIMITS
     recording: Recording = _RECORDING
@@ -198,6 +199,7 @@ PORT_KEYS: Final = (
     Key("grace_s", seconds(0, 300), 10.0),
     Key("reset", RESET, Reset.AUTO),
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
+    Key("open", one_of(Opening), Opening.ALWAYS),
     Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
     Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
     Key("slow_client", one_of(SlowClient), _LIMITS.slow_client),
@@ -210,8 +212,8 @@ PORT_KEYS: Final = (
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
-#: For ports that clients connect to.
-_LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions")
+#: For ports that clients connect to; one that connects does so when its device is open.
+_LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
 _FILE_KEYS: Final = ("defaults", "ports")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
@@ -334,6 +336,8 @@ def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
     values.pop("tcp", None)
     if values["protocol"] is not Protocol.RAW:
         values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
+    if values["connect"] is not None:
+        values["open"] = Opening.ALWAYS
     grouped = {
         name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
         for name, kind in _GROUPS.items()

@@ -12,6 +12,13 @@ from enum import Enum
 from gateway.config_networks import EVERYBODY, Networks
 
 
+class Opening(Enum):
+    """While which the gateway has a port's tty open."""
+
+    ALWAYS = "always"  # whenever it is there
+    ON_CONNECT = "on_connect"  # while a client is connected; local tools have it otherwise
+
+
 class Sharing(Enum):
     """What becomes of a client when another comes."""
 

@@ -9,52 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from enum import Enum
 
 import structlog
 
-from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig
+from gateway.config import OnAbsent, OnDisconnect, PortConfig
+from gateway.config_choices import Opening
 from gateway.device_controls import DeviceControls
+from gateway.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
+from gateway.end_of_use import FINISH_LIMIT_S, HANDOVER_S, EndOfUse
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import LastingPort, Locate
 from gateway.line_driver import LineDriver
+from gateway.local_use import LocalUse
 from gateway.output_log import OutputLog, open_log
 from gateway.recorder import Recorder
 from gateway.sharing import Arrival, DeviceUser, Users
+from gateway.waiting_line import WaitingLine
 
-#: How long a new user waits for the one before to be gone. A client that ends one connection and
-#: starts the next at once may be seen in the other order.
-_HANDOVER_S = 0.5
+__all__ = ["Device", "DeviceState"]
 
-#: How long the bytes of a client that has left may keep the port from the next.
-_FINISH_LIMIT_S = 10.0
+#: Why a device with `open: on_connect` is released.
+_UNTIL_NEEDED = "until a client connects"
 
 #: How long stopping waits for the last bytes to be sent, and again for the lines to be released
 #: without them.
 _STOP_LIMIT_S = 0.5
 
 
-class DeviceState(Enum):
-    """What is true of a device."""
-
-    OPENING = "opening"  # its tty is being opened for the first time
-    ABSENT = "absent"  # its tty does not exist; it is tried again
-    IDLE = "idle"  # open, nobody uses it
-    IN_USE = "in use"  # open, a user has it
-    AWAY = "away"  # its tty has vanished under its user, who is kept for a while
-    RELEASING = "releasing"  # open; lines and settings go back to where the next user expects them
-    BROKEN = "broken"  # its tty exists and does not work, `reason` says why; it is tried again
-    STOPPED = "stopped"  # closed for good
-
-
-#: A port is there, or is waited for: it has settings and lines.
-_HAS_PORT = frozenset(
-    {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.AWAY, DeviceState.RELEASING}
-)
-
-
-class Device(DeviceControls):
+class Device(DeviceControls, HasState):
     """See the module; made and used on the loop."""
 
     def __init__(
@@ -66,29 +48,71 @@ class Device(DeviceControls):
         port = LastingPort(
             locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
         )
-        super().__init__(config.name, port, LineDriver(config.resets, port, log))
-        self.state = DeviceState.OPENING
-        self.reason = ""
+        DeviceControls.__init__(self, config.name, port, LineDriver(config.resets, port, log))
+        HasState.__init__(self)
         self.received_bytes = 0  # from the board, since the gateway runs
         self.sessions = 0  # users that have had it
-        self.idle = asyncio.Event()  # it can be had at once
         self.recorder = Recorder(1024 * config.recording.record_kib)
         self._config = config
         self._log = log
         self._output_log: OutputLog | None = None
         self._loop = asyncio.get_running_loop()
         self.users = Users(config.sharing)
-        self._waiting: dict[DeviceUser, asyncio.TimerHandle] = {}
-        self._finish: asyncio.TimerHandle | None = None
+        self._waiting = WaitingLine(HANDOVER_S, self._has_waited)
+        self._end = EndOfUse(self, config.serial, log)
+        self._resets_at_end = config.on_disconnect is OnDisconnect.RESET
+        self._local = LocalUse()
         self._is_away = False  # the board has vanished, and is waited for
         self._is_busy = False  # too many bytes wait to be sent
-        self._at_rest = asyncio.Event()  # nothing is under way that stop() has to wait for
-        self._at_rest.set()
 
     def start(self) -> None:
         """Open the device, now and whenever it is there."""
         self._output_log = open_log(self._config.recording, self._log)
-        self._port.start()
+        if self._shall_be_open:
+            self._port.start()
+        else:
+            self._close_port()
+
+    @property
+    def tty_path(self) -> str:
+        """Where the device's tty is now; raises DeviceError when it is nowhere."""
+        return self._port.tty_path
+
+    async def release(self, reason: str = "for a local tool", *, force: bool = False) -> None:
+        """Leave the tty to a local tool until `resume`; returns when the kernel has closed it.
+
+        What was written is sent before, lines and settings go back. Raises ClientError when
+        somebody has the device, whom only `force` sends away, when it is resumed meanwhile, and
+        when it is stopped. Clients that come are told `reason`, or wait if `on_absent` says so.
+        """
+        if self.state is DeviceState.STOPPED:
+            raise ClientError(f"{self.name}: stopped")
+        if self.users and not force:
+            raise ClientError(f"{self.name}: {self.users.in_use}")
+        closed = self._local.claim(reason)
+        gone = self.users.dismiss()
+        match self.state:
+            case DeviceState.IN_USE:
+                self._begin_release(HANDOVER_S, resets=self._resets_at_end)
+            case DeviceState.AWAY:
+                self._nobody_drives_away()
+            case DeviceState.RELEASED:
+                self._close_port()
+            case _:
+                self._end.hurry()
+                self._close_if_unwanted()
+        gone.tell(DeviceError(f"released {reason}"), f"{self.name}: released: {reason}")
+        await closed
+
+    def resume(self) -> None:
+        """Take the tty back after `release`; nothing happens without one."""
+        if not self._local.reason:
+            return
+        self._log.info("device_resumed")
+        self._local.end(ClientError(f"{self.name}: resumed before it was closed"))
+        if self.state is DeviceState.RELEASED:
+            self._enter(DeviceState.RELEASED, _UNTIL_NEEDED)
+            self._serve_waiting()
 
     def look_again(self) -> None:
         """What is plugged in has changed, and may matter to this device."""
@@ -101,15 +125,16 @@ class Device(DeviceControls):
         Bounded: bytes that the board does not take are dropped, a kernel that does not answer
         is left behind.
         """
-        self._refuse_waiting("the gateway is shutting down")
+        self._waiting.refuse_all("the gateway is shutting down")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
         if self.state is DeviceState.RELEASING:
             # A board that is held in reset takes no bytes, and must not stay so for them.
-            self._drop_unsent()
+            self._end.drop_unsent()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
         self._enter(DeviceState.STOPPED, "stopped")
+        self._local.end(ClientError(f"{self.name}: stopped"))
         self._end_use()
         await self._port.stop()
         if self._output_log is not None:
@@ -117,26 +142,21 @@ class Device(DeviceControls):
 
     def attach(self, user: DeviceUser) -> None:
         """Ask for the device: `attached` or `refused` is called, perhaps at once."""
-        self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
+        self._waiting.add(user)
         self._serve_waiting()
         if user in self._waiting and self.state is DeviceState.ABSENT:
             self._log.info("client_waits", client=user.label, reason=self.reason)
 
     def detach(self, user: DeviceUser) -> None:
         """Give the device back, or stop asking for it; what was written is still sent."""
-        if (timer := self._waiting.pop(user, None)) is not None:
-            timer.cancel()
+        self._waiting.drop(user)
         if not self.users.leave(user):  # others drive it
             self._read_or_not()
+            self._close_if_unwanted()
         elif self.state is DeviceState.AWAY:
             self._nobody_drives_away()
         else:
-            self._begin_release(self._reset_and_release, _FINISH_LIMIT_S)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a port, or somebody who waits for it: `status` can be asked."""
-        return self.state in _HAS_PORT
+            self._begin_release(FINISH_LIMIT_S, resets=self._resets_at_end)
 
     def hold_output(self, user: DeviceUser, held: bool) -> None:
         """`user` takes no output for now (True), or takes it again.
@@ -196,24 +216,39 @@ class Device(DeviceControls):
 
     def port_lost(self, error: DeviceError) -> None:
         """The port is closed; it is tried again. Its users are told."""
-        users, drivers, told = list(self.users), list(self.users.drivers), self.users.told
-        self.users.clear()
+        gone = self.users.dismiss()
         self._port.grace_s = 0.0
         self._end_use()
         absent = isinstance(error, DeviceAbsentError)
         self._enter(DeviceState.ABSENT if absent else DeviceState.BROKEN, str(error))
+        refusal = f"{self.name}: {self.state.value}: {self.reason}"
         self._serve_waiting()
-        for user in users:
-            if user in drivers and not told:
-                user.refused(ClientError(f"{self.name}: {self.state.value}: {self.reason}"))
-            else:
-                user.device_lost(error)
+        gone.tell(error, refusal)
+
+    @property
+    def _shall_be_open(self) -> bool:
+        always = self._config.open is Opening.ALWAYS
+        return not self._local.reason and (always or bool(self.users or self._waiting))
+
+    def _close_if_unwanted(self) -> bool:
+        """Whether the tty has been closed, for nobody needs it open."""
+        if self.state not in MAY_CLOSE or self._shall_be_open:
+            return False
+        self._close_port()
+        return True
+
+    def _close_port(self) -> None:
+        self._end_use()
+        if self.state is not DeviceState.RELEASED:
+            self._log.info("device_released", reason=self._local.reason or _UNTIL_NEEDED)
+        self._enter(DeviceState.RELEASED, self._local.reason or _UNTIL_NEEDED)
+        self._port.release(self._local.tty_closed)
+        self._serve_waiting()
 
     def _end_use(self) -> None:
         self._lines.close()
         self._is_away = self._is_busy = self._break_on = False
-        if self._finish is not None:
-            self._finish.cancel()
+        self._end.cancel()
 
     def _nobody_drives_away(self) -> None:
         """The last who drove a board that is away has left."""
@@ -232,38 +267,18 @@ class Device(DeviceControls):
             else:
                 self._port.resume_reading()
 
-    def _begin_release(self, then: Callable[[], None], limit_s: float) -> None:
-        """Let out what was written, for `limit_s` at most, then bring lines and settings back."""
+    def _begin_release(self, limit_s: float, *, resets: bool) -> None:
+        """Bring the device back to where the next user expects it."""
         self._port.grace_s = self._config.grace_s if self.users else 0.0
         self.lines_set_by = None
         self._enter(DeviceState.RELEASING)
-        self._finish = self._loop.call_later(limit_s, self._drop_unsent)
         self._port.resume_reading()
-        self._port.when_sent(then)
-
-    def _reset_and_release(self) -> None:
-        if self._config.on_disconnect is OnDisconnect.RESET:
-            self.reset(self._release_lines)
-        else:
-            self._release_lines()
-
-    def _release_lines(self) -> None:
-        if self._finish is not None:
-            self._finish.cancel()
-        if self._break_on:
-            self.set_break(False, self._release_lines)
-            return
-        if self._port.settings == self._config.serial:
-            self._lines.release(self._become_idle)
-        else:
-            self._lines.release(lambda: self.apply(self._config.serial, self._become_idle))
-
-    def _drop_unsent(self) -> None:
-        if self._port.unsent_bytes:
-            self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
-        self._port.purge(receive=False, transmit=True, done=lambda: None)
+        self._end.begin(self._become_idle, limit_s=limit_s, resets=resets)
 
     def _become_idle(self) -> None:
+        if not self._is_away and not self._shall_be_open:
+            self._close_port()
+            return
         if not self._is_away:
             self._enter(DeviceState.IDLE)
             # What has changed while it was in use may be that it is not the right one any more.
@@ -276,49 +291,51 @@ class Device(DeviceControls):
 
     def _serve_waiting(self) -> None:
         """Give the device to who has waited longest, or has had it before, if it can be given."""
+        if self._close_if_unwanted():
+            return
         match self.state:
             case DeviceState.IDLE if self._waiting:
-                self._admit(next(iter(self._waiting)))
+                self._admit(self._waiting.first)
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
-                self._prepare_board()
+                self.prepare(self._config.on_connect, self._tell_users)
             case DeviceState.IDLE:
                 self._resume()
             case DeviceState.IN_USE | DeviceState.AWAY if self._waiting and self.users.drivers:
                 self._make_room()
-            case DeviceState.ABSENT if self._config.on_absent is OnAbsent.WAIT:
+            case DeviceState.RELEASED if self._shall_be_open:
+                self._enter(DeviceState.OPENING)
+                self._port.start()
+            case DeviceState.ABSENT | DeviceState.RELEASED if self._is_waited_for:
                 pass
-            case DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.STOPPED:
-                self._refuse_waiting(f"{self.name}: {self.state.value}: {self.reason}")
+            case (
+                DeviceState.ABSENT | DeviceState.BROKEN | DeviceState.RELEASED | DeviceState.STOPPED
+            ):
+                self._waiting.refuse_all(f"{self.name}: {self.state.value}: {self.reason}")
+                self._close_if_unwanted()
 
     def _make_room(self) -> None:
         """Do to those who drive what the first of those who wait may have done to them."""
-        by = next(iter(self._waiting))
+        by = self._waiting.first
         if not self.users.told:
             return  # they wait until the board is prepared
         if self.users.arrival is Arrival.JOINS:
             while self._waiting:
-                user = next(iter(self._waiting))
+                user = self._waiting.first
                 self._admit(user)
                 self._introduce(user)
         elif self.users.may_be_followed and not self._is_away:
             if self.users.arrival is Arrival.MUTES:
                 for user in self.users.mute():
                     user.muted(by.label)
-                self._begin_release(self._release_lines, _HANDOVER_S)
+                self._begin_release(HANDOVER_S, resets=False)
             elif self.users.arrival is Arrival.REPLACES:
                 for user in tuple(self.users.drivers):
                     user.replaced(by.label)
-                self._hurry()
-
-    def _hurry(self) -> None:
-        """Who has been replaced has no claim to the time of one that has left by itself."""
-        if self.state is DeviceState.RELEASING and self._finish is not None:
-            self._finish.cancel()
-            self._finish = self._loop.call_later(_HANDOVER_S, self._drop_unsent)
+                self._end.hurry()
 
     def _admit(self, user: DeviceUser) -> None:
-        self._waiting.pop(user).cancel()
+        self._waiting.drop(user)
         self.sessions += 1
         self.users.enter(user)
 
@@ -335,16 +352,6 @@ class Device(DeviceControls):
         self._read_or_not()
         return True
 
-    def _prepare_board(self) -> None:
-        """Bring the board to where its new user wants it, then tell the user."""
-        match self._config.on_connect:
-            case OnConnect.NOTHING:
-                self._tell_users()
-            case OnConnect.BOOTLOADER:
-                self.enter_bootloader(self._tell_users)
-            case OnConnect.RESET:
-                self.reset(self._tell_users)
-
     def _tell_users(self) -> None:
         if self.users.told:
             return
@@ -359,42 +366,29 @@ class Device(DeviceControls):
         if self._is_busy:
             user.board_busy()
 
-    def _refuse_waiting(self, reason: str) -> None:
-        while self._waiting:
-            user, timer = self._waiting.popitem()
-            timer.cancel()
-            user.refused(ClientError(reason))
-
-    def _refuse_now(self, user: DeviceUser) -> None:
+    def _has_waited(self, user: DeviceUser) -> None:
         if self._will_be_served:
-            self._waiting[user] = self._loop.call_later(_HANDOVER_S, self._refuse_now, user)
+            self._waiting.add(user)
             self._serve_waiting()
             return
-        del self._waiting[user]
-        what = self.state.value
-        if self.users.drivers:  # its board may be away
-            what = f"in use by {self.users.names} since {self.users.since}"
+        self._waiting.drop(user)
+        what = (
+            self.users.in_use if self.users.drivers else self.state.value
+        )  # its board may be away
         user.refused(ClientError(f"{self.name}: {what}"))
+        self._close_if_unwanted()
+
+    @property
+    def _is_waited_for(self) -> bool:
+        return self._config.on_absent is OnAbsent.WAIT
 
     @property
     def _will_be_served(self) -> bool:
         """Whether who waits gets the device however long that takes; all of it is bounded."""
-        nobody_has_it = self.state in {DeviceState.OPENING, DeviceState.ABSENT}
-        if nobody_has_it and self._config.on_absent is OnAbsent.WAIT:
-            return True
-        has_port = self.state in _HAS_PORT
+        match self.state:
+            case DeviceState.OPENING if self._config.open is Opening.ON_CONNECT:
+                return True
+            case DeviceState.OPENING | DeviceState.ABSENT | DeviceState.RELEASED:
+                return self._is_waited_for
+        has_port = self.state in HAS_PORT
         return has_port and self.users.arrival is not Arrival.WAITS
-
-    def _enter(self, state: DeviceState, reason: str = "") -> None:
-        if self.state is DeviceState.STOPPED:
-            return
-        self.state = state
-        self.reason = reason
-        if state is DeviceState.IDLE:
-            self.idle.set()
-        else:
-            self.idle.clear()
-        if state in {DeviceState.IN_USE, DeviceState.RELEASING}:
-            self._at_rest.clear()
-        else:
-            self._at_rest.set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.config import OnConnect
 from gateway.lasting_port import LastingPort
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
@@ -65,6 +66,25 @@ class DeviceControls:
             self.set_break(False, lambda: None)
         self._lines.release(lambda: None)
 
+    def bring_back(self, settings: SerialSettings, done: Callable[[], None]) -> None:
+        """Both lines and a break go back to rest, then the settings to `settings`."""
+        if self._break_on:
+            self.set_break(False, lambda: self.bring_back(settings, done))
+        elif self._port.settings == settings:
+            self._lines.release(done)
+        else:
+            self._lines.release(lambda: self.apply(settings, done))
+
+    def prepare(self, how: OnConnect, done: Callable[[], None]) -> None:
+        """Bring the board to where its new user wants it."""
+        match how:
+            case OnConnect.NOTHING:
+                done()
+            case OnConnect.BOOTLOADER:
+                self.enter_bootloader(done)
+            case OnConnect.RESET:
+                self.reset(done)
+
     def enter_bootloader(self, done: Callable[[], None]) -> None:
         """Reset the board into its bootloader, behind the bytes written so far.
 
@@ -81,6 +101,10 @@ class DeviceControls:
         """Start or end a break behind the bytes written so far."""
         self._break_on = on
         self._port.set_break(on, done)
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Call `done` when everything written so far has left, or can't."""
+        self._port.when_sent(done)
 
     def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
         """Discard what the board has sent, what waits to be sent to it, or both."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
-from gateway.away_port import AwayPort, Port
+from gateway.away_port import Ask, Asked, AwayPort, Port
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
@@ -65,14 +64,6 @@ class LastingPortOwner(Protocol):
 Locate = Callable[[], TtyLocation]
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Something that has been asked of a port and is not done yet."""
-
-    ask: Callable[[Port, Callable[[], None]], None]
-    finished: Callable[[], None]
-
-
 class LastingPort:
     """See the module. Implements `Port`; may be asked from `port_opened` to `port_lost`.
 
@@ -98,7 +89,7 @@ class LastingPort:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._port: SerialPort | AwayPort | None = None
-        self._asked: dict[object, _Asked] = {}
+        self._asked = Asked()
         self._retry: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
         self._is_busy = False  # the owner has been told to write no more
@@ -106,12 +97,16 @@ class LastingPort:
         self._plan = RetryPlan()
         self._look_again = False  # when the try that is under way has failed
         self._stopped = False
-        self._tried = asyncio.Event()  # no try to open it is under way
+        self._released: Callable[[], None] | None = None  # the port is to be closed, or is
+        self._tried = asyncio.Event()  # it is neither being opened nor being released
         self._tried.set()
 
     def start(self) -> None:
         """Open the port, now and whenever it is there."""
         self._cancel_retry()
+        self._released = None
+        if not self._tried.is_set():
+            return
         self._tried.clear()
         try:
             self._location = self._locate()
@@ -138,6 +133,26 @@ class LastingPort:
             self._plan.appeared(self._loop.time())
             if isinstance(self._port, AwayPort) or not self._plan.penalty_s(self._loop.time()):
                 self.start()
+
+    @property
+    def tty_path(self) -> str:
+        """Where the device is now; raises DeviceError when it is nowhere."""
+        return self._locate().path
+
+    def release(self, released: Callable[[], None]) -> None:
+        """Close the port until `start`; `released` is called when the kernel has closed it.
+
+        A board that is waited for is given up. The owner is told nothing.
+        """
+        self._cancel_retry()
+        self._released = released
+        port = self._port
+        self._forget()
+        if isinstance(port, SerialPort):
+            self._tried.clear()
+            port.close(self._on_loop(self._closed))
+        elif self._tried.is_set():
+            self._closed()
 
     async def stop(self) -> None:
         """Close the port for good; bounded, the owner is told nothing more."""
@@ -254,34 +269,32 @@ class LastingPort:
             raise RuntimeError("a port was used while it is not open")
         return self._port
 
-    def _ask(
-        self, ask: Callable[[Port, Callable[[], None]], None], done: Callable[[], None]
-    ) -> None:
+    def _ask(self, ask: Ask, done: Callable[[], None]) -> None:
         """Ask the port for something, and what stands in for it if it is lost before."""
-        key = object()
-
-        def finished() -> None:
-            if self._asked.pop(key, None) is not None:
-                done()
-
-        self._asked[key] = _Asked(ask, finished)
-        ask(self._present, finished)
+        self._asked.add(self._present, ask, done)
 
     def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
         self._port = away = AwayPort(lost.settings, self.pause_writing)
         self._grace = self._loop.call_later(self.grace_s, self._stayed_away, error)
         self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
         self._owner.port_away(error)
-        for asked in tuple(self._asked.values()):
-            asked.ask(away, asked.finished)
+        self._asked.repeat(away)
 
     def _stayed_away(self, error: DeviceError) -> None:
         self.give_up_absence()
         self._owner.port_lost(DeviceError(f"{error}; not back within {self.grace_s:g} s"))
 
+    def _closed(self) -> None:
+        """The kernel has closed the port, or there is none; it may be wanted again already."""
+        self._tried.set()
+        if self._released is not None:
+            self._released()
+        elif not self._stopped:
+            self.start()
+
     def _opened(self, port: SerialPort) -> None:
-        if self._stopped:
-            port.close(self._on_loop(self._tried.set))
+        if self._stopped or self._released is not None:
+            port.close(self._on_loop(self._closed))
             return
         self._tried.set()
         self._plan.opened()
@@ -315,7 +328,8 @@ class LastingPort:
 
     def _not_opened(self, error: DeviceError) -> None:
         self._tried.set()
-        if self._stopped:
+        if self._stopped or self._released is not None:
+            self._closed()
             return
         if self._look_again:
             self._look_again = False

@@ -7,6 +7,7 @@ is `device`'s matter, what a client sees of it `session`'s.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Protocol
@@ -63,6 +64,21 @@ class Arrival(Enum):
     JOINS = "joins"  # both drive
 
 
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """Who has lost a device: some had it, others were about to be told that they have."""
+
+    had: list[DeviceUser]
+    awaited: list[DeviceUser]
+
+    def tell(self, error: DeviceError, refusal: str) -> None:
+        """Tell all of them."""
+        for user in self.awaited:
+            user.refused(ClientError(refusal))
+        for user in self.had:
+            user.device_lost(error)
+
+
 ARRIVALS = {
     Sharing.EXCLUSIVE: Arrival.WAITS,
     Sharing.TAKEOVER: Arrival.REPLACES,
@@ -89,6 +105,13 @@ class Users:
 
     def __len__(self) -> int:
         return len(self.drivers) + len(self._muted)
+
+    @property
+    def in_use(self) -> str:
+        """What is told to who would like to have the device."""
+        if self.drivers:
+            return f"in use by {self.names} since {self.since}"
+        return f"in use by {self.watchers}"
 
     @property
     def audience(self) -> list[DeviceUser]:
@@ -162,11 +185,14 @@ class Users:
         self.told = True
         return user
 
-    def clear(self) -> None:
-        """Nobody has the device any more."""
+    def dismiss(self) -> Dismissed:
+        """Nobody has the device any more; who is concerned is to be told by what is returned."""
+        awaited = [] if self.told else list(self.drivers)
+        had = [user for user in self if user not in awaited]
         self.drivers.clear()
         self._muted.clear()
         self._holding.clear()
+        return Dismissed(had, awaited)
 
     def hold(self, user: DeviceUser, held: bool) -> None:
         """`user` takes no output for now (True), or takes it again."""

@@ -14,7 +14,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
-from gateway.config_choices import Recording, Sharing
+from gateway.config_choices import Opening, Recording, Sharing
 from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
@@ -85,6 +85,7 @@ def test_every_key_reaches_its_field() -> None:
         grace_s="0",
         reset="usb-jtag",
         hard_reset="U0,1|W0.2|U0,0",
+        open="on_connect",
         sharing="preempt",
         record_kib="1",
         log_file="/var/log/{name}.log",
@@ -112,6 +113,7 @@ def test_every_key_reaches_its_field() -> None:
             protocol=Protocol.RAW,
             on_connect=OnConnect.BOOTLOADER,
             on_disconnect=OnDisconnect.RESET,
+            open=Opening.ON_CONNECT,
             sharing=Sharing.PREEMPT,
             recording=Recording(1, "/var/log/desk.log", 16, 0),
         ),
@@ -122,6 +124,12 @@ def test_defaults_apply_to_ports_that_do_not_give_their_own() -> None:
     own = port(name="own", tcp="4002", device="/dev/ttyUSB1", baudrate="9600")
     config = parse_config("defaults:\n  baudrate: 74880\n" + ports(port(), own), "f.yaml")
     assert [each.serial.baudrate for each in config.ports] == [74880, 9600]
+
+
+def test_a_port_that_connects_has_its_tty_open_whatever_the_default_is() -> None:
+    connecting = port(name="cabin", tcp=None, connect="lab:7000", device="/dev/ttyUSB1")
+    config = parse_config("defaults:\n  open: on_connect\n" + ports(port(), connecting), "f.yaml")
+    assert [each.open for each in config.ports] == [Opening.ON_CONNECT, Opening.ALWAYS]
 
 
 def test_a_defaults_section_without_content_is_as_good_as_none() -> None:
@@ -279,6 +287,11 @@ def test_values_past_their_limits_are_refused_with_what_is_accepted(key: str, wr
             {"tcp": None, "connect": "lab:7000", "host": "::1"},
             "5: ports[0].host",
             "host beside connect (line 4)",
+        ),
+        (
+            {"tcp": None, "connect": "lab:7000", "open": "on_connect"},
+            "5: ports[0].open",
+            "open beside connect (line 4)",
         ),
         ({"on_connect": "reset"}, "5: ports[0].on_connect", "on_connect with protocol rfc2217"),
         (

@@ -26,7 +26,7 @@ from typing import Self
 import structlog
 
 from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.config_choices import Access, ClientLimits, Recording, Sharing
+from gateway.config_choices import Access, ClientLimits, Opening, Recording, Sharing
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -320,6 +320,8 @@ def device_of(
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
+    opening: Opening = Opening.ALWAYS,
+    on_absent: OnAbsent = OnAbsent.REFUSE,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
@@ -330,6 +332,8 @@ def device_of(
         grace_s=grace_s,
         recording=recording or Recording(),
         sharing=sharing,
+        open=opening,
+        on_absent=on_absent,
     )
     return Device(config, lambda: board.location, log)
 

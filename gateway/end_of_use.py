@@ -1,0 +1,81 @@
+"""What is seen to when those who drove a device have left, before the next may have it.
+
+Their last bytes are let out, then the board is reset if the YAML wants it, then lines, break and
+settings go back to where the next expects them. Who has the device when is `device`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from gateway.device_controls import DeviceControls
+from gateway.protocol.serial_settings import SerialSettings
+
+#: How long the bytes of a client that has left may keep the port from the next.
+FINISH_LIMIT_S = 10.0
+
+#: The same where another is to have the device at once. Also how long a new user waits for the
+#: one before to be gone: a client that ends one connection and starts the next at once may be
+#: seen in the other order.
+HANDOVER_S = 0.5
+
+
+class EndOfUse:
+    """See the module; `settings` are those that the next expects."""
+
+    def __init__(
+        self,
+        device: DeviceControls,
+        settings: SerialSettings,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._device = device
+        self._settings = settings
+        self._log = log
+        self._limit: asyncio.TimerHandle | None = None
+
+    def begin(self, done: Callable[[], None], *, limit_s: float, resets: bool) -> None:
+        """Let out what was written, for `limit_s` at most; `done` when the next may come.
+
+        It is not called when the device is lost before.
+        """
+        self._limit_to(limit_s)
+        self._device.when_sent(lambda: self._sent(done, resets=resets))
+
+    def hurry(self) -> None:
+        """Another is to have the device at once; bytes that are still being let out are limited."""
+        if self._limit is not None:
+            self._limit_to(HANDOVER_S)
+
+    def drop_unsent(self) -> None:
+        """What has not been sent yet is dropped."""
+        if unsent_bytes := self._device.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=unsent_bytes)
+        self._device.purge(lambda: None, receive=False, transmit=True)
+
+    def cancel(self) -> None:
+        """There is nothing to end any more."""
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit = None
+
+    def _limit_to(self, limit_s: float) -> None:
+        self.cancel()
+        self._limit = asyncio.get_running_loop().call_later(limit_s, self._give_up)
+
+    def _give_up(self) -> None:
+        self._limit = None
+        self.drop_unsent()
+
+    def _sent(self, done: Callable[[], None], *, resets: bool) -> None:
+        if resets:
+            self._device.reset(lambda: self._bring_back(done))
+        else:
+            self._bring_back(done)
+
+    def _bring_back(self, done: Callable[[], None]) -> None:
+        self.cancel()
+        self._device.bring_back(self._settings, done)
