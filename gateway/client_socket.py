@@ -6,20 +6,26 @@ What goes over it is `session`'s matter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import struct
+from dataclasses import dataclass
 
 #: How long bytes may be on their way to a client without being acknowledged: then its machine is
-#: taken to be dead.
+#: taken to be dead. The kernel is only the last to do so, see `client_watch`.
 USER_TIMEOUT_MS = 15_000
 
-#: An answer waits for nothing. A client's machine that died is noticed within 14 s (5 s of
-#: silence, 3 probes 3 s apart), or 15 s after data that it does not acknowledge. Telnet's Synch
-#: has its DM sent urgently: out of line it would be missing behind its IAC.
+#: A silent client is asked by the kernel whether its machine is there: first, and then so often.
+_PROBE_AFTER_S = 5
+_PROBE_EVERY_S = 3
+
+#: An answer waits for nothing. Telnet's Synch has its DM sent urgently: out of line it would be
+#: missing behind its IAC.
 _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_AFTER_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_EVERY_S),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
@@ -29,6 +35,65 @@ _SOCKET_OPTIONS = (
 _TCP_CLOSE = 7
 _TCP_CLOSE_WAIT = 8
 _TCP_LAST_ACK = 9
+
+#: Where `struct tcp_info` has what TcpLink tells: linux/tcp.h.
+_TCPI_RETRANSMITS_OFFSET = 2
+_TCPI_PROBES_OFFSET = 3
+_TCPI_UNACKED_OFFSET = 24
+_TCPI_LAST_DATA_RECV_MS_OFFSET = 52
+_TCPI_LAST_ACK_RECV_MS_OFFSET = 56
+_TCPI_NOTSENT_BYTES_OFFSET = 144
+_TCP_INFO_BYTES = 148
+
+
+@dataclass(frozen=True, slots=True)
+class TcpLink:
+    """What the kernel knows of the way to a peer.
+
+    `silence_s` is how long nothing at all has come from it, not even an acknowledgement;
+    `unanswered` how often it has been sent something (again) since then: a probe, or bytes.
+    `is_unacked` is true when bytes are on their way, `unsent_bytes` are not even that.
+    """
+
+    silence_s: float
+    unanswered: int
+    is_unacked: bool
+    unsent_bytes: int
+
+
+def tcp_link(connection: socket.socket) -> TcpLink | None:
+    """What the kernel knows now; None if the connection is gone."""
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return None
+
+    def number_at(offset: int) -> int:
+        number: int = struct.unpack_from("I", info, offset)[0]
+        return number
+
+    silence_ms = min(
+        map(number_at, (_TCPI_LAST_DATA_RECV_MS_OFFSET, _TCPI_LAST_ACK_RECV_MS_OFFSET))
+    )
+    return TcpLink(
+        silence_s=silence_ms / 1000,
+        unanswered=info[_TCPI_RETRANSMITS_OFFSET] + info[_TCPI_PROBES_OFFSET],
+        is_unacked=number_at(_TCPI_UNACKED_OFFSET) > 0,
+        unsent_bytes=number_at(_TCPI_NOTSENT_BYTES_OFFSET),
+    )
+
+
+def probe_every_second(connection: socket.socket, wanted: bool) -> None:
+    """Have the kernel ask at once, unless the peer was heard of within a second, and go on so.
+
+    Nothing is asked while bytes are on their way: they are sent again instead.
+    """
+    with contextlib.suppress(OSError):  # the connection is gone, which is reported soon
+        for option, seconds in (
+            (socket.TCP_KEEPINTVL, 1 if wanted else _PROBE_EVERY_S),
+            (socket.TCP_KEEPIDLE, 1 if wanted else _PROBE_AFTER_S),
+        ):
+            connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
 
 
 def set_options(transport: asyncio.Transport) -> None:

@@ -1,4 +1,4 @@
-"""Looks after one client every few seconds: whether it is idle, and whether it only does not read.
+"""Looks after one client every few seconds: whether it lives, is idle, or only does not read.
 
 How a client is told and closed is `session`'s matter.
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from typing import Protocol
 
-from gateway.client_socket import USER_TIMEOUT_MS
+from gateway.client_socket import USER_TIMEOUT_MS, TcpLink, tcp_link
 
 #: Several times within USER_TIMEOUT_MS, so that a client that has just stopped reading is seen.
 _LOOK_S = 4.0
+_LOOK_SOON_S = 0.5
 
-#: Where `struct tcp_info` has the segments on their way, and the bytes that are not: linux/tcp.h.
-_TCPI_UNACKED_OFFSET = 24
-_TCPI_NOTSENT_BYTES_OFFSET = 144
-_TCP_INFO_BYTES = 148
+#: A client of which nothing has been heard for so long, though it was asked, is dead: one that has
+#: nothing to say is asked after 5, 8 and 11 s.
+_SILENT_S = 13.0
+_UNANSWERED = 2
 
 
 class Watched(Protocol):
@@ -31,12 +31,17 @@ class Watched(Protocol):
     def close(self, reason: str) -> None:
         """End it."""
 
+    def died(self, reason: str) -> None:
+        """Its client's machine is not there any more."""
+
 
 class ClientWatch:
     """See the module; made on the loop, looks from `start` to `stop`.
 
     The client is closed when no byte has gone either way for `idle_timeout_s` (0: never), and up
-    to one look more.
+    to one look more. It has died when nothing has been heard of its machine for 13 s. The kernel
+    alone would take up to 28 s: its two clocks, for probes and for bytes on their way, start
+    anew after each other.
 
     Linux ends a connection whose TCP_USER_TIMEOUT is over also while the peer acknowledges
     everything and has only no room for more (seen on 6.18): a monitor stopped by Ctrl-Z would be
@@ -59,7 +64,7 @@ class ClientWatch:
         self._socket = transport.get_extra_info("socket")
         self._seen_bytes = self._moved_bytes
         self._seen_at = self._loop.time()
-        self._look_later()
+        self._look_later(_LOOK_S)
 
     def stop(self) -> None:
         """Look no more."""
@@ -71,29 +76,31 @@ class ClientWatch:
     def _moved_bytes(self) -> int:
         return self._client.received_bytes + self._client.sent_bytes
 
-    def _look_later(self) -> None:
-        wait_s = min(_LOOK_S, self._idle_timeout_s) if self._idle_timeout_s else _LOOK_S
-        self._timer = self._loop.call_later(wait_s, self._look)
+    def _look_later(self, wait_s: float) -> None:
+        self._timer = self._loop.call_later(min(wait_s, self._idle_timeout_s or wait_s), self._look)
 
     def _look(self) -> None:
-        self._set_user_timeout()
+        self._timer = None
+        link = tcp_link(self._socket)
+        if link is None:
+            return  # the connection is gone, which is reported soon
+        if link.silence_s >= _SILENT_S and link.unanswered >= _UNANSWERED:
+            self._client.died(f"no answer for {link.silence_s:.0f} s")
+            return
         moved_bytes = self._moved_bytes
         now = self._loop.time()
         if moved_bytes != self._seen_bytes:
             self._seen_bytes, self._seen_at = moved_bytes, now
         elif self._idle_timeout_s and now - self._seen_at >= self._idle_timeout_s:
-            self._timer = None
             self._client.close(f"no byte for {self._idle_timeout_s:g} s")
             return
-        self._look_later()
+        self._set_user_timeout(link)
+        self._look_later(max(_LOOK_SOON_S, min(_LOOK_S, _SILENT_S - link.silence_s)))
 
-    def _set_user_timeout(self) -> None:
+    def _set_user_timeout(self, link: TcpLink) -> None:
         """Put TCP_USER_TIMEOUT in force, unless the peer has acknowledged all that it let come."""
-        with contextlib.suppress(OSError):  # the connection is gone, which is reported soon
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-            (unacked,) = struct.unpack_from("I", info, _TCPI_UNACKED_OFFSET)
-            (unsent_bytes,) = struct.unpack_from("I", info, _TCPI_NOTSENT_BYTES_OFFSET)
-            wanted_ms = 0 if unsent_bytes and not unacked else USER_TIMEOUT_MS
-            if wanted_ms != self._user_timeout_ms:
+        wanted_ms = 0 if link.unsent_bytes and not link.is_unacked else USER_TIMEOUT_MS
+        if wanted_ms != self._user_timeout_ms:
+            with contextlib.suppress(OSError):  # as above
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wanted_ms)
-                self._user_timeout_ms = wanted_ms
+            self._user_timeout_ms = wanted_ms

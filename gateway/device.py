@@ -384,11 +384,11 @@ class Device(DeviceControls, HasState):
 
     @property
     def _will_be_served(self) -> bool:
-        """Whether who waits gets the device however long that takes; all of it is bounded."""
+        """Whether who waits may still get the device; all that it waits for then is bounded."""
         match self.state:
             case DeviceState.OPENING if self._config.open is Opening.ON_CONNECT:
                 return True
             case DeviceState.OPENING | DeviceState.ABSENT | DeviceState.RELEASED:
                 return self._is_waited_for
         has_port = self.state in HAS_PORT
-        return has_port and self.users.arrival is not Arrival.WAITS
+        return has_port and (self.users.arrival is not Arrival.WAITS or self.users.are_doubted)

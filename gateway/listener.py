@@ -141,6 +141,8 @@ class Listener:
         session = self._new_session()
         transport.set_protocol(session)
         session.connection_made(transport)
+        for other in tuple(self._sessions):
+            other.rival_came(session)
 
     def _new_session(self) -> Session:
         session = Session(

@@ -17,8 +17,9 @@ from typing import cast
 
 import structlog
 
+from gateway.client_doubt import ClientDoubt
 from gateway.client_output import ClientOutput
-from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options
+from gateway.client_socket import peer_host, peer_name, reason_of, sends_no_more, set_options
 from gateway.client_watch import ClientWatch
 from gateway.config_choices import ClientLimits
 from gateway.device import Device
@@ -81,6 +82,7 @@ class Session(asyncio.BufferedProtocol):
         self._log = log
         self._ended = ended
         self._watch = ClientWatch(self, limits.idle_timeout_s)
+        self._doubt = ClientDoubt(self, device.users)
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._conversation = conversation
@@ -237,6 +239,23 @@ class Session(asyncio.BufferedProtocol):
         """Whether the client has been told the last that it will be, and only has to read it."""
         return self.state in {SessionState.REFUSED, SessionState.CLOSED}
 
+    def rival_came(self, rival: Session) -> None:
+        """Another client waits: if it comes from the same address, see whether this one lives.
+
+        It shows that the network is there. A client elsewhere may be cut off for a while.
+        """
+        if self.state is SessionState.ACTIVE and rival.state is SessionState.WAITING:
+            ours, theirs = (peer_host(each._transport) for each in (self, rival))
+            connection = self._transport.get_extra_info("socket")
+            if ours == theirs:
+                self._doubt.raise_for(connection)
+
+    def died(self, reason: str) -> None:
+        """The client's machine does not answer any more: as if it had left."""
+        if self.state is SessionState.ACTIVE:
+            self._finish(reason)
+        self._transport.abort()
+
     def abort(self) -> None:
         """Leave a client no more time to read the last that it was told."""
         self._transport.abort()
@@ -321,6 +340,7 @@ class Session(asyncio.BufferedProtocol):
             if timer is not None:
                 timer.cancel()
         self._watch.stop()
+        self._doubt.stop()
         self._requests.close()
         self._seat.leave(self)
 

@@ -98,6 +98,7 @@ class Users:
         self._muted: list[DeviceUser] = []  # who was muted last drives next
         self._since = local_now()
         self._holding: set[DeviceUser] = set()
+        self._doubted: set[DeviceUser] = set()
 
     def __iter__(self) -> Iterator[DeviceUser]:
         """All, those who drive first; who is told of the device meanwhile counts as before."""
@@ -153,6 +154,18 @@ class Users:
         """
         return bool(self.drivers) and self._holding.issuperset(self.drivers)
 
+    @property
+    def are_doubted(self) -> bool:
+        """Whether it is being found out if a client is still there."""
+        return bool(self._doubted)
+
+    def doubt(self, user: DeviceUser, doubted: bool) -> None:
+        """It is being found out (True) whether the client of `user` is still there, or it is."""
+        if doubted:
+            self._doubted.add(user)
+        else:
+            self._doubted.discard(user)
+
     def enter(self, user: DeviceUser) -> None:
         """`user` drives the device, perhaps with others; it has not been told yet."""
         if not self.drivers:
@@ -163,6 +176,7 @@ class Users:
     def leave(self, user: DeviceUser) -> bool:
         """`user` has left; returns whether nobody drives any more because of it."""
         self._holding.discard(user)
+        self._doubted.discard(user)
         if user in self._muted:
             self._muted.remove(user)
         if user not in self.drivers:
@@ -192,6 +206,7 @@ class Users:
         self.drivers.clear()
         self._muted.clear()
         self._holding.clear()
+        self._doubted.clear()
         return Dismissed(had, awaited)
 
     def hold(self, user: DeviceUser, held: bool) -> None:

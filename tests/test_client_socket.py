@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import cast
 
-from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options
+from gateway.client_socket import peer_name, reason_of, sends_no_more, set_options, tcp_link
+from tests.support.tcp_client import TcpClient
 
 
 class OnSocket:
@@ -36,6 +38,25 @@ def test_a_peer_that_has_closed_its_end_sends_no_more_though_bytes_are_left() ->
             while not sends_no_more(on_socket(ours)):
                 pass
             assert ours.recv(100) == b"bytes"
+
+
+def test_the_kernel_tells_of_a_peer_that_acknowledges_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = TcpClient(socket.create_connection(server.getsockname()))
+        ours, _ = server.accept()
+        with client:
+            before = tcp_link(ours)
+            assert before is not None
+            assert not before.is_unacked
+            client.fall_silent()
+            ours.sendall(b"into the void")
+            while (link := tcp_link(ours)) is not None and link.unanswered < 2:
+                time.sleep(0.01)
+            assert link is not None
+            assert link.is_unacked
+            assert link.silence_s > before.silence_s
+            ours.close()
+            assert tcp_link(ours) is None
 
 
 def test_a_peer_is_named_as_in_a_url() -> None:

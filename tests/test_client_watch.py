@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.client_socket import USER_TIMEOUT_MS
+from gateway import client_watch
+from gateway.client_socket import USER_TIMEOUT_MS, TcpLink
 from gateway.config_choices import ClientLimits
 from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
 from tests.support.tcp_client import GREETING, TcpClient
@@ -92,3 +93,28 @@ async def test_the_kernel_is_kept_from_ending_a_client_that_only_does_not_read(
                     await client.receive(lambda: len(client.data) == 200_000)
                     await clock.advance(4.0)
                     assert user_timeout_ms(connection) == USER_TIMEOUT_MS
+
+
+@pytest.mark.parametrize(
+    ("silence_s", "unanswered", "is_dead"), [(12.9, 9, False), (99.0, 1, False), (13.0, 2, True)]
+)
+async def test_a_client_has_died_when_nothing_is_heard_of_it_though_it_was_asked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    silence_s: float,
+    unanswered: int,
+    is_dead: bool,
+) -> None:
+    link = TcpLink(silence_s, unanswered, is_unacked=False, unsent_bytes=0)
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.receive_wire(GREETING)
+                await served.session()
+                monkeypatch.setattr(client_watch, "tcp_link", lambda _: link)
+                with LoopClock() as clock:
+                    await clock.advance(4.0)
+                    assert bool(served.active) is not is_dead
+            await served.until_idle()
+    (end,) = [entry for entry in logs if entry["event"] == "client_disconnected"]
+    assert (end["reason"] == "no answer for 13 s") is is_dead

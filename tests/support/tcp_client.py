@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 import select
 import socket
@@ -15,6 +16,11 @@ from tests.support.telnet_wire import ECHO, SGA, subnegotiation, will
 
 #: What the gateway sends first.
 GREETING = will(ECHO) + will(SGA)
+
+#: asm-generic/socket.h and linux/bpf_common.h: a filter of one instruction, which lets 0 bytes in.
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
+_BPF_RET = 0x06
 
 _COMMAND = re.compile(
     rb"\xff(?:(\xff)|[\xfb-\xfe].|\xfa(?:[^\xff]|\xff\xff)*\xff\xf0|[^\xfa-\xff])", re.DOTALL
@@ -43,9 +49,12 @@ class TcpClient:
         self._socket.setblocking(False)
 
     @classmethod
-    async def connect(cls, tcp_port: int, *, receive_buffer_bytes: int | None = None) -> Self:
+    async def connect(
+        cls, tcp_port: int, *, receive_buffer_bytes: int | None = None, source: str = "127.0.0.1"
+    ) -> Self:
         """Connect; a small receive buffer makes a client that does not read felt early."""
         client = cls()
+        client._socket.bind((source, 0))
         if receive_buffer_bytes is not None:
             client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         await asyncio.get_running_loop().sock_connect(client._socket, ("127.0.0.1", tcp_port))
@@ -112,6 +121,16 @@ class TcpClient:
     def stop_sending(self) -> None:
         """Close our direction only."""
         self._socket.shutdown(socket.SHUT_WR)
+
+    def fall_silent(self) -> None:
+        """Be as on a machine that has died: the kernel drops what comes, and answers nothing."""
+        return_nothing = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(return_nothing))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+    def hear_again(self) -> None:
+        """Be back."""
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
     def close(self) -> None:
         """Leave."""
