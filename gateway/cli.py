@@ -139,6 +139,8 @@ def _check(arguments: argparse.Namespace) -> int:
     for pool in config.pools:
         way_in = f"{pool.pattern.host}:{tcp_text(pool.tcp_ports)}"
         print(f"  {pool.name}: {way_in} -> each of {pool.pattern.device}")
+    if config.http is not None:
+        print(f"  HTTP: {config.http}")
     return 0
 
 

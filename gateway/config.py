@@ -17,6 +17,7 @@ import yaml
 
 from gateway.config_choices import Access, ClientLimits, Opening, Recording, Sharing, SlowClient
 from gateway.config_device import DEVICE, TCP, pool_member_name
+from gateway.config_http import HttpConfig, check_http_files, http_section, read_http
 from gateway.config_networks import NETWORKS
 from gateway.config_unique import Section, check_unique
 from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
@@ -30,6 +31,7 @@ from gateway.yaml_lines import (
     WrongPartsError,
     clipped,
     compose,
+    entries,
     is_nothing,
     is_refused,
     join,
@@ -135,6 +137,7 @@ class GatewayConfig:
 
     ports: tuple[PortConfig, ...]
     pools: tuple[PoolConfig, ...] = ()
+    http: HttpConfig | None = None
 
 
 def load_config(path: Path) -> GatewayConfig:
@@ -148,10 +151,13 @@ def parse_config(text: str, file: str) -> GatewayConfig:
     Raises ConfigError with every problem, nothing else whatever the text is.
     """
     problems = Problems(file)
-    ports = _read_file(compose(text, problems), problems)
-    check_unique(ports, problems)
+    root = compose(text, problems)
+    ports = _read_file(root, problems)
+    http = _read_http(root, problems)
+    check_unique(ports, problems, [http_section(http)] if http is not None else [])
+    check_http_files(http, problems)
     problems.raise_if_any()
-    return _built(ports)
+    return replace(_built(ports), http=http)
 
 
 #: The default of a key that every port must have; such a key makes no sense under `defaults`.
@@ -214,7 +220,7 @@ PORT_KEYS: Final = (
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
 #: For ports that clients connect to; one that connects does so when its device is open.
 _LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
-_FILE_KEYS: Final = ("defaults", "ports")
+_FILE_KEYS: Final = ("defaults", "ports", "http")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
@@ -241,6 +247,15 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
         problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
         return []
     return _read_ports(found["ports"].value, defaults, problems)
+
+
+def _read_http(root: yaml.Node | None, problems: Problems) -> HttpConfig | None:
+    """The section `http`, None if there is none; the file itself has been looked at before."""
+    if isinstance(root, yaml.MappingNode):
+        entry = entries(root, "", Problems("")).get("http")
+        if entry is not None:
+            return read_http(entry.line, entry.value, problems)
+    return None
 
 
 def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:

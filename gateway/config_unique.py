@@ -6,6 +6,7 @@ Each value was right for itself when it was read; problems are added to the file
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,12 +23,19 @@ class Section:
     lines: dict[str, int]
 
 
-def check_unique(ports: list[Section], problems: Problems) -> None:
-    """Add a problem for each port that has something which an earlier one has."""
+def check_unique(
+    ports: list[Section], problems: Problems, listening: Iterable[Section] = ()
+) -> None:
+    """Add a problem for each port that has something which an earlier one has.
+
+    `listening` are others that listen: nobody may have their address.
+    """
     names: dict[str, Section] = {}
     far_ends: dict[tuple[str | int, ...], Section] = {}
     log_files: dict[str, Section] = {}
     addresses: dict[int, dict[str, Section]] = {}
+    for other in listening:
+        _check_address(other, addresses, problems)
     for port in ports:
         if (name := port.values.get("name")) is not None:
             first = names.setdefault(name, port)

@@ -75,8 +75,14 @@ def is_wildcard(host: str) -> bool:
 
 
 def _read_address(node: yaml.Node) -> Address:
-    host, colon, number = scalar_text(node).rpartition(":")
-    if not colon or not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > 65535:
+    return read_address(scalar_text(node))
+
+
+def read_address(text: str, *, first_port: int = 1) -> Address:
+    """HOST:PORT with a port number from `first_port` on; ValueError for everything else."""
+    host, colon, number = text.rpartition(":")
+    is_number = re.fullmatch(r"0|[1-9][0-9]{0,4}", number)
+    if not colon or not is_number or not first_port <= int(number) <= 65535:
         raise ValueError
     in_brackets = host.startswith("[") and host.endswith("]")
     host = _checked_host(host[1:-1] if in_brackets else host)

@@ -11,6 +11,7 @@ from gateway.config import OnConnect
 from gateway.lasting_port import LastingPort
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
+from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serial_states import PortStates
 
@@ -33,6 +34,11 @@ class DeviceControls:
     def status(self) -> PortStatus:
         """What is in force: what a client is told."""
         return PortStatus(self._port.settings, self._lines.wanted, self._break_on)
+
+    @property
+    def usb_ids(self) -> UsbIds | None:
+        """Vendor and product id of the USB device that was last open."""
+        return self._port.usb_ids
 
     @property
     def unsent_bytes(self) -> int:

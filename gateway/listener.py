@@ -104,7 +104,7 @@ class Listener:
                 self._new_arrival, self._config.host, self._config.tcp_port
             )
         except OSError as error:
-            self._log_failure(_reason(error))
+            self._log_failure(bind_failure(error))
             return False
         self._log.info("listen_started", host=self._config.host, tcp_port=self.tcp_port)
         return True
@@ -128,8 +128,8 @@ class Listener:
                 return
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
 
-    def _new_arrival(self) -> _Arrival:
-        return _Arrival(self._arrived)
+    def _new_arrival(self) -> Arriving:
+        return Arriving(self._arrived)
 
     def _arrived(self, transport: asyncio.Transport) -> None:
         """Make a session of a connection, or close it before anything is sent on it."""
@@ -170,13 +170,14 @@ class Listener:
             self._nobody_left.set()
 
 
-class _Arrival(asyncio.Protocol):
+class Arriving(asyncio.Protocol):
     """A connection that has been accepted, until it is known what becomes of it."""
 
     def __init__(self, arrived: Callable[[asyncio.Transport], None]) -> None:
         self._arrived = arrived
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Tell of it."""
         self._arrived(cast("asyncio.Transport", transport))
 
 
@@ -191,7 +192,7 @@ def is_free(host: str, tcp_port: int) -> bool:
     return True
 
 
-def _reason(error: OSError) -> str:
+def bind_failure(error: OSError) -> str:
     """Why an address can't be bound, in the same words whatever Python runs."""
     # asyncio gives no error number for an address of nobody here from Python 3.13 on.
     if error.errno in {None, errno.EADDRNOTAVAIL}:

@@ -7,6 +7,7 @@ somebody typed.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 #: What arrives within this belongs to one moment: two reads of one burst are one entry.
@@ -26,19 +27,67 @@ class _Entry:
     data: bytearray
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of output: the position of its first byte, and the time of that or a bit later."""
+
+    seq: int
+    at: float
+    data: bytes
+
+
+#: Told of a piece of output: the position of its first byte, and the bytes.
+Follower = Callable[[int, bytes], None]
+
+
 class Recorder:
-    """The last `limit_bytes` of a board's output; 0 keeps nothing."""
+    """The last `limit_bytes` of a board's output; 0 keeps nothing.
+
+    Positions count every byte since the first, kept or not. `end` is that of the next byte.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
+        self.end = 0
+        self._followers: list[Follower] = []
         self._limit_bytes = limit_bytes
         self._entries: deque[_Entry] = deque()
         self._n_bytes = 0
 
     def record(self, at: float, data: bytes) -> None:
         """The board has sent `data` at `at`, seconds of any clock that does not go back."""
-        if not self._limit_bytes:
-            return
-        data = data[-self._limit_bytes :]
+        seq = self.end
+        self.end += len(data)
+        if self._limit_bytes:
+            self._keep(at, data[-self._limit_bytes :])
+        for follower in tuple(self._followers):
+            follower(seq, data)
+
+    @property
+    def begin(self) -> int:
+        """The position of the first byte that is kept; `end` if none is."""
+        return self.end - self._n_bytes
+
+    def follow(self, follower: Follower) -> None:
+        """Tell `follower` of all that comes from now on, at once."""
+        self._followers.append(follower)
+
+    def unfollow(self, follower: Follower) -> None:
+        """Tell it no more."""
+        self._followers.remove(follower)
+
+    def pieces(self, since: int) -> list[Piece]:
+        """What is kept from the position `since` on, oldest first."""
+        found: list[Piece] = []
+        seq = self.end
+        for entry in reversed(self._entries):
+            if seq <= since:
+                break
+            seq -= len(entry.data)
+            skipped = max(0, since - seq)
+            found.append(Piece(seq + skipped, entry.at, bytes(entry.data[skipped:])))
+        return found[::-1]
+
+    def _keep(self, at: float, data: bytes) -> None:
         last = self._entries[-1] if self._entries else None
         if (
             last is not None

@@ -18,6 +18,7 @@ import structlog
 
 from gateway.config import GatewayConfig, PortConfig
 from gateway.device import DeviceState
+from gateway.http_front import HttpFront
 from gateway.inventory import Inventory, UsbSource
 from gateway.reload import Reloader
 from gateway.running_port import RunningPort, start_port
@@ -58,6 +59,7 @@ class Service:
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
+        self._http = HttpFront(lambda: self._ports, self._version)
         self._stopping = False
 
     async def start(self, config: GatewayConfig) -> None:
@@ -72,12 +74,14 @@ class Service:
             await self._inventory.start(config)
             for failure in (await self._reconcile()).failures:
                 raise failure
+            await self._http.follow(config.http)
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve `config` from now on; entries that have not changed go on undisturbed."""
         async with self._reconciling:
             await self._inventory.reconfigure(config)
             changes = await self._reconcile()
+            await self._http.follow(config.http)
         self._tell_failures(changes)
         self._log.info(
             "configuration_reloaded",
@@ -92,6 +96,7 @@ class Service:
         self._stopping = True
         if self._following is not None:
             await self._following
+        await self._http.stop()
         stopping = [port.stop("the gateway is shutting down") for port in self._ports]
         await asyncio.gather(self._inventory.stop(), *stopping)
         self._log.info("service_stopped")
@@ -106,6 +111,11 @@ class Service:
         None where it could not be bound, and where nothing is listened on.
         """
         return {port.config.name: port.way_in.tcp_port for port in self._ports}
+
+    @property
+    def http_port(self) -> int | None:
+        """The TCP port of the HTTP server; None without one, or where it could not be bound."""
+        return self._http.tcp_port
 
     def counts(self) -> Counts:
         """How many ports there are, and how many of them are in which state now."""

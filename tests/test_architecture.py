@@ -36,11 +36,12 @@ FLOORS: list[set[str]] = [
     {"tally"},
     {"door"},
     {"listener", "dialer"},
-    {"web", "web.*", "sd_report"},
+    {"sd_report"},
     {"status", "status_socket"},
     {"labgrid_export"},
     {"running_port"},
-    {"reload"},
+    {"web", "web.*"},
+    {"http_front", "reload"},
     {"service"},
     {"cli*", "demo", "__main__"},
 ]
@@ -60,6 +61,7 @@ ONLY_IMPORTED_BY = {
     "serial_asyncio": {"serial_*"},
     "telnetlib3": {"protocol.telnet"},
     "pyudev": {"hotplug"},
+    "aiohttp": {"web.*"},
 }
 
 #: No machine's paths and no promises in what is published. In pieces, since this file is too.

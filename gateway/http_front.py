@@ -1,0 +1,72 @@
+"""Whether there is an HTTP server, and which: what the configuration wants, from start to stop.
+
+Nothing of the server's packages is loaded before a configuration asks for it: importing them takes
+as long as the rest of the start. What it serves is the package `web`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.config_http import HttpConfig, TokenFileError, read_token
+from gateway.running_port import RunningPort
+
+if TYPE_CHECKING:
+    from gateway.web.http_server import HttpServer
+
+
+class HttpFront:
+    """See the module; made and used on the loop. `ports` tells which ports run."""
+
+    def __init__(self, ports: Callable[[], Sequence[RunningPort]], version: str) -> None:
+        self._ports = ports
+        self._version = version
+        self._log = structlog.get_logger()
+        self._config: HttpConfig | None = None
+        self._server: HttpServer | None = None
+
+    @property
+    def tcp_port(self) -> int | None:
+        """The TCP port of the server, None while there is none."""
+        return None if self._server is None else self._server.tcp_port
+
+    async def follow(self, config: HttpConfig | None) -> None:
+        """Serve what `config` says from now on; the token is read again in any case."""
+        try:
+            token = await _token_of(config)
+        except TokenFileError as error:
+            # The file was fine a moment ago; without it, whoever had the old token keeps it.
+            self._log.error("http_token_not_read", reason=str(error))
+            return
+        if self._server is not None and config == self._config:
+            self._server.use_token(token)
+            return
+        await self.stop()
+        if config is not None:
+            # On a thread: the ports are served meanwhile.
+            server_of = await asyncio.to_thread(_load)
+            self._config = config
+            self._server = server_of(config, token, self._ports, self._version)
+            await self._server.start()
+
+    async def stop(self) -> None:
+        """Serve nobody any more; bounded to 1 s."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+
+
+async def _token_of(config: HttpConfig | None) -> str | None:
+    if config is None or config.token_file is None:
+        return None
+    return await asyncio.to_thread(read_token, config.token_file)
+
+
+def _load() -> type[HttpServer]:
+    from gateway.web.http_server import HttpServer  # noqa: PLC0415 - see the module
+
+    return HttpServer

@@ -1,0 +1,167 @@
+"""Whether an HTTP request may do what it asks for: the token, and what web pages of others send.
+
+A browser sends requests for any page that a person looks at, with the rights of that person's
+machine. So it must be seen that a request that changes something is one of our own page
+(cross-site request forgery), and that the name it was sent to is ours (DNS rebinding). Pure: who
+may connect at all is `door`'s matter.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+#: The WebSocket protocol that is spoken on a console, and how a browser, which can't set headers
+#: there, offers its token beside it.
+CONSOLE_PROTOCOL: Final = "esp-gateway"
+_TOKEN_PROTOCOL: Final = "bearer."  # noqa: S105 - no token
+
+#: Methods that change nothing.
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+JSON: Final = "application/json"
+BYTES: Final = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What of a request matters here, as it was sent; a header that is missing is empty.
+
+    `protocols` are the WebSocket protocols offered.
+    """
+
+    method: str
+    host: str = ""
+    origin: str = ""
+    fetch_site: str = ""
+    content_type: str = ""
+    has_body: bool = False
+    authorization: str = ""
+    is_websocket: bool = False
+    protocols: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Whether it may change something; what is typed on a console does."""
+        return self.is_websocket or self.method not in SAFE_METHODS
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a request is not carried out; one line for who has sent it."""
+
+    status: HTTPStatus
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is asked of requests; `token` None: nobody needs one."""
+
+    token: str | None
+    is_loopback: bool
+
+    def refusal(self, asked: Asked, content_types: Collection[str] = (JSON,)) -> Refused | None:
+        """Why not; None if it may. `content_types` are those that its resource takes."""
+        if self.is_loopback and asked.host and not is_name_of_this_machine(asked.host):
+            reason = f"{_shown(asked.host)} is not a name of this gateway: use localhost"
+            return Refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        if not asked.changes:
+            return None
+        return (
+            self._refused_page(asked)
+            or self._refused_token(asked)
+            or _refused_content(asked, content_types)
+        )
+
+    def _refused_page(self, asked: Asked) -> Refused | None:
+        if asked.origin and not is_same_origin(asked.origin, asked.host):
+            reason = f"a page of {_shown(asked.origin)} may not ask for this"
+            return Refused(HTTPStatus.FORBIDDEN, reason)
+        if asked.fetch_site not in {"", "same-origin", "none"}:
+            return Refused(HTTPStatus.FORBIDDEN, "a page of another site may not ask for this")
+        return None
+
+    def _refused_token(self, asked: Asked) -> Refused | None:
+        if self.token is None:
+            return None
+        shown = list(tokens_of(asked.authorization, asked.protocols))
+        if any(hmac.compare_digest(each.encode(), self.token.encode()) for each in shown):
+            return None
+        found = "the token is not this gateway's" if shown else "a token is needed"
+        reason = f"{found} (Authorization: Bearer TOKEN)"
+        return Refused(HTTPStatus.UNAUTHORIZED, reason)
+
+
+def _refused_content(asked: Asked, content_types: Collection[str]) -> Refused | None:
+    if asked.is_websocket or (not asked.has_body and not asked.content_type):
+        return None
+    if media_type(asked.content_type) in content_types:
+        return None
+    reason = f"Content-Type must be {' or '.join(sorted(content_types))}"
+    return Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
+
+
+def tokens_of(authorization: str, protocols: Iterable[str]) -> Iterable[str]:
+    """The tokens that a request shows, in its header or as a WebSocket protocol."""
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() == "bearer" and token:
+        yield token.strip()
+    for protocol in protocols:
+        if protocol.startswith(_TOKEN_PROTOCOL):
+            yield protocol.removeprefix(_TOKEN_PROTOCOL)
+
+
+def media_type(content_type: str) -> str:
+    """A Content-Type without its parameters."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def is_same_origin(origin: str, host: str) -> bool:
+    """Whether a page is one of the server that was asked at `host` (the Host header).
+
+    The scheme is not compared: a proxy in front may speak TLS where we do not.
+    """
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return False  # "null": a page without an origin, a sandboxed frame for instance
+    default = 443 if parts.scheme == "https" else 80
+    asked_name, asked_port = split_host(host)
+    return parts.hostname == asked_name and (port or default) == (asked_port or default)
+
+
+def is_name_of_this_machine(host: str) -> bool:
+    """Whether a Host header is a name that nobody else's DNS can point at this machine.
+
+    A page of attacker.example whose name is made to mean 127.0.0.1 comes with that name; an
+    address is no name, and localhost is never asked of DNS (RFC 6761, 6.3).
+    """
+    name, _ = split_host(host)
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        name = name.rstrip(".")
+        return name == "localhost" or name.endswith(".localhost")
+    return True
+
+
+def split_host(host: str) -> tuple[str, int | None]:
+    """Name and port of a Host header; an IPv6 address without its brackets."""
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname or "", parts.port
+    except ValueError:
+        return "", None
+
+
+def _shown(text: str) -> str:
+    return repr(text[:60]) if not text.isprintable() or len(text) > 60 else text

@@ -1,0 +1,57 @@
+"""The page, its files, and the description of the HTTP interface for programs."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from http import HTTPStatus
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from aiohttp import web
+
+from gateway.web.http_answers import HttpError
+
+_FOLDER: Final = Path(str(files("gateway.web")))
+STATIC: Final = _FOLDER / "static"
+
+#: The page loads nothing from elsewhere, and runs nothing that stands in its text. Its terminal
+#: sets styles of elements.
+_POLICY: Final = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    app.router.add_get("/", show_page)
+    app.router.add_get("/openapi.json", show_interface)
+    if STATIC.is_dir():
+        app.router.add_static("/static", STATIC)
+
+
+async def show_page(request: web.Request) -> web.StreamResponse:  # noqa: ARG001 - aiohttp's signature
+    """The page."""
+    index = STATIC / "index.html"
+    if not index.is_file():
+        raise HttpError(HTTPStatus.NOT_FOUND, "there is no page here: see /openapi.json")
+    return web.FileResponse(index, headers={"Content-Security-Policy": _POLICY})
+
+
+async def show_interface(request: web.Request) -> web.Response:  # noqa: ARG001 - aiohttp's signature
+    """The description of the interface in the form of OpenAPI."""
+    return web.Response(text=interface_json(), content_type="application/json")
+
+
+@cache
+def interface_json() -> str:
+    """openapi.yaml as JSON."""
+    return json.dumps(interface())
+
+
+def interface() -> Any:
+    """What stands in openapi.yaml."""
+    return yaml.safe_load((_FOLDER / "openapi.yaml").read_text())

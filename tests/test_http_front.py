@@ -1,0 +1,87 @@
+"""Whether there is an HTTP server: what the configuration says, over time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+from structlog.testing import capture_logs
+
+from gateway.config import parse_config
+from gateway.config_http import HttpConfig
+from gateway.http_front import HttpFront
+from gateway.service import Service
+
+
+async def status_of(tcp_port: int | None, token: str = "") -> int:
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{tcp_port}/api/ports"
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with session.post(url, json={}, headers=headers) as response:
+            return response.status
+
+
+async def test_there_is_one_as_long_as_the_configuration_says(tmp_path: Path) -> None:
+    front = HttpFront(list, "1")
+    await front.follow(None)
+    assert front.tcp_port is None
+    config = HttpConfig("127.0.0.1", 0)
+    await front.follow(config)
+    first = front.tcp_port
+    assert await status_of(first) == 405
+    await front.follow(config)
+    assert front.tcp_port == first
+    await front.follow(HttpConfig("localhost", 0))
+    assert await status_of(front.tcp_port) == 405
+    await front.follow(None)
+    assert front.tcp_port is None
+    await front.stop()
+
+
+async def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    config = HttpConfig("127.0.0.1", 0, token_file=str(file))
+    file.write_text("a" * 16)
+    front = HttpFront(list, "1")
+    await front.follow(config)
+    assert await status_of(front.tcp_port) == 401
+    file.write_text("b" * 16)
+    await front.follow(config)
+    assert await status_of(front.tcp_port, "a" * 16) == 401
+    assert await status_of(front.tcp_port, "b" * 16) == 405
+    file.unlink()
+    with capture_logs() as logs:
+        await front.follow(config)
+    assert [each["event"] for each in logs] == ["http_token_not_read"]
+    assert await status_of(front.tcp_port, "b" * 16) == 405
+    await front.stop()
+
+
+async def test_the_service_serves_its_ports(tmp_path: Path) -> None:
+    def config(http: str) -> str:
+        return f"ports:\n  - {{name: desk, tcp: 0, device: {tmp_path}/tty}}\n{http}"
+
+    gateway = Service(tmp_path)
+    await gateway.start(parse_config(config("http: 127.0.0.1:0"), "f.yaml"))
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{gateway.http_port}/api/ports") as response,
+    ):
+        [desk] = (await response.json())["ports"]
+        assert (desk["name"], desk["state"]) == ("desk", "absent")
+    await gateway.reload(parse_config(config(""), "f.yaml"))
+    assert gateway.http_port is None
+    await gateway.stop()
+
+
+def test_nothing_of_it_is_loaded_unless_it_is_asked_for() -> None:
+    program = (
+        "import sys, gateway.cli, gateway.service\n"
+        "print([name for name in ('aiohttp', 'multidict', 'gateway.web') if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "[]\n"
