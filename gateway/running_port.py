@@ -67,6 +67,7 @@ class RunningPort:
             received_bytes=device.received_bytes,
             sent_bytes=device.sent_bytes,
             sessions=device.sessions,
+            refused=device.users.refused,
             not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
             output_dropped_bytes=device.users.output_dropped_bytes,
             too_many=self.way_in.turned_away[Refusal.TOO_MANY],

@@ -178,6 +178,7 @@ class Session(asyncio.BufferedProtocol):
     def refused(self, error: ClientError) -> None:
         """Tell the client in one line, and leave it a moment to read it."""
         self.state = SessionState.REFUSED
+        self._device.users.refused += 1
         self._log.warning("client_refused", reason=str(error))
         self._transport.write(f"{error}\r\n".encode())
         self._hang_up()

@@ -94,6 +94,7 @@ class Users:
         self.arrival = ARRIVALS[sharing]
         self.drivers: list[DeviceUser] = []
         self.output_dropped_bytes = 0  # that clients were too slow for
+        self.refused = 0  # clients that were told why they can't have the device
         self.told = False  # the drivers know that the device is theirs
         self._muted: list[DeviceUser] = []  # who was muted last drives next
         self._since = local_now()

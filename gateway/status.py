@@ -21,9 +21,10 @@ class PortSnapshot:
     `address` is where clients connect, empty while it could not be bound. `since` is the local
     time since when `client` has the device, both empty when nobody has it; of several, `client`
     names all that drive it, `watchers` those that are muted. The bytes count since the service
-    has started: received from the board, sent to it. Connections that were closed without a word
-    are counted as `not_allowed` (by `allow`) and `too_many` (by `max_sessions`),
-    output that clients were too slow for as `output_dropped_bytes`. `protocol` and
+    has started: received from the board, sent to it. Clients that were told why they are not served
+    are counted as `refused`, connections that were closed without a word as `not_allowed` (by
+    `allow`) and `too_many` (by `max_sessions`), output that clients were too slow for as
+    `output_dropped_bytes`. `protocol` and
     `baudrate` are the configuration's, the former empty if the service is too old to tell it.
     """
 
@@ -39,6 +40,7 @@ class PortSnapshot:
     received_bytes: int
     sent_bytes: int
     sessions: int
+    refused: int = 0
     not_allowed: int = 0
     too_many: int = 0
     output_dropped_bytes: int = 0
@@ -83,11 +85,16 @@ _HEAD = (
     "LINES",
     "FROM BOARD",
     "TO BOARD",
+    "DROPPED",
+    "REFUSED",
 )
 
 
 def to_table(ports: Iterable[PortSnapshot]) -> str:
-    """The ports for a person, a line each, columns aligned; reasons behind the state."""
+    """The ports for a person, a line each, columns aligned; reasons behind the state.
+
+    DROPPED are bytes that clients were too slow for, REFUSED all that came and were not served.
+    """
     rows = [_HEAD, *(_row(port) for port in ports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     return "\n".join(
@@ -107,6 +114,8 @@ def _row(port: PortSnapshot) -> tuple[str, ...]:
         port.lines or "-",
         _amount(port.received_bytes),
         _amount(port.sent_bytes),
+        _amount(port.output_dropped_bytes),
+        str(port.refused + port.not_allowed + port.too_many),
     )
 
 

@@ -41,6 +41,9 @@ async def test_the_snapshot_tells_who_uses_the_port_and_how_much_went_through(
                 assert used.client.startswith("127.0.0.1:")
                 assert used.since
                 assert (used.sent_bytes, used.sessions) == (4, 1)
+                with await TcpClient.connect(port.way_in.tcp_port) as refused:
+                    assert b"in use by" in await refused.receive_to_end()
+                assert (used.refused, port.snapshot().refused) == (0, 1)
         finally:
             await port.stop("the test is over")
 

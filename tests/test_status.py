@@ -20,6 +20,10 @@ DESK = PortSnapshot(
     received_bytes=1536,
     sent_bytes=12,
     sessions=3,
+    refused=1,
+    not_allowed=20,
+    too_many=300,
+    output_dropped_bytes=2048,
 )
 SHELF = replace(
     DESK,
@@ -59,7 +63,7 @@ def test_the_table_has_a_line_a_port_and_aligned_columns() -> None:
     head, desk, shelf = to_table([DESK, SHELF]).splitlines()
     assert desk.index("127.0.0.1") == head.index("ADDRESS") == shelf.index("not bound")
     assert "broken: not a serial port" in shelf
-    assert desk.split()[-4:] == ["1.5", "KiB", "12", "B"]
+    assert desk.split()[-7:] == ["1.5", "KiB", "12", "B", "2.0", "KiB", "321"]
     assert "5.0 GiB" in shelf
 
 
