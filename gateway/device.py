@@ -18,7 +18,8 @@ from gateway.device_controls import DeviceControls
 from gateway.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
 from gateway.end_of_use import FINISH_LIMIT_S, HANDOVER_S, EndOfUse
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
-from gateway.lasting_port import LastingPort, Locate
+from gateway.lasting_port import Locate
+from gateway.lendable_port import LendablePort
 from gateway.line_driver import LineDriver
 from gateway.local_use import LocalUse
 from gateway.output_log import OutputLog, open_log
@@ -45,7 +46,7 @@ class Device(DeviceControls, HasState):
         locate: Locate,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
-        port = LastingPort(
+        port = LendablePort(
             locate, config.serial, self, log, lambda ids: config.resets.strategy(ids).rest
         )
         DeviceControls.__init__(self, config.name, port, LineDriver(config.resets, port, log))

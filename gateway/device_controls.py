@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.config import OnConnect
-from gateway.lasting_port import LastingPort
+from gateway.lendable_port import LendablePort
 from gateway.line_driver import LineDriver
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.board_kinds import UsbIds
@@ -22,7 +22,7 @@ class DeviceControls:
     Every `done` is called when what follows may go to the board, unless the device is lost first.
     """
 
-    def __init__(self, name: str, port: LastingPort, lines: LineDriver) -> None:
+    def __init__(self, name: str, port: LendablePort, lines: LineDriver) -> None:
         self.name = name
         self.sent_bytes = 0  # to the board, since the gateway runs
         self.lines_set_by: object | None = None  # who of several users has done it last
@@ -115,6 +115,17 @@ class DeviceControls:
     def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
         """Discard what the board has sent, what waits to be sent to it, or both."""
         self._port.purge(receive=receive, transmit=transmit, done=done)
+
+    def lend(self, what_for: str, closed: Callable[[], None]) -> None:
+        """Leave the tty to a tool of the user's until `take_back`; `closed` when it is free.
+
+        Meanwhile the board is away for all users: nobody is sent off, and what they ask for waits.
+        """
+        self._port.lend(what_for, closed)
+
+    def take_back(self) -> None:
+        """Open the tty again after `lend`; it must be called before the user leaves."""
+        self._port.take_back()
 
     def read_states(self, done: Callable[[PortStates], None]) -> None:
         """Read the modem lines, what is on its way, and what has happened on the wire."""

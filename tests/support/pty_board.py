@@ -322,6 +322,7 @@ def device_of(
     sharing: Sharing = Sharing.EXCLUSIVE,
     opening: Opening = Opening.ALWAYS,
     on_absent: OnAbsent = OnAbsent.REFUSE,
+    resets: ResetChoice | None = None,
 ) -> Device:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
@@ -334,6 +335,7 @@ def device_of(
         sharing=sharing,
         open=opening,
         on_absent=on_absent,
+        resets=resets or config.resets,
     )
     return Device(config, lambda: board.location, log)
 
