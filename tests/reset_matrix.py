@@ -264,14 +264,15 @@ def run_tool_on(board: Board, tool: Tool, most_runs: int) -> list[tuple[str, lis
     """All networks of one tool on one kind of board: a row of the table and its runs for each."""
     names = [f"board{number}" for number in range(min(tool.runs, most_runs))]
     rows = []
-    with tempfile.TemporaryDirectory() as folder_name:
-        folder = Path(folder_name)
-        with Lab(folder, dict.fromkeys(names, board.parameters), chip=board.chip) as lab:
-            for delay_s, query in itertools.product(DELAYS_S, QUERIES):
-                network = Network(delay_s, query)
+    for delay_s, query in itertools.product(DELAYS_S, QUERIES):
+        network = Network(delay_s, query)
+        with tempfile.TemporaryDirectory() as folder_name:
+            folder = Path(folder_name)
+            # New boards for each cell: one on USB-OTG stays in its bootloader.
+            with Lab(folder, dict.fromkeys(names, board.parameters), chip=board.chip) as lab:
                 runs = run_cell(tool, list(lab.boards.values()), network, folder)
-                rows.append((_row(board, tool, network, runs), runs))
-                print(rows[-1][0], flush=True)
+        rows.append((_row(board, tool, network, runs), runs))
+        print(rows[-1][0], flush=True)
     return rows
 
 
