@@ -19,8 +19,9 @@ TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
 	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py" \
 	LABGRID="$(CURDIR)/$(VENV_LABGRID)/bin"
 
-# Clients over RFC 2217 wait most of their time, so several tests at once take the time of one.
-PYTEST := $(VENV)/bin/python -m pytest -n 5
+# Clients over RFC 2217 wait most of their time, so several tests at once take the time of one. Who
+# is done takes tests from who is not: else one process has the slow ones of a folder to itself.
+PYTEST := $(VENV)/bin/python -m pytest -n 5 --dist worksteal
 
 # Stamps, one per set of packages: newer than pyproject.toml means installed.
 RUN_STAMP := $(VENV)/.installed-run

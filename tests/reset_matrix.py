@@ -170,23 +170,19 @@ def _mpremote(place: Place) -> str:
 
 _READ_MAC = ("--no-stub", "read-mac")
 
-#: The ROM of a chip on USB-OTG ignores the lines: without the stub, it stays in its bootloader.
 _OTG_CHIPS = ("esp32s2",)
 _BRIDGE_AND_JTAG_CHIPS = ("esp32", "esp8266", "esp32c3")
 
 _ESPTOOL4 = (os.environ.get("ESPTOOL4", ""),)
 
 TOOLS = (
-    Tool("esptool 5", _esptool(*_READ_MAC), ("download",), 20, _BRIDGE_AND_JTAG_CHIPS),
-    Tool("esptool 5", _esptool("read-mac"), ("download",), 20, _OTG_CHIPS),
+    Tool("esptool 5", _esptool(*_READ_MAC), ("download",), 20),
     Tool(
         "esptool 4.8",
         _esptool("--no-stub", "read_mac", executable=_ESPTOOL4),
         ("download",),
         20,
-        _BRIDGE_AND_JTAG_CHIPS,
     ),
-    Tool("esptool 4.8", _esptool("read_mac", executable=_ESPTOOL4), ("download",), 20, _OTG_CHIPS),
     Tool(
         "esptool 5 --before usb-reset",
         _esptool("--before", "usb-reset", *_READ_MAC),
