@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import cli_lan
-from gateway.config import GatewayConfig, load_config
+from gateway.config import GatewayConfig, PortConfig, load_config
 from gateway.config_device import tcp_text
 from gateway.errors import ConfigError, GatewayError
 
@@ -135,13 +135,22 @@ def _check(arguments: argparse.Namespace) -> int:
     print(f"{arguments.file}: no errors, {counted}")
     for port in config.ports:
         way_in = f"connects to {port.connect}" if port.connect else f"{port.host}:{port.tcp_port}"
-        print(f"  {port.name}: {way_in} -> {port.device}")
+        print(f"  {port.name}: {way_in}{_tls_text(port)} -> {port.device}")
     for pool in config.pools:
-        way_in = f"{pool.pattern.host}:{tcp_text(pool.tcp_ports)}"
+        way_in = f"{pool.pattern.host}:{tcp_text(pool.tcp_ports)}{_tls_text(pool.pattern)}"
         print(f"  {pool.name}: {way_in} -> each of {pool.pattern.device}")
     if config.http is not None:
         print(f"  HTTP: {config.http}")
+    for warning in config.warnings:
+        print(f"{warning} (only a warning)", file=sys.stderr)
     return 0
+
+
+def _tls_text(port: PortConfig) -> str:
+    if port.tls is None:
+        return ""
+    has_names = port.connect is None and port.tls.client_ca is not None
+    return " with TLS and client certificates" if has_names else " with TLS"
 
 
 def _counted(number: int, noun: str) -> str:
@@ -151,7 +160,9 @@ def _counted(number: int, noun: str) -> str:
 def _devices(arguments: argparse.Namespace) -> int:
     from gateway import device_list, pool_store, state_file, sysfs  # noqa: PLC0415 - as above
 
-    config = GatewayConfig(()) if arguments.config is None else load_config(arguments.config)
+    config = GatewayConfig(())
+    if arguments.config is not None:  # who looks at the boards need not be able to read the keys
+        config = load_config(arguments.config, with_files=False)
     folder = arguments.state_dir or state_file.default_folder(os.environ)
     table = pool_store.read_table(folder)
     ttys = sysfs.Sysfs().usb_ttys(ready_only=False)

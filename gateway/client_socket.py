@@ -116,12 +116,17 @@ def reason_of(error: Exception) -> str:
 
 
 def peer_name(transport: asyncio.Transport) -> str:
-    """`address:port` of the client; a client that is gone already has no name."""
+    """`address:port` of the client; a client that is gone already has no name.
+
+    Behind it, in parentheses, who its certificate says it is, if it has one.
+    """
     peer = transport.get_extra_info("peername")
+    identity = transport.get_extra_info("peer_identity")
+    suffix = f" ({identity})" if identity else ""
     if not peer:
-        return "unknown"
+        return f"unknown{suffix}"
     host, tcp_port = peer[:2]
-    return f"[{host}]:{tcp_port}" if ":" in host else f"{host}:{tcp_port}"
+    return (f"[{host}]:{tcp_port}" if ":" in host else f"{host}:{tcp_port}") + suffix
 
 
 def peer_host(transport: asyncio.Transport) -> str:

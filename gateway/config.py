@@ -8,19 +8,29 @@ config_unique.py's. Nothing here looks at hardware: an absent device is no mista
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from gateway.config_choices import Access, ClientLimits, Opening, Recording, Sharing, SlowClient
+from gateway.config_choices import (
+    Access,
+    ClientLimits,
+    Opening,
+    Recording,
+    Sharing,
+    SlowClient,
+    Tls,
+)
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_http import HttpConfig, check_http_files, http_section, read_http
 from gateway.config_networks import NETWORKS
+from gateway.config_tls import TLS, check_tls_files, check_tls_fits
 from gateway.config_unique import Section, check_unique
 from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
+from gateway.errors import ConfigProblem
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
@@ -101,6 +111,7 @@ class PortConfig:
     on_disconnect: OnDisconnect
     access: Access = _ACCESS
     open: Opening = Opening.ALWAYS
+    tls: Tls | None = None
     sharing: Sharing = Sharing.EXCLUSIVE
     limits: ClientLimits = _LIMITS
     recording: Recording = _RECORDING
@@ -133,31 +144,41 @@ class PoolConfig:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """The whole file; one port or pool at least, names, addresses and devices each unique."""
+    """The whole file; one port or pool at least, names, addresses and devices each unique.
+
+    `warnings` are what can be served, and will not do what the operator means.
+    """
 
     ports: tuple[PortConfig, ...]
     pools: tuple[PoolConfig, ...] = ()
     http: HttpConfig | None = None
+    warnings: tuple[ConfigProblem, ...] = field(default=(), compare=False)
 
 
-def load_config(path: Path) -> GatewayConfig:
-    """Read and check a file. Raises ConfigError with every problem of it, nothing else."""
-    return parse_config(read_text(path), str(path))
+def load_config(path: Path, *, with_files: bool = True) -> GatewayConfig:
+    """Read and check a file, with the files that it names if `with_files`.
+
+    Raises ConfigError with every problem of them, nothing else.
+    """
+    return parse_config(read_text(path), str(path), with_files=with_files)
 
 
-def parse_config(text: str, file: str) -> GatewayConfig:
+def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayConfig:
     """Check the text of a file, `file` being its name in messages.
 
     Raises ConfigError with every problem, nothing else whatever the text is.
     """
     problems = Problems(file)
     root = compose(text, problems)
-    ports = _read_file(root, problems)
+    ports, defaults = _read_file(root, problems)
     http = _read_http(root, problems)
     check_unique(ports, problems, [http_section(http)] if http is not None else [])
-    check_http_files(http, problems)
+    warnings = []
+    if with_files:
+        check_http_files(http, problems)
+        warnings = check_tls_files([*defaults, *ports], problems)
     problems.raise_if_any()
-    return replace(_built(ports), http=http)
+    return replace(_built(ports), http=http, warnings=tuple(warnings))
 
 
 #: The default of a key that every port must have; such a key makes no sense under `defaults`.
@@ -189,6 +210,7 @@ PORT_KEYS: Final = (
     Key("connect", ADDRESS, TCP_OR_CONNECT),
     Key("allow", NETWORKS, _ACCESS.allow),
     Key("max_sessions", whole_number(1, 1000), _ACCESS.max_sessions),
+    Key("tls", TLS, None),
     Key("device", DEVICE, REQUIRED),
     Key("baudrate", whole_number(1, 2**32 - 1), _SERIAL.baudrate),
     Key("bytesize", whole_number(5, 8), _SERIAL.bytesize),
@@ -226,18 +248,21 @@ _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
 
 
-def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
+def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section], list[Section]]:
+    """The ports, and the defaults if there are any."""
     if root is None or is_nothing(root):
         problems.add(1, "", "an empty file", _ACCEPTED_FILE)
-        return []
+        return [], []
     if not isinstance(root, yaml.MappingNode) or is_refused(root):
         refuse(root, "", _ACCEPTED_FILE, problems)
-        return []
+        return [], []
     found = known_entries(root, "", _FILE_KEYS, problems)
     defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
+    given = []
     if "defaults" in found and not is_nothing(found["defaults"].value):
         section = _read_keys(found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems)
         defaults = _overlaid(defaults, section)
+        given = [section]
         if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
             accepted = "a path with {name} in it, which stands for the name of each port"
             problems.add(
@@ -245,8 +270,8 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> list[Section]:
             )
     if "ports" not in found:
         problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
-        return []
-    return _read_ports(found["ports"].value, defaults, problems)
+        return [], given
+    return _read_ports(found["ports"].value, defaults, problems), given
 
 
 def _read_http(root: yaml.Node | None, problems: Problems) -> HttpConfig | None:
@@ -268,6 +293,7 @@ def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -
         ports.append(Section(port.path, _overlaid(defaults, port), port.lines))
         if isinstance(item, yaml.MappingNode) and not is_refused(item):
             _check_fit(ports[-1], line_of(item), problems)
+            check_tls_fits(ports[-1], line_of(item), problems)
     return ports
 
 

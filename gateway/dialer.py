@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import socket
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -20,12 +21,14 @@ from typing import Any, ClassVar
 
 import structlog
 
-from gateway.config_choices import ClientLimits
+from gateway.config import PortConfig
 from gateway.config_values import Address
 from gateway.device import Device
 from gateway.door import Refusal
 from gateway.request_queue import Conversation
 from gateway.session import Session
+from gateway.tls_connection import TlsConnection
+from gateway.tls_contexts import TlsNow
 
 #: First and longest wait before dialling again. Each is shortened at random by up to half, so
 #: that the gateways of a lab do not all come at once when the far end is there again.
@@ -54,14 +57,20 @@ class Dialer:
 
     def __init__(
         self,
-        far_end: Address,
-        limits: ClientLimits,
+        config: PortConfig,
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
+        tls: TlsNow | None = None,
     ) -> None:
-        self._far_end = far_end
-        self._limits = limits
+        assert config.connect is not None  # noqa: S101 - the others have a listener
+        self._far_end = config.connect
+        # A certificate has no dot at the end of a name.
+        self._server_name = config.connect.host.rstrip(".")
+        if config.tls is not None and config.tls.server_name is not None:
+            self._server_name = config.tls.server_name.rstrip(".")
+        self._tls = tls
+        self._limits = config.limits
         self._device = device
         self._converse = converse
         self._log = log
@@ -111,6 +120,9 @@ class Dialer:
         """Connect and start a session, unless that fails."""
         try:
             connection = await _connected(self._far_end)
+            secured = None
+            if self._tls is not None:
+                secured = await _secured(connection, self._tls.context, self._server_name)
         except TimeoutError:
             self._log_failure("no answer")
             return False
@@ -124,7 +136,11 @@ class Dialer:
         )
         self._session = session
         self._nobody_connected.clear()
-        await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+        if secured is None:
+            await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+        else:
+            secured.set_protocol(session)
+            session.connection_made(secured)
         return True
 
     def _log_failure(self, reason: str) -> None:
@@ -165,6 +181,48 @@ async def _connected(far_end: Address) -> socket.socket:
         else:
             return connection
     raise error
+
+
+class _Securing:
+    """Waits for the handshake of one connection (tls_connection.TlsOwner)."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tls_secured(self, connection: TlsConnection) -> None:
+        """The far end is who it should be; nothing is read until it has a session."""
+        connection.pause_reading()
+        if self.done.cancelled():
+            connection.abort()
+        else:
+            self.done.set_result(None)
+
+    def tls_failed(self, connection: TlsConnection, reason: str) -> None:  # noqa: ARG002
+        """It is not."""
+        if not self.done.cancelled():
+            self.done.set_exception(OSError(f"TLS: {reason}"))
+
+    def tls_closed(self, connection: TlsConnection) -> None:
+        """That has been told."""
+
+
+async def _secured(
+    connection: socket.socket, context: ssl.SSLContext, server_name: str
+) -> TlsConnection:
+    """The connection with TLS on it; OSError if that does not come about, in bounded time."""
+    securing = _Securing()
+    try:
+        secured = TlsConnection(context, securing, server_name=server_name)
+    except ValueError as error:
+        connection.close()
+        raise OSError(f"TLS: {error}") from error
+    await asyncio.get_running_loop().create_connection(lambda: secured, sock=connection)
+    try:
+        await securing.done
+    except BaseException:
+        secured.abort()
+        raise
+    return secured
 
 
 async def _looked_up(far_end: Address) -> list[tuple[int, Any]]:

@@ -21,6 +21,7 @@ class Refusal(Enum):
 
     NOT_ALLOWED = "client_not_allowed"  # by `allow`
     TOO_MANY = "client_dropped"  # as many as `max_sessions` were there
+    TLS_FAILED = "client_not_secured"  # no TLS, or no certificate that is accepted
 
 
 class Door:
@@ -49,6 +50,10 @@ class Door:
         self._turn_away(Refusal.TOO_MANY, host)
         return False
 
+    def not_secured(self, host: str, reason: str) -> None:
+        """Count a peer with which TLS has not come about."""
+        self._turn_away(Refusal.TLS_FAILED, host, reason)
+
     def close(self) -> None:
         """Tell what has only been counted so far."""
         if self._timer is not None:
@@ -57,9 +62,10 @@ class Door:
         for refusal, tally in self._tallies.items():
             self._tell(refusal, tally.take_all())
 
-    def _turn_away(self, refusal: Refusal, host: str) -> None:
+    def _turn_away(self, refusal: Refusal, host: str, reason: str = "") -> None:
         self.turned_away[refusal] += 1
-        told_as = self._tallies[refusal].add(self._loop.time(), peer_network(host))
+        key = f"{peer_network(host)} {reason}"  # no network has a space in it
+        told_as = self._tallies[refusal].add(self._loop.time(), key)
         if told_as is not None:
             self._tell(refusal, [(told_as, 1)])
         if self._timer is None:
@@ -76,5 +82,7 @@ class Door:
         self._tell_later()
 
     def _tell(self, refusal: Refusal, counts: list[tuple[str, int]]) -> None:
-        for network, count in counts:
-            self._log.warning(refusal.value, network=network, count=count)
+        for key, count in counts:
+            network, _, reason = key.partition(" ")
+            because = {"reason": reason} if reason else {}
+            self._log.warning(refusal.value, network=network, count=count, **because)

@@ -20,8 +20,10 @@ from gateway.client_socket import peer_host
 from gateway.config import PortConfig
 from gateway.device import Device
 from gateway.door import Door, Refusal
+from gateway.handshakes import Handshakes
 from gateway.request_queue import Conversation
 from gateway.session import Session
+from gateway.tls_contexts import TlsNow
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
 #: to an interface that is not up yet, or to the process before.
@@ -41,6 +43,7 @@ class Listener:
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
+        tls: TlsNow | None = None,
     ) -> None:
         self._config = config
         self._device = device
@@ -50,6 +53,10 @@ class Listener:
         self._binding: asyncio.Task[None] | None = None
         self._last_failure = ""
         self._door = Door(config.access, log)
+        self._handshakes: Handshakes | None = None
+        if tls is not None:
+            told = f"{config.name}: this port is for TLS\r\n".encode()
+            self._handshakes = Handshakes(tls, self._secured, self._door.not_secured, told)
         self._sessions: dict[Session, None] = {}  # the oldest first
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
@@ -91,6 +98,8 @@ class Listener:
                 await self._binding
         if self._server is not None:
             self._server.close()
+        if self._handshakes is not None:
+            self._handshakes.close()
         self._door.close()
         for session in tuple(self._sessions):
             session.close(reason)
@@ -132,10 +141,18 @@ class Listener:
         return Arriving(self._arrived)
 
     def _arrived(self, transport: asyncio.Transport) -> None:
-        """Make a session of a connection, or close it before anything is sent on it."""
-        host = peer_host(transport)
+        """Let a connection in, or close it before anything is sent on it."""
         # When stopping, the kernel had accepted it before.
-        if self._stopping or not self._door.allows(host) or not self._make_room(host):
+        if self._stopping or not self._door.allows(peer_host(transport)):
+            transport.abort()
+        elif self._handshakes is not None:
+            self._handshakes.begin(transport)
+        else:
+            self._secured(transport)
+
+    def _secured(self, transport: asyncio.Transport) -> None:
+        """Make a session of a connection, if there is room."""
+        if self._stopping or not self._make_room(peer_host(transport)):
             transport.abort()
             return
         session = self._new_session()

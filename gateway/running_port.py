@@ -22,6 +22,7 @@ from gateway.protocol.access_server import AccessServer
 from gateway.protocol.raw import RawPipe
 from gateway.serial_tty import TtyLocation
 from gateway.status import PortSnapshot
+from gateway.tls_contexts import TlsContexts, TlsNow
 
 if TYPE_CHECKING:
     from gateway.simulator.host import SimulatedBoard
@@ -71,6 +72,7 @@ class RunningPort:
             not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
             output_dropped_bytes=device.users.output_dropped_bytes,
             too_many=self.way_in.turned_away[Refusal.TOO_MANY],
+            not_secured=self.way_in.turned_away[Refusal.TLS_FAILED],
             protocol=self.config.protocol.value,
             baudrate=self.config.serial.baudrate,
         )
@@ -87,13 +89,15 @@ async def start_port(
     locate: Locate,
     signature: str,
     log: structlog.typing.FilteringBoundLogger,
+    contexts: TlsContexts,
 ) -> RunningPort:
     """Serve one entry; its device and its address are tried for ever.
 
     `locate` tells where its device is, if it is a real one. Raises DeviceError when a simulated
-    board does not start.
+    board does not start, TlsFileError when a file for TLS can't be used.
     """
     log = log.bind(device=config.name)
+    tls = await _tls_of(config, contexts)
     url = config.device.simulated
     board = await _start_board(url) if url is not None else None
     device = Device(config, locate if board is None else partial(_location_of, board), log)
@@ -103,12 +107,18 @@ async def start_port(
 
     way_in: Listener | Dialer
     if config.connect is not None:
-        way_in = Dialer(config.connect, config.limits, device, converse, log)
+        way_in = Dialer(config, device, converse, log, tls)
     else:
-        way_in = Listener(config, device, converse, log)
+        way_in = Listener(config, device, converse, log, tls)
     device.start()
     await way_in.start()
     return RunningPort(config, device, way_in, board)
+
+
+async def _tls_of(config: PortConfig, contexts: TlsContexts) -> TlsNow | None:
+    if config.tls is None:
+        return None
+    return await (contexts.server if config.connect is None else contexts.client)(config.tls)
 
 
 async def _start_board(url: str) -> SimulatedBoard:

@@ -27,6 +27,7 @@ from gateway.sd_report import Counts, SdReport
 from gateway.state_file import default_folder
 from gateway.status import to_json
 from gateway.status_socket import StatusServer
+from gateway.tls_contexts import TlsContexts
 
 #: A device whose board has vanished under its client counts in two ways.
 _OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}
@@ -56,6 +57,7 @@ class Service:
         self._version = version("esp-serial-gateway")
         folder = state_folder or default_folder(os.environ)
         self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
+        self._tls_contexts = TlsContexts(self._log)
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
@@ -68,6 +70,7 @@ class Service:
         Devices that are absent and addresses that can't be bound are tried again for ever.
         Raises DeviceError when a simulated board does not start.
         """
+        self._tell_warnings(config)
         entries = len(config.ports) + len(config.pools)
         self._log.info("service_started", version=self._version, ports=entries)
         async with self._reconciling:
@@ -78,7 +81,9 @@ class Service:
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve `config` from now on; entries that have not changed go on undisturbed."""
+        self._tell_warnings(config)
         async with self._reconciling:
+            await self._tls_contexts.renew()
             await self._inventory.reconfigure(config)
             changes = await self._reconcile()
             await self._http.follow(config.http)
@@ -174,13 +179,23 @@ class Service:
         signature = f"esp-serial-gateway {self._version}"
         results = await asyncio.gather(
             *(
-                start_port(port, partial(self._inventory.locate, port), signature, self._log)
+                start_port(
+                    port,
+                    partial(self._inventory.locate, port),
+                    signature,
+                    self._log,
+                    self._tls_contexts,
+                )
                 for port in ports
             ),
             return_exceptions=True,
         )
         self._ports += [result for result in results if isinstance(result, RunningPort)]
         return [result for result in results if isinstance(result, BaseException)]
+
+    def _tell_warnings(self, config: GatewayConfig) -> None:
+        for warning in config.warnings:
+            self._log.warning("configuration_doubtful", problem=str(warning))
 
     def _tell_failures(self, changes: _Changes) -> None:
         for failure in changes.failures:

@@ -23,8 +23,8 @@ class PortSnapshot:
     names all that drive it, `watchers` those that are muted. The bytes count since the service
     has started: received from the board, sent to it. Clients that were told why they are not served
     are counted as `refused`, connections that were closed without a word as `not_allowed` (by
-    `allow`) and `too_many` (by `max_sessions`), output that clients were too slow for as
-    `output_dropped_bytes`. `protocol` and
+    `allow`), `too_many` (by `max_sessions`) and `not_secured` (no TLS, or no certificate that is
+    accepted), output that clients were too slow for as `output_dropped_bytes`. `protocol` and
     `baudrate` are the configuration's, the former empty if the service is too old to tell it.
     """
 
@@ -43,6 +43,7 @@ class PortSnapshot:
     refused: int = 0
     not_allowed: int = 0
     too_many: int = 0
+    not_secured: int = 0
     output_dropped_bytes: int = 0
     watchers: str = ""
     protocol: str = ""
@@ -115,7 +116,7 @@ def _row(port: PortSnapshot) -> tuple[str, ...]:
         _amount(port.received_bytes),
         _amount(port.sent_bytes),
         _amount(port.output_dropped_bytes),
-        str(port.refused + port.not_allowed + port.too_many),
+        str(port.refused + port.not_allowed + port.too_many + port.not_secured),
     )
 
 

@@ -49,7 +49,7 @@ class Problems:
     """The problems of one file, collected."""
 
     def __init__(self, file: str) -> None:
-        self._file = file
+        self.file = file
         self.found: list[ConfigProblem] = []
 
     def add(self, line: int, key: str, found: str, accepted: str) -> None:
@@ -57,10 +57,10 @@ class Problems:
 
         Raises ConfigError when there are too many to go on.
         """
-        self.found.append(ConfigProblem(self._file, line, key, found, accepted))
+        self.found.append(ConfigProblem(self.file, line, key, found, accepted))
         if len(self.found) >= MAX_PROBLEMS:
             found = f"{MAX_PROBLEMS} problems, the rest of the file was not checked"
-            last = ConfigProblem(self._file, 0, "", found, "a file without problems")
+            last = ConfigProblem(self.file, 0, "", found, "a file without problems")
             raise ConfigError([*self._by_line(), last])
 
     def add_parts(self, path: str, parts: WrongPartsError) -> None:
@@ -77,7 +77,7 @@ class Problems:
     def stop(self, line: int, found: str, accepted: str) -> ConfigError:
         """The error to raise for a problem of the whole file, behind which nothing can be read."""
         # An alias or tag noted further up may be what spoilt the syntax: it is told too.
-        stopper = ConfigProblem(self._file, line, "", found, accepted)
+        stopper = ConfigProblem(self.file, line, "", found, accepted)
         return ConfigError([*self._by_line(), stopper])
 
     def _by_line(self) -> list[ConfigProblem]:

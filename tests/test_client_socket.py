@@ -18,7 +18,7 @@ class OnSocket:
         self._info = {"socket": connection, "peername": peer}
 
     def get_extra_info(self, name: str) -> object:
-        return self._info[name]
+        return self._info.get(name)
 
 
 def on_socket(connection: socket.socket | None, peer: object = None) -> asyncio.Transport:

@@ -10,6 +10,7 @@ import yaml
 from gateway import cli
 from gateway.config import PORT_KEYS, REQUIRED, Key, load_config, parse_config
 from gateway.config_device import MATCH_KEYS
+from gateway.config_tls import TLS_KEYS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "config" / "gateway.yaml"
@@ -64,6 +65,11 @@ def test_the_documentation_shows_what_check_prints(
 def test_the_documentation_lists_every_key_of_a_match() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", DOCS, re.MULTILINE)
     assert rows == [(name, kind.accepted) for name, kind in MATCH_KEYS.items()]
+
+
+def test_the_documentation_lists_every_key_of_tls() -> None:
+    rows = re.findall(r"^\| `tls\.(\w+)` \| ([^|]+) \|", DOCS, re.MULTILINE)
+    assert rows == [(name, kind.accepted) for name, kind in TLS_KEYS.items()]
 
 
 def test_the_examples_of_naming_devices_are_valid() -> None:

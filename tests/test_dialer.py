@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -17,14 +18,21 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import dialer as dialer_module
-from gateway.config_choices import ClientLimits
 from gateway.config_values import Address
 from gateway.device import DeviceState
 from gateway.dialer import Dialer
 from gateway.protocol.raw import RawPipe
 from gateway.request_queue import Conversation
 from gateway.session import SessionState
-from tests.support.pty_board import LoopClock, PtyBoard, access_server, device_of, turns, until
+from tests.support.pty_board import (
+    LoopClock,
+    PtyBoard,
+    access_server,
+    device_of,
+    port_config,
+    turns,
+    until,
+)
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import RFC2217_CLIENT
 
@@ -70,7 +78,8 @@ async def dialling(
     """A board that is connected to `address` whenever it is there."""
     device = device_of(board)
     log = structlog.get_logger().bind(device="desk")
-    dialer = Dialer(address, ClientLimits(), device, converse, log)
+    config = replace(port_config(), tcp_port=None, connect=address)
+    dialer = Dialer(config, device, converse, log)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
     await dialer.start()

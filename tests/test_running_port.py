@@ -8,6 +8,7 @@ from gateway.config import parse_config
 from gateway.device import DeviceState
 from gateway.running_port import start_port
 from gateway.serial_tty import TtyLocation
+from gateway.tls_contexts import TlsContexts
 from tests.support.pty_board import PtyBoard, until
 from tests.support.tcp_client import TcpClient
 
@@ -19,8 +20,9 @@ async def test_the_snapshot_tells_who_uses_the_port_and_how_much_went_through(
         config = parse_config(f"ports: [{{name: desk, tcp: 0, device: {board.path}}}]", "f").ports[
             0
         ]
+        log = structlog.get_logger()
         port = await start_port(
-            config, lambda: board.location, "gateway under test", structlog.get_logger()
+            config, lambda: board.location, "gateway under test", log, TlsContexts(log)
         )
         try:
             await until(lambda: port.device.state is DeviceState.IDLE)
@@ -52,8 +54,9 @@ async def test_the_snapshot_of_an_absent_board_has_its_reason_and_no_settings(
     tmp_path: Path,
 ) -> None:
     config = parse_config(f"ports: [{{name: desk, tcp: 0, device: {tmp_path}/no}}]", "f").ports[0]
+    log = structlog.get_logger()
     port = await start_port(
-        config, lambda: TtyLocation(f"{tmp_path}/no"), "gateway under test", structlog.get_logger()
+        config, lambda: TtyLocation(f"{tmp_path}/no"), "gateway under test", log, TlsContexts(log)
     )
     try:
         await until(lambda: port.device.state is DeviceState.ABSENT)

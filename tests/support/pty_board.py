@@ -37,6 +37,7 @@ from gateway.request_queue import Conversation
 from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
+from gateway.tls_contexts import TlsNow
 from gateway.usb_match import DeviceChoice
 
 #: Far above what anything takes that a test waits for.
@@ -354,6 +355,7 @@ async def serving(
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
     limits: ClientLimits | None = None,
+    tls: TlsNow | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -371,7 +373,7 @@ async def serving(
     )
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
-    listener = Listener(config, device, converse, log)
+    listener = Listener(config, device, converse, log, tls)
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
     await listener.start()

@@ -85,7 +85,7 @@ class TcpClient:
     async def receive(self, is_enough: Callable[[], object]) -> None:
         """Read until a condition holds, which may look at `received` and `data`."""
         while not is_enough():
-            chunk = await asyncio.get_running_loop().sock_recv(self._socket, 65536)
+            chunk = await self._receive_some()
             assert chunk, f"the gateway hung up after {bytes(self.received)!r}"
             self.received += chunk
 
@@ -109,10 +109,12 @@ class TcpClient:
 
     async def receive_to_end(self) -> bytes:
         """Read until the gateway hangs up; all that was ever received, without telnet commands."""
-        loop = asyncio.get_running_loop()
-        while chunk := await loop.sock_recv(self._socket, 65536):
+        while chunk := await self._receive_some():
             self.received += chunk
         return self.data
+
+    async def _receive_some(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self._socket, 65536)
 
     def send_urgent(self, data: bytes) -> None:
         """Send a few bytes, the last of them as TCP urgent data."""
