@@ -17,6 +17,9 @@ from tests.support.processes import START_LIMIT_S, Service
 #: Between two looks at a board's log, which can't be waited for.
 _POLL_S = 0.02
 
+#: Each board is a Python of its own, and all start at once.
+_START_LIMIT_PER_BOARD_S = 3.0
+
 
 @dataclass(frozen=True)
 class LabBoard:
@@ -119,12 +122,15 @@ class Lab:
 
     def __enter__(self) -> Self:
         self.service.__enter__()
+        limit_s = START_LIMIT_S + _START_LIMIT_PER_BOARD_S * len(self._names)
         try:
             for name in self._names:
                 found = self.service.wait_for_line(
-                    rf'"device": "{name}".*"tcp_port": (\d+), "event": "listen_started"'
+                    rf'"device": "{name}".*"tcp_port": (\d+), "event": "listen_started"', limit_s
                 )
-                self.service.wait_for_line(rf'"device": "{name}".*"event": "device_opened"')
+                self.service.wait_for_line(
+                    rf'"device": "{name}".*"event": "device_opened"', limit_s
+                )
                 self.boards[name] = LabBoard(name, int(found[1]), self._folder / name)
         except BaseException:
             self.service.kill()
