@@ -6,11 +6,14 @@ that of `sharing`: nobody who drives a board is slowed down by who only watches.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from gateway.backlog import Backlog
+from gateway.client_replay import ClientReplay
 from gateway.config_choices import ClientLimits, SlowClient
 from gateway.device import Device
+from gateway.protocol.access_server import Event
 from gateway.sharing import DeviceUser
 
 
@@ -38,6 +41,8 @@ class ClientOutput:
         self._backlog = Backlog(1024 * limits.client_buffer_kib)
         self._is_active = False
         self._is_client_slow = False  # more waits in its connection than should
+        self._wants_past = limits.replay
+        self._replay: ClientReplay | None = None  # output is held for what was before
 
     @property
     def dropped_bytes(self) -> int:
@@ -52,6 +57,13 @@ class ClientOutput:
     def start(self) -> None:
         """The client has the device."""
         self._is_active = True
+        if self._wants_past:
+            self._replay = ClientReplay(self._device.recorder, self._deliver)
+
+    def client_sent(self, events: Iterable[Event]) -> None:
+        """What the client has sent tells whether it wants to know what was before it came."""
+        if self._replay is not None:
+            self._replay.heard(events)
 
     def stop(self) -> bytes:
         """The client has left, or is about to be closed; returns what is left for it.
@@ -61,12 +73,19 @@ class ClientOutput:
         """
         self._is_active = False
         self._device.hold_output(self._owner, False)
-        return self._backlog.take_all()
+        held = b"" if self._replay is None else self._replay.stop()
+        return self._backlog.take_all() + held
 
     def add(self, data: bytes) -> None:
         """The board has sent bytes."""
         if not self._is_active:
             return
+        if self._replay is not None and not self._replay.is_over:
+            self._replay.add(data)
+        else:
+            self._deliver(data)
+
+    def _deliver(self, data: bytes) -> None:
         is_behind = self.is_suspended or self._is_client_slow
         if self._backlog or (is_behind and not self._device.waits_for(self._owner)):
             self._keep_back(data)

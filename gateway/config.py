@@ -51,6 +51,7 @@ from gateway.yaml_lines import (
     read_text,
     refuse,
     seconds,
+    true_or_false,
     whole_number,
 )
 
@@ -232,6 +233,7 @@ PORT_KEYS: Final = (
     Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
     Key("slow_client", one_of(SlowClient), _LIMITS.slow_client),
     Key("client_buffer_kib", whole_number(0, 65536), _LIMITS.client_buffer_kib),
+    Key("replay", true_or_false(), _LIMITS.replay),
     Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
     Key("log_file", LOG_FILE, _RECORDING.log_file),
     Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
@@ -379,6 +381,8 @@ def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
         values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
     if values["connect"] is not None:
         values["open"] = Opening.ALWAYS
+    if values["on_connect"] is OnConnect.BOOTLOADER:
+        values["replay"] = False  # who comes is a flasher, even before it says so
     grouped = {
         name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
         for name, kind in _GROUPS.items()

@@ -70,15 +70,17 @@ class SlowClient(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """How long a client is kept: the operator's keys of these names.
+    """What a client gets, and how long it is kept: the operator's keys of these names.
 
     `idle_timeout_s` without a byte either way end a session; 0 never does. Of the board's output
     that is not left in the kernel, `client_buffer_kib` are kept for a client that does not take it.
+    With `replay`, a new client gets what was recorded before it came.
     """
 
     idle_timeout_s: float = 0.0
     slow_client: SlowClient = SlowClient.PAUSE
     client_buffer_kib: int = 256
+    replay: bool = False
 
 
 @dataclass(frozen=True, slots=True)

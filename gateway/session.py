@@ -130,7 +130,9 @@ class Session(asyncio.BufferedProtocol):
         """The client has sent bytes."""
         if self.state is SessionState.ACTIVE:
             self.received_bytes += nbytes
-            self._requests.add(self._conversation.receive_data(bytes(_RECEIVE_BUFFER[:nbytes])))
+            events = self._conversation.receive_data(bytes(_RECEIVE_BUFFER[:nbytes]))
+            self._output.client_sent(events)
+            self._requests.add(events)
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left, whether it still reads or not."""

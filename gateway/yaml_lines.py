@@ -317,6 +317,17 @@ def one_of(words: type[Enum]) -> Kind:
     return Kind(", ".join(by_word), read)
 
 
+def true_or_false() -> Kind:
+    """A switch. YAML's other words for the two (yes, off, ...) are refused: one way is enough."""
+
+    def read(node: yaml.Node) -> bool:
+        if node.tag != _BOOL or str(node.value) not in ("true", "false"):
+            raise ValueError
+        return bool(node.value == "true")
+
+    return Kind("true, false", read)
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes and notes what this project does without; it never constructs anything."""
 

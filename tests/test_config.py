@@ -14,7 +14,7 @@ from gateway.config import (
     load_config,
     parse_config,
 )
-from gateway.config_choices import Opening, Recording, Sharing
+from gateway.config_choices import ClientLimits, Opening, Recording, Sharing
 from gateway.config_values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
@@ -87,6 +87,7 @@ def test_every_key_reaches_its_field() -> None:
         hard_reset="U0,1|W0.2|U0,0",
         open="on_connect",
         sharing="preempt",
+        replay="true",
         record_kib="1",
         log_file="/var/log/{name}.log",
         log_max_kib="16",
@@ -115,6 +116,7 @@ def test_every_key_reaches_its_field() -> None:
             on_disconnect=OnDisconnect.RESET,
             open=Opening.ON_CONNECT,
             sharing=Sharing.PREEMPT,
+            limits=ClientLimits(replay=False),  # `on_connect: bootloader` is for flashers
             recording=Recording(1, "/var/log/desk.log", 16, 0),
         ),
     )
@@ -124,6 +126,17 @@ def test_defaults_apply_to_ports_that_do_not_give_their_own() -> None:
     own = port(name="own", tcp="4002", device="/dev/ttyUSB1", baudrate="9600")
     config = parse_config("defaults:\n  baudrate: 74880\n" + ports(port(), own), "f.yaml")
     assert [each.serial.baudrate for each in config.ports] == [74880, 9600]
+
+
+@pytest.mark.parametrize("on_connect", ["nothing", "reset"])
+def test_output_from_before_is_for_ports_that_are_not_for_flashers(on_connect: str) -> None:
+    text = "defaults:\n  replay: true\n" + ports(
+        port(),
+        port(name="raw", tcp="1", device="/dev/a", protocol="raw", on_connect=on_connect),
+        port(name="f", tcp="2", device="/dev/b", protocol="raw", on_connect="bootloader"),
+    )
+    config = parse_config(text, "f.yaml")
+    assert [each.limits.replay for each in config.ports] == [True, True, False]
 
 
 def test_a_port_that_connects_has_its_tty_open_whatever_the_default_is() -> None:
@@ -155,7 +168,7 @@ def test_a_log_file_for_all_ports_has_their_names_in_it() -> None:
 def value_of(config: PortConfig, key: str) -> object:
     if key == "tcp":
         return config.tcp_port
-    parts = (config.serial, config.resets, config.recording, config)
+    parts = (config.serial, config.resets, config.recording, config.limits, config)
     return next(getattr(part, key) for part in parts if hasattr(part, key))
 
 
@@ -195,6 +208,7 @@ BY_PATH = "/dev/serial/by-path/platform-fd500000.pcie-pci-0000:01:00.0-usb-0:1.1
         ("reset", "D0|R1|W0.1|D1|R0|W0.05|D0", parse_sequence("D0|R1|W0.1|D1|R0|W0.05|D0")),
         ("reset", '"U0,0"', parse_sequence("U0,0")),
         ("hard_reset", "classic", HardReset.CLASSIC),
+        ("replay", "false", False),
         ("record_kib", "0", 0),
         ("log_file", "none", None),
         ("log_file", "/log", "/log"),
@@ -256,6 +270,10 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("reset", "D0|W11"),
         ("hard_reset", "none"),
         ("sharing", "mute"),
+        ("replay", "yes"),
+        ("replay", "True"),
+        ("replay", '"true"'),
+        ("replay", "1"),
         ("record_kib", "65537"),
         ("log_file", "desk.log"),
         ("log_file", "/var/log/"),
