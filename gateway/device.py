@@ -148,8 +148,11 @@ class Device(DeviceControls, HasState):
         if user in self._waiting and self.state is DeviceState.ABSENT:
             self._log.info("client_waits", client=user.label, reason=self.reason)
 
-    def detach(self, user: DeviceUser) -> None:
-        """Give the device back, or stop asking for it; what was written is still sent."""
+    def detach(self, user: DeviceUser, *, resets: bool = True) -> None:
+        """Give the device back, or stop asking for it; what was written is still sent.
+
+        `resets` False leaves out what `on_disconnect` asks for.
+        """
         self._waiting.drop(user)
         if not self.users.leave(user):  # others drive it
             self._read_or_not()
@@ -157,7 +160,7 @@ class Device(DeviceControls, HasState):
         elif self.state is DeviceState.AWAY:
             self._nobody_drives_away()
         else:
-            self._begin_release(FINISH_LIMIT_S, resets=self._resets_at_end)
+            self._begin_release(FINISH_LIMIT_S, resets=resets and self._resets_at_end)
 
     def hold_output(self, user: DeviceUser, held: bool) -> None:
         """`user` takes no output for now (True), or takes it again.

@@ -103,6 +103,10 @@ class DeviceControls:
         """Reset the board into its app; otherwise as `enter_bootloader`."""
         self._lines.reset(done)
 
+    def when_lines_settled(self, done: Callable[[], None]) -> None:
+        """Call `done` when nothing that was asked of the lines so far is under way."""
+        self._lines.when_settled(done)
+
     def set_break(self, on: bool, done: Callable[[], None]) -> None:
         """Start or end a break behind the bytes written so far."""
         self._break_on = on

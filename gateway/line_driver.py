@@ -104,6 +104,11 @@ class LineDriver:
         self._settled.append(settled)
         self._advance()
 
+    def when_settled(self, settled: Callable[[], None]) -> None:
+        """Ask for nothing; `settled` is called when what was asked before is done."""
+        self._settled.append(settled)
+        self._report()
+
     def board_away(self) -> None:
         """The board has left the bus, its client stays: what is under way goes to nobody."""
         # Behind what is asked for once more because the port was lost with it.

@@ -99,9 +99,10 @@ class Policy:
 
 
 def _refused_content(asked: Asked, content_types: Collection[str]) -> Refused | None:
-    if asked.is_websocket or (not asked.has_body and not asked.content_type):
-        return None
-    if media_type(asked.content_type) in content_types:
+    found = media_type(asked.content_type)
+    # A form of a page can be empty, too, but always has a type of its own.
+    is_nothing = not asked.has_body and found in {"", BYTES}
+    if asked.is_websocket or is_nothing or found in content_types:
         return None
     reason = f"Content-Type must be {' or '.join(sorted(content_types))}"
     return Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)

@@ -22,7 +22,7 @@ from gateway.config_http import HttpConfig
 from gateway.door import Door
 from gateway.listener import Arriving, bind_failure
 from gateway.running_port import RunningPort
-from gateway.web import page, ports_api
+from gateway.web import controls_api, output_api, page, ports_api
 from gateway.web.http_access import Policy
 from gateway.web.http_answers import MAX_BODY_BYTES, add_headers, guarded
 from gateway.web.lab import LAB, Lab
@@ -32,7 +32,12 @@ Room = Callable[[web.Application], None]
 #: Who adds routes, and what they need at start and stop. Each request has the service in its
 #: `app[LAB]`; a handler for POST requires the token, a page of our own and, without
 #: `http_answers.takes`, a JSON body, all by itself.
-ROOMS: Final[tuple[Room, ...]] = (page.add_routes, ports_api.add_routes)
+ROOMS: Final[tuple[Room, ...]] = (
+    page.add_routes,
+    ports_api.add_routes,
+    controls_api.add_routes,
+    output_api.add_routes,
+)
 
 #: A page has a few connections, a program one: enough for a whole team.
 MAX_CONNECTIONS: Final = 128

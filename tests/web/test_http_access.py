@@ -113,8 +113,10 @@ def test_a_resource_may_take_other_content() -> None:
     assert refused.reason == "Content-Type must be application/json"
 
 
-def test_nothing_is_of_no_type() -> None:
+def test_nothing_may_be_of_no_type_but_not_of_a_form_s() -> None:
     assert status_of(OPEN, replace(POST, content_type="", has_body=False)) is None
+    # What aiohttp's client says of nothing.
+    assert status_of(OPEN, replace(POST, content_type=BYTES, has_body=False)) is None
     asked = replace(POST, content_type="text/plain", has_body=False)
     assert status_of(OPEN, asked) is HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 

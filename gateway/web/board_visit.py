@@ -1,0 +1,139 @@
+"""The user of a device for the time of one request; it comes by the port's sharing rule.
+
+What is done with the board meanwhile is asked of `Device` itself; what is asked over HTTP is
+`controls_api`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from gateway.device import Device
+from gateway.device_state import HAS_PORT
+from gateway.errors import ClientError, DeviceError
+
+#: How long a step may take unless its caller knows better: a board with native USB leaves the bus
+#: at a reset, and may be back after 5 s.
+STEP_LIMIT_S = 15.0
+
+#: Between two looks whether a device is lost: of one whose users are others, nobody tells us.
+_POLL_S = 0.05
+
+
+class Visit:
+    """An async context: has the device inside. Implements `sharing.DeviceUser`.
+
+    Entering raises ClientError when the device is not to be had. `resets_at_end` False leaves out
+    what `on_disconnect` asks for.
+    """
+
+    def __init__(self, device: Device, label: str, *, resets_at_end: bool = True) -> None:
+        self.label = label
+        self._device = device
+        self._resets_at_end = resets_at_end
+        self._has_it: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lost = ""  # why it has been taken away
+
+    async def __aenter__(self) -> Self:
+        self._device.attach(self)
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                await self._has_it
+        except TimeoutError:
+            self._device.detach(self)
+            device = self._device
+            raise ClientError(f"{device.name}: {device.state.value}: {device.reason}") from None
+        except asyncio.CancelledError:
+            self._device.detach(self)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._lost:
+            self._device.detach(self, resets=self._resets_at_end)
+
+    async def step(
+        self, ask: Callable[[Callable[[], None]], None], limit_s: float = STEP_LIMIT_S
+    ) -> None:
+        """Ask the device for something and wait for its `done`; ClientError if it does not come."""
+        await _until_done(self._device, ask, limit_s, lambda: self._lost)
+
+    # What the device reports (sharing.DeviceUser).
+
+    @property
+    def is_leaving(self) -> bool:
+        """True: what was asked for is carried out, whoever comes meanwhile."""
+        return True
+
+    def attached(self) -> None:
+        """It is ours."""
+        if not self._has_it.done():
+            self._has_it.set_result(None)
+
+    def refused(self, error: ClientError) -> None:
+        """It is not to be had."""
+        if not self._has_it.done():
+            self._has_it.set_exception(error)
+
+    def muted(self, by: str) -> None:
+        """Nobody mutes one that is leaving."""
+
+    def resumed(self) -> None:
+        """Nor can it be resumed."""
+
+    def replaced(self, by: str) -> None:
+        """Nor replaced."""
+
+    def data_received(self, data: bytes) -> None:
+        """What the board says is for others."""
+
+    def board_busy(self) -> None:
+        """So little is written that it does not matter."""
+
+    def board_ready(self) -> None:
+        """Nor does this."""
+
+    def device_lost(self, error: DeviceError) -> None:
+        """It has been taken away."""
+        self._lost = str(error)
+
+
+async def beside_its_users(
+    device: Device, ask: Callable[[Callable[[], None]], None], limit_s: float = STEP_LIMIT_S
+) -> None:
+    """Ask a device for something that others use; ClientError if it is not done."""
+
+    def lost() -> str:
+        return "" if device.state in HAS_PORT else device.reason or device.state.value
+
+    await _until_done(device, ask, limit_s, lost)
+
+
+async def _until_done(
+    device: Device,
+    ask: Callable[[Callable[[], None]], None],
+    limit_s: float,
+    lost: Callable[[], str],
+) -> None:
+    done = asyncio.get_running_loop().create_future()
+
+    def finished() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    ask(finished)
+    deadline = time.monotonic() + limit_s
+    while not done.done() and not lost() and time.monotonic() < deadline:
+        await asyncio.wait({done}, timeout=_POLL_S)
+    if not done.done():
+        done.cancel()
+        raise ClientError(f"{device.name}: {lost() or f'not done within {limit_s:.0f} s'}")

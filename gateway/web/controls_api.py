@@ -1,0 +1,172 @@
+"""`POST /api/ports/{name}/...`: what can be done to a board and its clients.
+
+Nobody who has a port is disturbed unless the request says `force`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import web
+
+from gateway.device import Device
+from gateway.errors import ClientError, DeviceError
+from gateway.sharing import Arrival
+from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
+from gateway.web.http_access import BYTES
+from gateway.web.http_answers import (
+    HttpError,
+    answer,
+    client_name,
+    read_body,
+    read_options,
+    takes,
+)
+from gateway.web.port_document import document_of
+from gateway.web.ports_api import port_asked_for
+
+#: As much as is read from a client at once.
+MAX_WRITE_BYTES: Final = 65536
+
+#: How long bytes may take beyond the time that they need on the wire.
+_WRITE_LIMIT_S: Final = 5.0
+
+#: Start and stop bits included.
+_BITS_A_BYTE: Final = 12
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    for name, handler in (
+        ("reset", reset_board),
+        ("bootloader", enter_bootloader),
+        ("disconnect", disconnect_clients),
+        ("release", release_tty),
+        ("resume", resume_tty),
+        ("write", write_to_board),
+    ):
+        app.router.add_post(f"/api/ports/{{name}}/{name}", handler)
+
+
+async def reset_board(request: web.Request) -> web.Response:
+    """Reset the board into its app."""
+    return await _play(request, lambda device: device.reset)
+
+
+async def enter_bootloader(request: web.Request) -> web.Response:
+    """Reset the board into its bootloader."""
+    return await _play(request, lambda device: device.enter_bootloader)
+
+
+async def disconnect_clients(request: web.Request) -> web.Response:
+    """End the connections of all who have the port."""
+    port = port_asked_for(request)
+    device = port.device
+    force = await _force(request)
+    if device.users and not force:
+        raise _in_use(device)
+    error = DeviceError(f"disconnected by {client_name(request)}")
+    for user in tuple(device.users):
+        user.device_lost(error)
+    return answer(document_of(port))
+
+
+async def release_tty(request: web.Request) -> web.Response:
+    """Leave the tty to a local tool."""
+    port = port_asked_for(request)
+    options = await read_options(request, {"force", "reason"})
+    reason = options.get("reason", "for a local tool")
+    if not isinstance(reason, str) or not reason.isprintable() or not 0 < len(reason) <= 100:
+        raise HttpError(HTTPStatus.BAD_REQUEST, "reason must be 1 to 100 printable characters")
+    force = _is_true(options.get("force", False))
+    with _conflicts():
+        try:
+            async with asyncio.timeout(STEP_LIMIT_S):
+                await port.device.release(reason, force=force)
+        except TimeoutError:
+            raise ClientError(f"{port.device.name}: the kernel does not close it") from None
+    return answer(document_of(port))
+
+
+async def resume_tty(request: web.Request) -> web.Response:
+    """Take the tty back."""
+    port = port_asked_for(request)
+    await read_options(request, ())
+    port.device.resume()
+    return answer(document_of(port))
+
+
+@takes(BYTES)
+async def write_to_board(request: web.Request) -> web.Response:
+    """Send bytes to the board; answered when they have left."""
+    port = port_asked_for(request)
+    device = port.device
+    force = request.query.get("force", "false")
+    if force not in {"true", "false"}:
+        raise HttpError(HTTPStatus.BAD_REQUEST, "force must be true or false")
+    data = await read_body(request, MAX_WRITE_BYTES)
+    with _conflicts():
+        if not device.users or device.users.arrival is Arrival.JOINS:
+            async with Visit(device, client_name(request)) as visit:
+                device.write(data)
+                await visit.step(device.when_sent, _time_for(device, data))
+        elif force == "true":
+            device.write(data)
+            await beside_its_users(device, device.when_sent, _time_for(device, data))
+        else:
+            raise _in_use(device)
+    return answer(document_of(port))
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """Makes an HttpError of why a device is not to be had."""
+    try:
+        yield
+    except (ClientError, DeviceError) as error:
+        raise HttpError(HTTPStatus.CONFLICT, str(error)) from error
+
+
+async def _play(
+    request: web.Request, control: Callable[[Device], Callable[[Callable[[], None]], None]]
+) -> web.Response:
+    port = port_asked_for(request)
+    device = port.device
+    force = await _force(request)
+    play = control(device)
+    with _conflicts():
+        if not device.users:
+            # What it asks for is what the board shall be left in.
+            async with Visit(device, client_name(request), resets_at_end=False) as visit:
+                await visit.step(play)
+        elif force:
+            # Behind what a client has asked of the lines so far, never between two halves of it.
+            await beside_its_users(
+                device, lambda done: device.when_lines_settled(lambda: play(done))
+            )
+        else:
+            raise _in_use(device)
+    return answer(document_of(port))
+
+
+async def _force(request: web.Request) -> bool:
+    options = await read_options(request, {"force"})
+    return _is_true(options.get("force", False))
+
+
+def _is_true(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise HttpError(HTTPStatus.BAD_REQUEST, "force must be true or false")
+    return value
+
+
+def _in_use(device: Device) -> HttpError:
+    return HttpError(HTTPStatus.CONFLICT, f"{device.name}: {device.users.in_use}")
+
+
+def _time_for(device: Device, data: bytes) -> float:
+    return _WRITE_LIMIT_S + _BITS_A_BYTE * len(data) / device.status.settings.baudrate

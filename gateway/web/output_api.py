@@ -1,0 +1,142 @@
+"""What a board has said: the last of it with times, as a file, and waiting for something in it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from gateway.device import Device
+from gateway.recorder import Piece
+from gateway.web.http_answers import HttpError, answer, read_options
+from gateway.web.ports_api import port_asked_for
+from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait
+
+#: As much of the output as one answer has; `record_kib` may be more.
+MAX_TAIL_BYTES: Final = 1 << 20
+_TAIL_BYTES: Final = 65536
+
+#: How long a request may wait for something that a board says.
+MAX_WAIT_S: Final = 600.0
+_WAIT_S: Final = 30.0
+
+#: Each has a process.
+MAX_WAITS: Final = 16
+_WAITS: web.AppKey[set[TextWait]] = web.AppKey("waits", set)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    app[_WAITS] = set()
+    app.router.add_get("/api/ports/{name}/tail", show_tail)
+    app.router.add_get("/api/ports/{name}/log", show_log)
+    app.router.add_post("/api/ports/{name}/wait", wait_for_text)
+
+
+async def show_tail(request: web.Request) -> web.Response:
+    """The last of what the board has said, or what it has said since a position."""
+    device = port_asked_for(request).device
+    n_bytes = _number(request, "bytes", _TAIL_BYTES, MAX_TAIL_BYTES)
+    since = _number(request, "since", -1, 1 << 62)
+    recorder = device.recorder
+    if since < 0:
+        pieces = recorder.pieces(recorder.end - n_bytes)
+        end = recorder.end
+    else:
+        pieces = _first(recorder.pieces(since), n_bytes)
+        end = pieces[-1].seq + len(pieces[-1].data) if pieces else recorder.end
+    return answer({"entries": [_entry(piece) for piece in pieces], "next": end})
+
+
+async def show_log(request: web.Request) -> web.Response:
+    """All that is kept, as the board has sent it."""
+    port = port_asked_for(request)
+    return web.Response(
+        body=port.device.recorder.tail(),
+        content_type="text/plain",
+        charset="utf-8",
+        headers={hdrs.CONTENT_DISPOSITION: f'attachment; filename="{port.config.name}.log"'},
+    )
+
+
+async def wait_for_text(request: web.Request) -> web.Response:
+    """Wait until the board says something."""
+    device = port_asked_for(request).device
+    options = await read_options(request, {"pattern", "timeout_s", "since"})
+    pattern = options.get("pattern")
+    if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN_CHARS:
+        reason = f"pattern must be a regular expression of 1 to {MAX_PATTERN_CHARS} characters"
+        raise HttpError(HTTPStatus.BAD_REQUEST, reason)
+    limit_s = _option(options, "timeout_s", _WAIT_S, MAX_WAIT_S)
+    since = int(_option(options, "since", device.recorder.end, 1 << 62))
+    waits = request.app[_WAITS]
+    if len(waits) >= MAX_WAITS:
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_WAITS} others wait already")
+    wait = TextWait(pattern)
+    waits.add(wait)
+    try:
+        return await _waited(device, wait, since, limit_s)
+    finally:
+        waits.discard(wait)
+        await wait.close()
+
+
+async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) -> web.Response:
+    recorder = device.recorder
+    for piece in recorder.pieces(since):
+        wait.add(piece.seq, piece.data)
+    recorder.follow(wait.add)
+    try:
+        async with asyncio.timeout(limit_s):
+            found = await wait.found()
+    except PatternError as error:
+        raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from None
+    except TimeoutError:
+        reason = f"{device.name}: nothing that fits within {limit_s:g} s"
+        raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+    finally:
+        recorder.unfollow(wait.add)
+    return answer(found)
+
+
+def _first(pieces: list[Piece], n_bytes: int) -> list[Piece]:
+    """The first of them, `n_bytes` together at most."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if n_bytes <= 0:
+            break
+        found.append(Piece(piece.seq, piece.at, piece.data[:n_bytes]))
+        n_bytes -= len(piece.data)
+    return found
+
+
+def _entry(piece: Piece) -> dict[str, Any]:
+    # The recorder knows the loop's time.
+    at = time.time() - (asyncio.get_running_loop().time() - piece.at)
+    return {
+        "seq": piece.seq,
+        "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+        "data": piece.data.decode(errors="replace"),
+        "base64": base64.b64encode(piece.data).decode(),
+    }
+
+
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdecimal() or len(text) > 19 or int(text) > most:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be a number from 0 to {most}")
+    return int(text)
+
+
+def _option(options: dict[str, Any], name: str, default: float, most: float) -> float:
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be a number from 0 to {most:g}")
+    return value

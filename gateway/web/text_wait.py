@@ -1,0 +1,91 @@
+"""Waits for a regular expression in what a board says, in a process of its own.
+
+Some expressions take years (`(a+)+b`), and nothing in Python can stop one: the process can be
+killed, and every other board goes on meanwhile. What it runs is text_matcher.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.errors import GatewayError
+
+MAX_PATTERN_CHARS: Final = 1000
+
+#: So much may wait for the process: an expression that is slower than the board is given up.
+MAX_UNREAD_BYTES: Final = 1 << 22
+
+_PROGRAM: Final = Path(__file__).with_name("text_matcher.py")
+
+
+class PatternError(GatewayError):
+    """For the client: why its expression can't be waited for."""
+
+
+class TextWait:
+    """See the module; made and used on the loop. `close` must be called in the end."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._early: list[bytes] = []
+        self._process: asyncio.subprocess.Process | None = None
+
+    def add(self, seq: int, data: bytes) -> None:
+        """The board has said `data`, whose first byte has the position `seq`."""
+        frame = b"%d %d\n%b" % (seq, len(data), data)
+        process = self._process
+        if process is None:  # being started, which takes no longer than the board's next lines
+            self._early.append(frame)
+            return
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        if process.stdin.is_closing():
+            return  # it has found it
+        process.stdin.write(frame)
+        if process.stdin.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+    async def found(self) -> dict[str, Any]:
+        """What has been found, as the interface has it; waits for ever.
+
+        Raises PatternError when the expression is none, or too slow for the board.
+        """
+        # Isolated: neither the environment nor the folder it is started in have a say.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            str(_PROGRAM),
+            self._pattern,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        self._process = process
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.writelines(self._early)
+        self._early.clear()
+        line = await process.stdout.readline()
+        if not line:
+            raise PatternError("the expression takes more time or memory than there is")
+        told: dict[str, Any] = json.loads(line)
+        if "error" in told:
+            raise PatternError(f"no regular expression: {told['error']}")
+        return told
+
+    async def close(self) -> None:
+        """End the process."""
+        process = self._process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        # Not only `wait`: the pipes are closed, too.
+        with contextlib.suppress(ConnectionError):
+            await process.communicate()

@@ -1,0 +1,199 @@
+"""What a board has said, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config_choices import Recording
+from gateway.web import output_api
+from tests.support.http_lab import Answered, HttpClient, http_client, running
+from tests.support.pty_board import PtyBoard, Served, serving, until
+
+
+async def say(board: PtyBoard, served: Served, data: bytes) -> None:
+    end = served.device.recorder.end + len(data)
+    await board.write(data)
+    await until(lambda: served.device.recorder.end >= end)
+
+
+async def test_the_last_of_it_is_told_with_times(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            before = datetime.now(UTC)
+            await say(board, served, b"boot\r\n\xff")
+            told = (await client.get("/api/ports/desk/tail")).content
+            assert told["next"] == 7
+            assert "".join(entry["data"] for entry in told["entries"]) == "boot\r\n\ufffd"
+            whole = b"".join(base64.b64decode(entry["base64"]) for entry in told["entries"])
+            assert whole == b"boot\r\n\xff"
+            [first, *_] = told["entries"]
+            assert first["seq"] == 0
+            age_s = (datetime.fromisoformat(first["time"]) - before).total_seconds()
+            assert -1 < age_s < 60
+
+
+async def test_only_the_last_bytes_are_told_if_asked(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"0123456789")
+            told = (await client.get("/api/ports/desk/tail?bytes=3")).content
+            assert [entry["data"] for entry in told["entries"]] == ["789"]
+            assert (told["entries"][0]["seq"], told["next"]) == (7, 10)
+            none = (await client.get("/api/ports/desk/tail?bytes=0")).content
+            assert none == {"entries": [], "next": 10}
+
+
+async def test_it_is_followed_from_position_to_position(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"0123456789")
+            seen, next_seq = "", 0
+            while next_seq < 10:
+                path = f"/api/ports/desk/tail?since={next_seq}&bytes=4"
+                told = (await client.get(path)).content
+                seen += "".join(entry["data"] for entry in told["entries"])
+                next_seq = told["next"]
+            assert seen == "0123456789"
+            ahead = (await client.get("/api/ports/desk/tail?since=99")).content
+            assert ahead == {"entries": [], "next": 10}
+
+
+async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board, recording=Recording(record_kib=1)) as served,
+            http_client(running(served)) as client,
+        ):
+            await say(board, served, b"x" * 2000)
+            told = (await client.get("/api/ports/desk/tail?since=0")).content
+            assert told["entries"][0]["seq"] == 2000 - 1024
+            assert told["next"] == 2000
+
+
+@pytest.mark.parametrize(
+    "query", ["bytes=-1", "bytes=1048577", "bytes=x", "since=1.5", "since=", "since=%D9%A3"]
+)
+async def test_what_is_no_number_is_told(query: str, tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await client.get(f"/api/ports/desk/tail?{query}")
+            assert answered.status == 400
+            assert "must be a number from 0 to" in answered.error
+
+
+async def test_the_log_is_a_file(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"boot\r\n\xff")
+            log = await client.get("/api/ports/desk/log")
+            assert log.body == b"boot\r\n\xff"
+            assert log.headers["content-disposition"] == 'attachment; filename="desk.log"'
+            assert log.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
+    return await client.post("/api/ports/desk/wait", {"pattern": pattern, **options})
+
+
+async def test_what_comes_is_waited_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"ready 1\r\n")
+            waiting = asyncio.create_task(wait(client, r"ready (\d)\r"))
+            await until(lambda: served.device.recorder._followers)
+            assert not waiting.done()
+            await say(board, served, b"rea")
+            await say(board, served, b"dy 2\r\n")
+            found = (await waiting).content
+            assert found == {"match": "ready 2\r", "groups": ["2"], "seq": 9, "next": 17}
+            assert not served.device.recorder._followers
+
+
+async def test_what_has_come_since_a_position_counts_as_well(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"one\r\ntwo\r\n")
+            assert (await wait(client, r"\w+\r", since=0)).content["match"] == "one\r"
+            assert (await wait(client, r"\w+\r", since=4)).content["match"] == "two\r"
+
+
+async def test_nothing_that_fits_in_time_is_a_408(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await wait(client, "ready", timeout_s=0.01)
+            assert answered.status == 408
+            assert answered.error == "desk: nothing that fits within 0.01 s"
+            assert not served.device.recorder._followers
+
+
+async def test_an_expression_that_takes_for_ever_stops_nobody(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await say(board, served, b"a" * 60)
+            waiting = asyncio.create_task(wait(client, "(a+)+b", since=0, timeout_s=3))
+            await until(lambda: served.device.recorder._followers)
+            while not waiting.done():
+                assert (await client.get("/api/ports")).status == 200
+            assert (await waiting).status == 408
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ({}, "pattern must be a regular expression of 1 to 1000 characters"),
+        ({"pattern": ""}, "pattern must be a regular expression of 1 to 1000 characters"),
+        ({"pattern": 7}, "pattern must be a regular expression of 1 to 1000 characters"),
+        ({"pattern": "x" * 1001}, "pattern must be a regular expression of 1 to 1000 characters"),
+        ({"pattern": "("}, "no regular expression: missing ), unterminated subpattern"),
+        ({"pattern": "x", "timeout_s": 601}, "timeout_s must be a number from 0 to 600"),
+        ({"pattern": "x", "timeout_s": True}, "timeout_s must be a number from 0 to 600"),
+        ({"pattern": "x", "since": "1"}, "since must be a number from 0 to"),
+        ({"pattern": "x", "sinse": 1}, "unknown key 'sinse'"),
+    ],
+)
+async def test_what_can_t_be_waited_for_is_told(
+    content: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await client.post("/api/ports/desk/wait", content)
+            assert answered.status == 400
+            assert answered.error.startswith(error)
+
+
+async def test_only_so_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_api, "MAX_WAITS", 1)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            waiting = asyncio.create_task(wait(client, "ready"))
+            await until(lambda: served.device.recorder._followers)
+            assert (await wait(client, "ready")).status == 503
+            await say(board, served, b"ready")
+            assert (await waiting).status == 200
+            assert (await wait(client, "ready", since=0)).status == 200
+
+
+async def test_who_waits_does_not_keep_the_server_from_stopping(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            async with http_client(running(served)) as client:
+                waiting = asyncio.create_task(wait(client, "ready"))
+                await until(lambda: served.device.recorder._followers)
+            await asyncio.wait({waiting})
+            assert waiting.exception() is not None
+            assert not served.device.recorder._followers
+
+
+async def test_who_has_left_is_not_waited_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            waiting = asyncio.create_task(wait(client, "ready"))
+            await until(lambda: served.device.recorder._followers)
+            waiting.cancel()
+            await until(lambda: not served.device.recorder._followers)
