@@ -259,9 +259,8 @@ async def test_a_kernel_that_does_not_answer_is_not_waited_for(
     monkeypatch.setattr(board_visit, "STEP_LIMIT_S", 0.05)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            # The board reads nothing, and the kernel's buffer is full.
-            while not served.device.unsent_bytes:
-                served.device.write(b"x" * 4096)
+            # The board reads nothing, and this is more than the kernel ever keeps for it.
+            served.device.write(b"x" * (1 << 20))
             path = "/api/ports/desk/write"
             answered = await client.post(path, data=b"x", headers=BYTES)
             assert answered.status == 409
