@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     devices.set_defaults(run=_devices)
 
     cli_lan.add_export(commands, _add_state_dir)
+    cli_lan.add_discover(commands)
 
     demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
     demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")
@@ -143,6 +144,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  HTTP: {config.http}")
     for warning in config.warnings:
         print(f"{warning} (only a warning)", file=sys.stderr)
+    cli_lan.print_warnings(config)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import socket
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.config import load_config
+from gateway.config import GatewayConfig, load_config
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -46,6 +47,41 @@ def add_export(
     labgrid.add_argument("--socket", type=Path, metavar="PATH", help="where the service tells it")
     add_state_dir(labgrid)
     labgrid.set_defaults(run=_export_labgrid)
+
+
+def add_discover(commands: Commands) -> None:
+    """Add `discover`."""
+    discover = commands.add_parser("discover", help="find the ports of all gateways on the network")
+    discover.add_argument("--json", action="store_true", help="for programs")
+    discover.add_argument(
+        "--timeout", type=_seconds, default=3.0, metavar="S", help="how long to listen (default: 3)"
+    )
+    discover.add_argument(
+        "--interface",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="network interface to ask on, by name or IP address (default: all)",
+    )
+    discover.set_defaults(run=_discover)
+
+
+def print_warnings(config: GatewayConfig) -> None:
+    """Tell the operator what in a valid file will not do what it may be meant to."""
+    from gateway import mdns_network  # noqa: PLC0415 - `run` tells it in its log
+
+    for warning in mdns_network.warnings(config):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.1 to 3600")
+    return seconds
 
 
 def _host(text: str) -> str:
@@ -87,3 +123,14 @@ def _exported(arguments: argparse.Namespace) -> Export:
     except ValueError as error:
         raise status_socket.StatusError(f"{path}: {error}") from error
     return labgrid_export.from_service(ports, host, is_given=is_given)
+
+
+def _discover(arguments: argparse.Namespace) -> int:
+    from gateway import mdns_browser  # noqa: PLC0415 - as above
+
+    try:
+        ports = asyncio.run(mdns_browser.discover(arguments.timeout, arguments.interface))
+    except KeyboardInterrupt:
+        return 130  # as a shell has it for SIGINT
+    print(mdns_browser.to_json(ports) if arguments.json else mdns_browser.to_table(ports))
+    return 0

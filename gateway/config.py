@@ -8,10 +8,11 @@ config_unique.py's. Nothing here looks at hardware: an absent device is no mista
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import yaml
 
@@ -26,6 +27,7 @@ from gateway.config_choices import (
 )
 from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_http import HttpConfig, check_http_files, http_section, read_http
+from gateway.config_mdns import MdnsConfig, read_mdns
 from gateway.config_networks import NETWORKS
 from gateway.config_tls import TLS, check_tls_files, check_tls_fits
 from gateway.config_unique import Section, check_unique
@@ -153,6 +155,7 @@ class GatewayConfig:
     ports: tuple[PortConfig, ...]
     pools: tuple[PoolConfig, ...] = ()
     http: HttpConfig | None = None
+    mdns: MdnsConfig | None = None
     warnings: tuple[ConfigProblem, ...] = field(default=(), compare=False)
 
 
@@ -172,14 +175,15 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
     problems = Problems(file)
     root = compose(text, problems)
     ports, defaults = _read_file(root, problems)
-    http = _read_http(root, problems)
+    http = _read_section(root, "http", read_http, problems)
+    mdns = _read_section(root, "mdns", read_mdns, problems)
     check_unique(ports, problems, [http_section(http)] if http is not None else [])
     warnings = []
     if with_files:
         check_http_files(http, problems)
         warnings = check_tls_files([*defaults, *ports], problems)
     problems.raise_if_any()
-    return replace(_built(ports), http=http, warnings=tuple(warnings))
+    return replace(_built(ports), http=http, mdns=mdns, warnings=tuple(warnings))
 
 
 #: The default of a key that every port must have; such a key makes no sense under `defaults`.
@@ -244,7 +248,7 @@ PORT_KEYS: Final = (
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
 #: For ports that clients connect to; one that connects does so when its device is open.
 _LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
-_FILE_KEYS: Final = ("defaults", "ports", "http")
+_FILE_KEYS: Final = ("defaults", "ports", "http", "mdns")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
@@ -276,12 +280,20 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
     return _read_ports(found["ports"].value, defaults, problems), given
 
 
-def _read_http(root: yaml.Node | None, problems: Problems) -> HttpConfig | None:
-    """The section `http`, None if there is none; the file itself has been looked at before."""
+_Read = TypeVar("_Read")
+
+
+def _read_section(
+    root: yaml.Node | None,
+    name: str,
+    read: Callable[[int, yaml.Node, Problems], _Read | None],
+    problems: Problems,
+) -> _Read | None:
+    """A section beside `ports`, None without; the file itself has been looked at before."""
     if isinstance(root, yaml.MappingNode):
-        entry = entries(root, "", Problems("")).get("http")
+        entry = entries(root, "", Problems("")).get(name)
         if entry is not None:
-            return read_http(entry.line, entry.value, problems)
+            return read(entry.line, entry.value, problems)
     return None
 
 

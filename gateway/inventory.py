@@ -66,6 +66,7 @@ class Inventory:
         self._looked = asyncio.Event()  # what is plugged in is known
         self._ttys: list[UsbTty] = []
         self._assigned: tuple[object, ...] = ()  # what the assignment was worked out from
+        self._real_paths: dict[str, str] = {}  # of what is plugged in, and of paths in the YAML
         self._pool_paths: dict[str, str] = {}  # by the port's name
         self._assignment = Assignment()
         self._served = Served()
@@ -121,6 +122,13 @@ class Inventory:
             return TtyLocation(port.device.paths[0])  # opening it tells why it can't be
         raise DeviceAbsentError("not plugged in")
 
+    def tty_of(self, port: PortConfig) -> UsbTty | None:
+        """The USB device that a port has, None if it is none or is not plugged in."""
+        real_path = self._real_paths.get(self._path_of(port) or "")
+        if real_path is None:
+            return None
+        return next((t for t in self._ttys if self._real_paths.get(t.path) == real_path), None)
+
     def _path_of(self, port: PortConfig) -> str | None:
         return self._assignment.paths.get(port.name) or self._pool_paths.get(port.name)
 
@@ -143,6 +151,7 @@ class Inventory:
         if (self._config, self._ttys, real_paths) == self._assigned:
             return
         self._assigned = (self._config, self._ttys, real_paths)
+        self._real_paths = real_paths
         self._assignment = assign(choices, self._ttys, real_paths)
         has_other_ports = self._serve_pools(self._assignment.free)
         self._tell_devices(real_paths)

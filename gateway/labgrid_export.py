@@ -20,6 +20,7 @@ from gateway.status import PortSnapshot
 #: labgrid renders the file as a Jinja template in which `#` begins a statement, `##` a comment.
 _COMMENT = "## "
 
+_TLS = "has TLS, which labgrid does not speak"
 _RANDOM_PORT = "tcp: 0 is another port at each start (without FILE the running service is asked)"
 
 
@@ -63,11 +64,16 @@ def from_config(config: GatewayConfig, table: PoolTable, host: str, *, is_given:
     for port in config.ports:
         if port.connect is not None:
             export.left_out.append(f"{port.name}: connects to {port.connect}, nobody to it")
+        elif port.tls is not None:
+            export.left_out.append(f"{port.name}: {_TLS}")
         elif not port.tcp_port:
             export.left_out.append(f"{port.name}: {_RANDOM_PORT}")
         else:
             _add_configured(export, port, host, is_given=is_given)
     for pool in config.pools:
+        if pool.pattern.tls is not None:
+            export.left_out.append(f"{pool.name}: {_TLS}")
+            continue
         tcp_ports = table.tcp_ports(pool.name, pool.tcp_ports)
         if not tcp_ports:
             export.left_out.append(f"{pool.name}: no board of this pool has been seen yet")
@@ -90,6 +96,8 @@ def from_service(ports: Iterable[PortSnapshot], host: str, *, is_given: bool) ->
         listens_at, _, tcp_port = port.address.rpartition(":")
         if port.address.startswith("->"):
             export.left_out.append(f"{port.name}: connects to {port.address[3:]}, nobody to it")
+        elif port.tls:
+            export.left_out.append(f"{port.name}: {_TLS}")
         elif not tcp_port:
             export.left_out.append(f"{port.name}: its address can't be bound now")
         elif not port.protocol:

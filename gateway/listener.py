@@ -71,6 +71,12 @@ class Listener:
         return tcp_port
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses that it listens at, of which a host name may have several."""
+        sockets = () if self._server is None else self._server.sockets
+        return tuple(sorted(each.getsockname()[0] for each in sockets))
+
+    @property
     def turned_away(self) -> Counter[Refusal]:
         """How many connections did not become a session."""
         return self._door.turned_away

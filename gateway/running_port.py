@@ -13,16 +13,20 @@ import structlog
 
 from gateway.config import PortConfig, Protocol
 from gateway.device import Device
+from gateway.device_state import DeviceState
 from gateway.dialer import Dialer
 from gateway.door import Refusal
 from gateway.errors import DeviceError
 from gateway.lasting_port import Locate
 from gateway.listener import Listener
+from gateway.mdns_records import PortFacts
 from gateway.protocol.access_server import AccessServer
+from gateway.protocol.board_kinds import row_of
 from gateway.protocol.raw import RawPipe
 from gateway.serial_tty import TtyLocation
 from gateway.status import PortSnapshot
 from gateway.tls_contexts import TlsContexts, TlsNow
+from gateway.usb_match import UsbTty
 
 if TYPE_CHECKING:
     from gateway.simulator.host import SimulatedBoard
@@ -75,6 +79,29 @@ class RunningPort:
             not_secured=self.way_in.turned_away[Refusal.TLS_FAILED],
             protocol=self.config.protocol.value,
             baudrate=self.config.serial.baudrate,
+            tls=self.config.tls is not None,
+        )
+
+    def announced(self, tty: UsbTty | None) -> PortFacts | None:
+        """What the network is told of it, None while nobody can connect.
+
+        `tty` is its USB device, if that is known.
+        """
+        if isinstance(self.way_in, Dialer) or self.way_in.tcp_port is None:
+            return None
+        ids = self.device.usb_ids if tty is None else (tty.vendor_id, tty.product_id)
+        row = row_of(ids)
+        return PortFacts(
+            name=self.config.name,
+            listens_at=self.way_in.addresses,
+            tcp_port=self.way_in.tcp_port,
+            protocol=self.config.protocol.value,
+            kind="" if row is None else row.kind.value,
+            chip="" if row is None else row.name,
+            usb="" if ids is None else f"{ids[0]:04x}:{ids[1]:04x}",
+            serial="" if tty is None else tty.serial,
+            has_tls=self.config.tls is not None,
+            is_present=self.device.state not in {DeviceState.ABSENT, DeviceState.BROKEN},
         )
 
     def _address(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,8 @@ from gateway.config import GatewayConfig, PortConfig
 from gateway.device import DeviceState
 from gateway.http_front import HttpFront
 from gateway.inventory import Inventory, UsbSource
+from gateway.mdns_announcer import Announcer
+from gateway.mdns_records import PortFacts
 from gateway.reload import Reloader
 from gateway.running_port import RunningPort, start_port
 from gateway.sd_notify import Notifier
@@ -62,6 +64,7 @@ class Service:
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
         self._http = HttpFront(lambda: self._ports, self._version)
+        self._announcer = Announcer(self._announced)
         self._stopping = False
 
     async def start(self, config: GatewayConfig) -> None:
@@ -78,6 +81,7 @@ class Service:
             for failure in (await self._reconcile()).failures:
                 raise failure
             await self._http.follow(config.http)
+        self._announcer.follow(config.mdns)
 
     async def reload(self, config: GatewayConfig) -> None:
         """Serve `config` from now on; entries that have not changed go on undisturbed."""
@@ -87,6 +91,7 @@ class Service:
             await self._inventory.reconfigure(config)
             changes = await self._reconcile()
             await self._http.follow(config.http)
+        self._announcer.follow(config.mdns)
         self._tell_failures(changes)
         self._log.info(
             "configuration_reloaded",
@@ -103,12 +108,17 @@ class Service:
             await self._following
         await self._http.stop()
         stopping = [port.stop("the gateway is shutting down") for port in self._ports]
-        await asyncio.gather(self._inventory.stop(), *stopping)
+        await asyncio.gather(self._announcer.stop(), self._inventory.stop(), *stopping)
         self._log.info("service_stopped")
 
     def snapshot(self) -> str:
         """How all ports are now, as one line of JSON (see `status`)."""
         return to_json(self._version, (port.snapshot() for port in self._ports))
+
+    def _announced(self) -> Iterator[PortFacts]:
+        for port in self._ports:
+            if (facts := port.announced(self._inventory.tty_of(port.config))) is not None:
+                yield facts
 
     def tcp_ports(self) -> dict[str, int | None]:
         """The TCP port of each entry by its name, in the order of the configuration.

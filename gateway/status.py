@@ -24,8 +24,8 @@ class PortSnapshot:
     has started: received from the board, sent to it. Clients that were told why they are not served
     are counted as `refused`, connections that were closed without a word as `not_allowed` (by
     `allow`), `too_many` (by `max_sessions`) and `not_secured` (no TLS, or no certificate that is
-    accepted), output that clients were too slow for as `output_dropped_bytes`. `protocol` and
-    `baudrate` are the configuration's, the former empty if the service is too old to tell it.
+    accepted), output that clients were too slow for as `output_dropped_bytes`. `protocol`,
+    `baudrate` and `tls` are the configuration's, the first empty if the service is too old for it.
     """
 
     name: str
@@ -48,6 +48,7 @@ class PortSnapshot:
     watchers: str = ""
     protocol: str = ""
     baudrate: int = 0
+    tls: bool = False
 
 
 def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:

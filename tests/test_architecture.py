@@ -36,6 +36,7 @@ FLOORS: list[set[str]] = [
     {"tls_connection", "tls_contexts"},
     {"tally"},
     {"door", "handshakes"},
+    {"mdns_*"},
     {"listener", "dialer"},
     {"esptool_*", "flash_*"},
     {"sd_report"},
@@ -64,6 +65,8 @@ ONLY_IMPORTED_BY = {
     "telnetlib3": {"protocol.telnet"},
     "pyudev": {"hotplug"},
     "aiohttp": {"web.*"},
+    "zeroconf": {"mdns_*"},
+    "ifaddr": {"mdns_*"},
 }
 
 #: No machine's paths and no promises in what is published. In pieces, since this file is too.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,43 @@ def test_what_can_be_no_host_is_refused(
         main(["export", "labgrid", str(config), "--host", host])
     assert exit_info.value.code == 2
     assert "is no host" in capsys.readouterr().err
+
+
+def test_discover_prints_what_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discover", "--timeout", "0.1", "--interface", "lo", "--json"]) == 0
+    # Others may announce on loopback meanwhile.
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan", "1e9", "soon"])
+def test_a_time_that_makes_no_sense_is_refused(
+    timeout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["discover", f"--timeout={timeout}"])
+    assert exit_info.value.code == 2
+    assert "is no number from 0.1 to 3600" in capsys.readouterr().err
+
+
+def test_discover_needs_its_package_and_its_interface(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["discover", "--interface", "nosuch0"]) == 1
+    assert capsys.readouterr().err == (
+        "esp-gateway: no network interface nosuch0 with an address\n"
+    )
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    assert main(["discover"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "pip install 'esp-serial-gateway[mdns]'" in err
+
+
+def test_check_warns_of_ports_that_will_not_be_announced(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text("mdns: true\n" + PORTS)
+    assert main(["check", str(config)]) == 0
+    out, err = capsys.readouterr()
+    assert "no errors" in out
+    assert err == "warning: own: not announced, it listens at 127.0.0.1 for this machine only\n"

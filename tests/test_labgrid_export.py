@@ -25,8 +25,14 @@ ports:
 """
 
 
-def config() -> GatewayConfig:
-    return parse_config(PORTS, "gateway.yaml")
+TLS = """\
+  - {name: safe, tcp: 4300, host: 0.0.0.0, device: /dev/g, tls: {cert: /c, key: /k}}
+  - {name: vault, tcp: 4310-4320, host: 0.0.0.0, device: {usb: "0403:*"}, tls: {cert: /c, key: /k}}
+"""
+
+
+def config(more: str = "") -> GatewayConfig:
+    return parse_config(PORTS + more, "gateway.yaml", with_files=False)
 
 
 def table() -> PoolTable:
@@ -62,6 +68,15 @@ def test_each_port_that_is_left_out_is_named_with_the_reason() -> None:
         assert reason in line
 
 
+def test_ports_with_tls_are_left_out() -> None:
+    export = from_config(config(TLS), PoolTable(), "lab", is_given=True)
+    assert not {"safe", "vault"} & addresses(export).keys()
+    assert [line for line in export.left_out if "TLS" in line] == [
+        "safe: has TLS, which labgrid does not speak",
+        "vault: has TLS, which labgrid does not speak",
+    ]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_for_this_machine_its_own_ports_are_exported_too(host: str) -> None:
     export = from_config(config(), table(), host, is_given=True)
@@ -82,6 +97,7 @@ def test_the_running_service_knows_its_random_ports_too() -> None:
         replace(desk, name="cabin", address="-> lab.example:7001"),
         replace(desk, name="own", address="127.0.0.1:4004"),
         replace(desk, name="old", protocol=""),
+        replace(desk, name="safe", tls=True),
     ]
     export = from_service(ports, "lab", is_given=False)
     assert export.ports == [
@@ -89,7 +105,7 @@ def test_the_running_service_knows_its_random_ports_too() -> None:
         ExportedPort("six", "lab", 4002, 115200, "raw"),
     ]
     names = [line.partition(":")[0] for line in export.left_out]
-    assert names == ["unbound", "cabin", "own", "old"]
+    assert names == ["unbound", "cabin", "own", "old", "safe"]
 
 
 def test_the_file_has_a_group_with_one_resource_for_each_port() -> None:
