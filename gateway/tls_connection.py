@@ -100,7 +100,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         """Begin the handshake."""
         self._tcp = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(
-            HANDSHAKE_LIMIT_S, self.fail, f"no TLS handshake within {HANDSHAKE_LIMIT_S:g} s"
+            HANDSHAKE_LIMIT_S, self.fail, f"no handshake within {HANDSHAKE_LIMIT_S:g} s"
         )
         if not self._is_server:
             self._shake_hands()
@@ -127,7 +127,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The peer sends no more: most leave so, without a word of TLS about it."""
         if self.state is TlsState.HANDSHAKE:
-            self.fail("hung up during the TLS handshake")
+            self.fail("hung up during the handshake")
         elif self.state is TlsState.OPEN:
             self._leave_it_to_protocol()
         else:
@@ -140,7 +140,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._timer.cancel()
         if self.state is TlsState.HANDSHAKE:
             reason = "closed" if exc is None else str(exc).lower()
-            self.fail(f"{reason} during the TLS handshake")
+            self.fail(f"{reason} during the handshake")
         elif self.state is TlsState.OPEN and not self._aborted:
             self._reading = True
             self._deliver()

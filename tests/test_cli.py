@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import structlog
 
 from gateway.cli import main
+from tests.support.certificates import Authority
 from tests.support.processes import Service, run_tool
 
 RUN_LIMIT_S = 60.0
@@ -169,3 +171,26 @@ def test_status_shows_the_ports_of_the_running_service(tmp_path: Path) -> None:
         assert "desk" in desk
         (port,) = json.loads(run_tool([*command, "--json"], timeout_s=30).stdout)["ports"]
         assert port["name"] == "desk"
+
+
+def test_check_reads_the_files_for_tls_and_only_warns_of_dates(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(config.parent)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    cert, key = authority.issue("old", "localhost", not_after=yesterday)
+    text = "ports:\n  - name: desk\n    tcp: 4001\n    device: /dev/ttyUSB0\n    tls:\n"
+    text += f"      cert: {cert}\n      key: {{}}\n      client_ca: {authority.path}\n"
+    config.write_text(text.format(key))
+    assert main(["check", str(config)]) == 0
+    out, err = capsys.readouterr()
+    assert "  desk: 127.0.0.1:4001 with TLS and client certificates -> /dev/ttyUSB0" in out
+    assert err.startswith(f"{config}:6: ports[0].tls.cert: found a certificate that has expired on")
+    _, other = authority.issue("other", "localhost")
+    config.write_text(text.format(other))
+    assert main(["check", str(config)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"{config}:7: ports[0].tls.key: found the key of another certificate, accepted: the PEM"
+        " file with the certificate's private key, without a passphrase"
+    ]
+    assert main(["devices", "--config", str(config)]) == 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +19,16 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import dialer as dialer_module
+from gateway.config_choices import Tls
 from gateway.config_values import Address
 from gateway.device import DeviceState
 from gateway.dialer import Dialer
 from gateway.protocol.raw import RawPipe
 from gateway.request_queue import Conversation
 from gateway.session import SessionState
+from gateway.tls_contexts import TlsNow
+from gateway.tls_files import client_context, server_context
+from tests.support.certificates import Authority
 from tests.support.pty_board import (
     LoopClock,
     PtyBoard,
@@ -35,6 +40,7 @@ from tests.support.pty_board import (
 )
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import RFC2217_CLIENT
+from tests.support.tls_client import TlsClient
 
 #: Longer than any wait before the next attempt.
 ANY_WAIT_S = 10.0
@@ -58,6 +64,17 @@ class FarEnd:
         await until(lambda: self.has_call)
         return TcpClient.of(self._listener.accept()[0])
 
+    async def accept_tls(self, context: ssl.SSLContext) -> TlsClient:
+        """The same with TLS; raises what comes of a gateway that does not like it."""
+        await until(lambda: self.has_call)
+        client = TlsClient.of(self._listener.accept()[0])
+        try:
+            await client.accept_tls(context)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
     def __enter__(self) -> Self:
         self._listener = socket.create_server((self.address.host, self.address.tcp_port))
         return self
@@ -73,13 +90,17 @@ class FarEnd:
 
 @asynccontextmanager
 async def dialling(
-    board: PtyBoard, address: Address, converse: Callable[[], Conversation] = RawPipe
+    board: PtyBoard,
+    address: Address,
+    converse: Callable[[], Conversation] = RawPipe,
+    tls: Tls | None = None,
 ) -> AsyncIterator[Dialer]:
     """A board that is connected to `address` whenever it is there."""
     device = device_of(board)
     log = structlog.get_logger().bind(device="desk")
-    config = replace(port_config(), tcp_port=None, connect=address)
-    dialer = Dialer(config, device, converse, log)
+    config = replace(port_config(), tcp_port=None, connect=address, tls=tls)
+    now = None if tls is None else TlsNow(client_context(tls))
+    dialer = Dialer(config, device, converse, log, now)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
     await dialer.start()
@@ -339,3 +360,74 @@ async def test_a_connection_that_has_died_is_noticed(tmp_path: Path) -> None:
                 ours = session._transport.get_extra_info("socket")
                 assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
                 assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 15
+
+
+async def test_a_far_end_with_tls_knows_the_gateway_and_is_known_by_its_certificate(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    far = server_context(authority.server())  # it wants a certificate of the gateway
+    cert, key = authority.issue("gw", "gw@lab.example", common_name="gw")
+    tls = Tls(str(cert), str(key), ca=str(authority.path))
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end:
+        async with dialling(board, far_end.address, tls=tls) as dialer:
+            with await far_end.accept_tls(far) as client:
+                # In one segment with the end of the handshake, which the gateway has done first.
+                await client.send(b"hello")
+                await active(dialer)
+                assert dialer._device.users.names.endswith(" (gateway)")
+                board.start_echoing()
+                await client.receive(lambda: client.received == b"hello")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("authority", "tls: certificate not accepted: unable to get local issuer certificate"),
+        ("name", "tls: certificate not accepted: hostname mismatch, certificate is not valid for"),
+        ("protocol", "tls: wrong version number"),
+        ("hangs up", "tls: hung up during the handshake"),
+    ],
+)
+async def test_a_far_end_that_is_not_who_it_should_be_gets_no_byte_of_the_board(
+    tmp_path: Path, wrong: str, reason: str
+) -> None:
+    authority = Authority(tmp_path)
+    trusted = Authority(tmp_path, "other") if wrong == "authority" else authority
+    name = "lab.example" if wrong == "name" else None
+    tls = Tls(ca=str(trusted.path), server_name=name)
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
+        async with dialling(board, far_end.address, tls=tls) as dialer:
+            if wrong in {"authority", "name"}:
+                context = server_context(authority.server_for_all())
+                with suppress(ssl.SSLError, ConnectionResetError):  # TLS 1.3 is done before
+                    await (await far_end.accept_tls(context)).receive_to_end()
+            else:
+                with await far_end.accept() as client:
+                    if wrong == "protocol":
+                        await client.send(b"220 welcome")
+                        await client.receive_to_end()
+            await until(lambda: named([*logs], "dial_failed"))
+            assert dialer._device.sessions == 0
+    assert str(named([*logs], "dial_failed")[0]["reason"]).startswith(reason)
+
+
+async def test_a_far_end_that_never_ends_its_handshake_is_given_up(tmp_path: Path) -> None:
+    tls = Tls(ca=str(Authority(tmp_path).path))
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
+        async with dialling(board, far_end.address, tls=tls) as dialer:
+            with await far_end.accept() as client, LoopClock(dialer._device) as clock:
+                await client.receive(lambda: client.received)
+                await clock.advance(10.1)
+                await until(lambda: named([*logs], "dial_failed"))
+    assert named([*logs], "dial_failed")[0]["reason"] == "tls: no handshake within 10 s"
+
+
+async def test_stopping_during_a_handshake_leaves_nothing(tmp_path: Path) -> None:
+    tls = Tls(ca=str(Authority(tmp_path).path))
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end:
+        async with dialling(board, far_end.address, tls=tls) as dialer:
+            with await far_end.accept() as client:
+                await client.receive(lambda: client.received)
+                await dialer.stop("over")
+                await client.receive_to_end()

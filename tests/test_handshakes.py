@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import ssl
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -140,7 +142,7 @@ async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
             assert pending is not None
             await until(lambda: not pending._pending)
     (first,) = [entry for entry in logs if entry["event"] == "client_not_secured"][:1]
-    assert first["reason"] == "no TLS handshake within 10 s"
+    assert first["reason"] == "no handshake within 10 s"
 
 
 async def test_more_silent_connections_than_there_is_room_for_keep_nobody_out(
@@ -193,4 +195,57 @@ async def test_a_client_that_comes_after_a_renewal_gets_the_new_certificate(
                 await before.receive_data(b"still there")
             await served.until_idle()
             with await TlsClient.connect_tls(served.tcp_port, other.client()) as after:
+                await after.receive_wire(GREETING)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_bytes_come_only_their_own_connection_ends(
+    tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    authority = Authority(tmp_path)
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, tls=tls_of(authority)) as served:
+            with await TlsClient.connect_tls(served.tcp_port, authority.client()) as neighbour:
+                await neighbour.receive_wire(GREETING)
+                with await TcpClient.connect(served.tcp_port) as client:
+                    # A record that says it is a handshake, or another, and what is none.
+                    await client.send(
+                        bytes([chance.choice([0x16, 0x15, 0x17, 0x80])]) + b"\x03\x01"
+                    )
+                    await client.send(chance.randbytes(chance.randrange(1, 20_000)))
+                    client.stop_sending()
+                    with suppress(ConnectionResetError):
+                        await client.receive_to_end()
+                await board.write(b"undisturbed")
+                await neighbour.receive_data(b"undisturbed")
+            assert served.listener.turned_away[Refusal.TLS_FAILED] == 1
+    assert not errors
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_handshake_cut_anywhere_is_only_a_refusal(tmp_path: Path, seed: int) -> None:
+    """What a real client sends first, cut off or with a byte changed."""
+    chance = random.Random(seed)
+    authority = Authority(tmp_path)
+    hello = ssl.MemoryBIO()
+    tls = authority.client().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    wire = bytearray(hello.read())
+    if seed % 2:
+        del wire[chance.randrange(1, len(wire)) :]
+    else:
+        wire[chance.randrange(len(wire))] ^= 1 << chance.randrange(8)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, tls=tls_of(authority)) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(bytes(wire))
+                client.stop_sending()
+                with suppress(ConnectionResetError):
+                    await client.receive_to_end()
+            await until(lambda: served.listener.turned_away[Refusal.TLS_FAILED] == 1)
+            with await TlsClient.connect_tls(served.tcp_port, authority.client()) as after:
                 await after.receive_wire(GREETING)

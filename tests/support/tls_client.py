@@ -34,9 +34,14 @@ class TlsClient(TcpClient):
             raise
         return client
 
-    async def _shake_hands(self, context: ssl.SSLContext) -> None:
+    async def accept_tls(self, context: ssl.SSLContext) -> None:
+        """Shake hands on a connection that the gateway has made."""
+        await self._shake_hands(context, is_server=True)
+
+    async def _shake_hands(self, context: ssl.SSLContext, *, is_server: bool = False) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="127.0.0.1")
+        name = None if is_server else "127.0.0.1"
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, is_server, name)
         while True:
             try:
                 self._tls.do_handshake()
