@@ -8,11 +8,10 @@ config_unique.py's. Nothing here looks at hardware: an absent device is no mista
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import yaml
 
@@ -29,6 +28,7 @@ from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_http import HttpConfig, check_http_files, http_section, read_http
 from gateway.config_mdns import MdnsConfig, read_mdns
 from gateway.config_networks import NETWORKS
+from gateway.config_sections import read_section
 from gateway.config_tls import TLS, check_tls_files, check_tls_fits
 from gateway.config_unique import Section, check_unique
 from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
@@ -43,7 +43,6 @@ from gateway.yaml_lines import (
     WrongPartsError,
     clipped,
     compose,
-    entries,
     is_nothing,
     is_refused,
     join,
@@ -175,8 +174,8 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
     problems = Problems(file)
     root = compose(text, problems)
     ports, defaults = _read_file(root, problems)
-    http = _read_section(root, "http", read_http, problems)
-    mdns = _read_section(root, "mdns", read_mdns, problems)
+    http = read_section(root, "http", read_http, problems)
+    mdns = read_section(root, "mdns", read_mdns, problems)
     check_unique(ports, problems, [http_section(http)] if http is not None else [])
     warnings = []
     if with_files:
@@ -278,23 +277,6 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
         problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
         return [], given
     return _read_ports(found["ports"].value, defaults, problems), given
-
-
-_Read = TypeVar("_Read")
-
-
-def _read_section(
-    root: yaml.Node | None,
-    name: str,
-    read: Callable[[int, yaml.Node, Problems], _Read | None],
-    problems: Problems,
-) -> _Read | None:
-    """A section beside `ports`, None without; the file itself has been looked at before."""
-    if isinstance(root, yaml.MappingNode):
-        entry = entries(root, "", Problems("")).get(name)
-        if entry is not None:
-            return read(entry.line, entry.value, problems)
-    return None
 
 
 def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
