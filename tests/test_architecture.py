@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -26,6 +27,7 @@ FLOORS: list[set[str]] = [
         "protocol.board*",
     },
     {"protocol.access_server", "protocol.raw"},
+    {"client.*"},
     {"yaml_lines", "usb_match", "config*", "tls_files"},
     {"control_thread", "serial_*", "sysfs", "hotplug", "assignment", "pool_table", "state_file"},
     {"pool_store", "inventory", "device_list"},
@@ -58,9 +60,12 @@ SIMULATOR_URL = "simulator.url"
 #: I/O, clocks and logging: protocol/ is told bytes and times and returns bytes and events.
 NOT_IN_PROTOCOL = {"asyncio", "time", "socket", "os", "threading", "logging", "structlog"}
 
+#: What the client, which runs inside of others' programs, may import of the package.
+CLIENT_MAY_IMPORT = {"client.*", "protocol.rfc2217", "protocol.iac"}
+
 #: Third-party packages that one room keeps to itself, so that replacing one touches one room.
 ONLY_IMPORTED_BY = {
-    "serial": {"serial_*"},
+    "serial": {"serial_*", "client.protocol_gateway"},
     "serial_asyncio": {"serial_*"},
     "telnetlib3": {"protocol.telnet"},
     "pyudev": {"hotplug"},
@@ -206,6 +211,16 @@ def test_the_simulator_knows_nothing_of_the_gateway(name: str) -> None:
 def test_protocol_does_no_io(name: str) -> None:
     # The name of a type does nothing.
     assert not outside_packages(name, for_types=False) & NOT_IN_PROTOCOL
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_client_and_the_service_know_nothing_of_each_other(name: str) -> None:
+    imported = imported_modules(name)
+    if name.startswith("client."):
+        assert all(matches(each, CLIENT_MAY_IMPORT) for each in imported)
+        assert outside_packages(name) <= {"serial", *sys.stdlib_module_names}
+    else:
+        assert not any(each.startswith("client.") for each in imported)
 
 
 @pytest.mark.parametrize("package", ONLY_IMPORTED_BY)

@@ -33,7 +33,7 @@ from telnetlib3.telopt import (
     WONT,
 )
 
-from gateway.protocol.iac import DOUBLED, IAC, double, undouble
+from gateway.protocol.iac import DOUBLED, IAC, double, end_of_data, undouble
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,10 +47,6 @@ _WE_MAY = frozenset({BINARY, SGA, ECHO, COM_PORT_OPTION})
 _THEY_MAY = frozenset({BINARY, SGA, COM_PORT_OPTION})
 
 _NEGOTIATIONS = frozenset({WILL[0], WONT[0], DO[0], DONT[0]})
-
-#: Data up to the next command: anything but IAC, and doubled IACs. Possessive, so that it is
-#: one pass in C without backtracking.
-_DATA = re.compile(rb"(?:[^\xff]++|\xff\xff)*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +298,7 @@ class Telnet:
         self._partial = b""
         position = 0
         while position < len(stream):
-            end = cast("re.Match[bytes]", _DATA.match(stream, position)).end()
+            end = end_of_data(stream, position)
             if end > position:
                 self._events += self._data_of(stream[position:end].replace(DOUBLED, IAC))
             if end == len(stream):
@@ -352,7 +348,7 @@ class Telnet:
 
     def _take_subnegotiation(self, stream: bytes, start: int) -> int:
         body = start + 2
-        end = cast("re.Match[bytes]", _DATA.match(stream, body)).end()
+        end = end_of_data(stream, body)
         if end - body > MAX_SUBNEGOTIATION_BYTES:
             self._fail(f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes")
             return len(stream)
