@@ -191,8 +191,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
     """Run the service, made by `service.serve`, until it ends."""
     from gateway import log  # noqa: PLC0415 - `check` does not need it
+    from gateway.log_writer import LogWriter  # noqa: PLC0415
 
-    log.configure(sys.stderr, verbose=verbose)
+    writer = LogWriter(sys.stderr.fileno())
+    log.configure(writer, verbose=verbose)
 
     async def serve() -> None:
         await serving
@@ -201,4 +203,7 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    finally:
+        writer.close()

@@ -10,16 +10,21 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
+
+from gateway.log_writer import LogWriter
 
 #: Levels as syslog counts them (sd-daemon(3)).
 _SYSLOG_PRIORITY = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
 
 
 def configure(
-    stream: TextIO, *, verbose: bool = False, environment: Mapping[str, str] = os.environ
+    stream: TextIO | LogWriter,
+    *,
+    verbose: bool = False,
+    environment: Mapping[str, str] = os.environ,
 ) -> None:
     """Send the log to `stream`, from level info on, or from debug on when `verbose`.
 
@@ -37,7 +42,7 @@ def configure(
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.DEBUG if verbose else logging.INFO
         ),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", stream)),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING, force=True)
@@ -60,7 +65,7 @@ def _for_journal(
     return f"<{priority}>{_as_json(logger, name, fields)!s}"
 
 
-def _is_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
+def _is_journal(stream: TextIO | LogWriter, environment: Mapping[str, str]) -> bool:
     """Whether the stream is the one that systemd has connected to its journal: systemd.exec(5)."""
     try:
         status = os.fstat(stream.fileno())
