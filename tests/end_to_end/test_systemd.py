@@ -155,7 +155,9 @@ def is_ended_and_started_again_when_stuck(host: Host) -> None:
     os.kill(host.machine.real_pid(host.property("MainPID")), signal.SIGSTOP)
     host.machine.wait_until(lambda: host.property("NRestarts") != "0", "a restart")
     host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the service")
-    assert "Fatal Python error: Aborted" in host.journal()
+    host.machine.wait_until(
+        lambda: "Fatal Python error: Aborted" in host.journal(), "its traceback"
+    )
     assert "simulated app" in host.asks_for_version()
 
 
