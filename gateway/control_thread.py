@@ -28,6 +28,17 @@ class _Call:
     limit_s: float
 
 
+def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> Callable[[], None]:
+    """The same for another thread to call; nothing once the loop has ended."""
+
+    def on_thread() -> None:
+        # The loop may have been closed while the kernel kept the thread.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(call)
+
+    return on_thread
+
+
 class ControlThread:
     """Runs calls one after the other off the loop; results come back on the loop.
 
@@ -113,9 +124,7 @@ class ControlThread:
             self._report(call.done, result)
 
     def _report(self, receiver: Callable[[Any], None], outcome: object) -> None:
-        # The loop may have been closed while a stuck call kept this thread.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._finished, receiver, outcome)
+        on_loop(self._loop, lambda: self._finished(receiver, outcome))()
 
     def _finished(self, receiver: Callable[[Any], None], outcome: object) -> None:
         if self._ended:

@@ -32,6 +32,10 @@ __all__ = ["Device", "DeviceState"]
 #: Why a device with `open: on_connect` is released.
 _UNTIL_NEEDED = "until a client connects"
 
+#: How long a board that has left the bus under its last user is waited for: boards come back
+#: within 2.5 s, over a slow hub within 5.
+_RETURN_S = 5.0
+
 #: How long stopping waits for the last bytes to be sent, and again for the lines to be released
 #: without them.
 _STOP_LIMIT_S = 0.5
@@ -74,11 +78,6 @@ class Device(DeviceControls, HasState):
         else:
             self._close_port()
 
-    @property
-    def tty_path(self) -> str:
-        """Where the device's tty is now; raises DeviceError when it is nowhere."""
-        return self._port.tty_path
-
     async def release(self, reason: str = "for a local tool", *, force: bool = False) -> None:
         """Leave the tty to a local tool until `resume`; returns when the kernel has closed it.
 
@@ -95,9 +94,7 @@ class Device(DeviceControls, HasState):
         match self.state:
             case DeviceState.IN_USE:
                 self._begin_release(HANDOVER_S, resets=self._resets_at_end)
-            case DeviceState.AWAY:
-                self._nobody_drives_away()
-            case DeviceState.RELEASED:
+            case DeviceState.AWAY | DeviceState.RELEASED:
                 self._close_port()
             case _:
                 self._end.hurry()
@@ -214,9 +211,11 @@ class Device(DeviceControls, HasState):
         """The board is back under its users, perhaps as another USB device."""
         self._is_away = False
         self._lines.board_back()
-        if self.state is DeviceState.AWAY:
+        if self.state is DeviceState.AWAY and self.users.drivers:
             self._enter(DeviceState.IN_USE)
             self._serve_waiting()
+        elif self.state is DeviceState.AWAY:
+            self._begin_release(HANDOVER_S, resets=self._resets_at_end)
 
     def port_lost(self, error: DeviceError) -> None:
         """The port is closed; it is tried again. Its users are told."""
@@ -246,6 +245,7 @@ class Device(DeviceControls, HasState):
         if self.state is not DeviceState.RELEASED:
             self._log.info("device_released", reason=self._local.reason or _UNTIL_NEEDED)
         self._enter(DeviceState.RELEASED, self._local.reason or _UNTIL_NEEDED)
+        self._port.grace_s = 0.0
         self._port.release(self._local.tty_closed)
         self._serve_waiting()
 
@@ -255,14 +255,10 @@ class Device(DeviceControls, HasState):
         self._end.cancel()
 
     def _nobody_drives_away(self) -> None:
-        """The last who drove a board that is away has left."""
-        if self._resume():
-            return
-        self._port.grace_s = 0.0
-        self._port.give_up_absence()
-        self._end_use()
-        self._enter(DeviceState.ABSENT, self.reason)
-        self._serve_waiting()
+        """The last who drove a board that is away has left: it is seen to when it is back."""
+        if not self._resume():
+            self.lines_set_by = None
+            self._port.expect_return(_RETURN_S)
 
     def _read_or_not(self) -> None:
         if self.users.drivers and self.is_open:
@@ -394,5 +390,7 @@ class Device(DeviceControls, HasState):
                 return True
             case DeviceState.OPENING | DeviceState.ABSENT | DeviceState.RELEASED:
                 return self._is_waited_for
+            case DeviceState.AWAY if not self.users:
+                return True
         has_port = self.state in HAS_PORT
         return has_port and (self.users.arrival is not Arrival.WAITS or self.users.are_doubted)

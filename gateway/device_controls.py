@@ -41,6 +41,11 @@ class DeviceControls:
         return self._port.usb_ids
 
     @property
+    def tty_path(self) -> str:
+        """Where the device's tty is now; raises DeviceError when it is nowhere."""
+        return self._port.tty_path
+
+    @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
         return self._port.unsent_bytes

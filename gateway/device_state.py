@@ -16,7 +16,7 @@ class DeviceState(Enum):
     ABSENT = "absent"  # its tty does not exist; it is tried again
     IDLE = "idle"  # open, nobody uses it
     IN_USE = "in use"  # open, a user has it
-    AWAY = "away"  # its tty has vanished under its user, who is kept for a while
+    AWAY = "away"  # its tty has vanished under its user, and is waited for
     RELEASING = "releasing"  # open; lines and settings go back to where the next user expects them
     RELEASED = "released"  # closed on purpose, `reason` says for what: the tty is for local tools
     BROKEN = "broken"  # its tty exists and does not work, `reason` says why; it is tried again

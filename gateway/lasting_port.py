@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from gateway.away_port import Ask, Asked, AwayPort, Port
+from gateway.control_thread import on_loop
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
@@ -146,11 +147,12 @@ class LastingPort:
         """
         self._cancel_retry()
         self._released = released
+        self.give_up_absence()
         port = self._port
         self._forget()
         if isinstance(port, SerialPort):
             self._tried.clear()
-            port.close(self._on_loop(self._closed))
+            port.close(on_loop(self._loop, self._closed))
         elif self._tried.is_set():
             self._closed()
 
@@ -168,9 +170,18 @@ class LastingPort:
     def give_up_absence(self) -> None:
         """Nobody waits for the board any more: what it was asked for meanwhile is dropped."""
         if isinstance(self._port, AwayPort):
-            if self._port.unsent_bytes:
-                self._log.warning("unsent_dropped", unsent_bytes=self._port.unsent_bytes)
+            self._drop_held(self._port)
             self._forget()
+
+    def expect_return(self, limit_s: float) -> None:
+        """Who used the board is gone: what waits for it is dropped, it is lost after `limit_s`."""
+        if isinstance(self._port, AwayPort) and self._grace is not None:
+            self._drop_held(self._port)
+            self._grace.cancel()
+            at = min(self._grace.when(), self._loop.time() + limit_s)
+            self._grace = self._loop.call_at(
+                at, self._lose_away, DeviceAbsentError("not plugged in")
+            )
 
     # What may be asked (away_port.Port)
 
@@ -275,14 +286,20 @@ class LastingPort:
 
     def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
         self._port = away = AwayPort(lost.settings, self.pause_writing)
-        self._grace = self._loop.call_later(self.grace_s, self._stayed_away, error)
+        stayed = DeviceError(f"{error}; not back within {self.grace_s:g} s")
+        self._grace = self._loop.call_later(self.grace_s, self._lose_away, stayed)
         self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
         self._owner.port_away(error)
         self._asked.repeat(away)
 
-    def _stayed_away(self, error: DeviceError) -> None:
+    def _lose_away(self, error: DeviceError) -> None:
         self.give_up_absence()
-        self._owner.port_lost(DeviceError(f"{error}; not back within {self.grace_s:g} s"))
+        self._owner.port_lost(error)
+
+    def _drop_held(self, away: AwayPort) -> None:
+        if away.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=away.unsent_bytes)
+        away.purge(receive=False, transmit=True, done=lambda: None)
 
     def _closed(self) -> None:
         """The kernel has closed the port, or there is none; it may be wanted again already."""
@@ -294,7 +311,7 @@ class LastingPort:
 
     def _opened(self, port: SerialPort) -> None:
         if self._stopped or self._released is not None:
-            port.close(self._on_loop(self._closed))
+            port.close(on_loop(self._loop, self._closed))
             return
         self._tried.set()
         self._plan.opened()
@@ -377,15 +394,6 @@ class LastingPort:
 
     async def _close(self, port: SerialPort) -> None:
         closed = asyncio.Event()
-        port.close(self._on_loop(closed.set))
+        port.close(on_loop(self._loop, closed.set))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(closed.wait(), _CLOSE_LIMIT_S)
-
-    def _on_loop(self, call: Callable[[], object]) -> Callable[[], None]:
-        """The same for another thread to call; nothing once the loop has ended."""
-
-        def on_thread() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop did not wait for it
-                self._loop.call_soon_threadsafe(call)
-
-        return on_thread

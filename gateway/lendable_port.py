@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.away_port import AwayPort
+from gateway.control_thread import on_loop
 from gateway.errors import DeviceError
 from gateway.lasting_port import LastingPort
 from gateway.serial_port import SerialPort
@@ -36,7 +37,7 @@ class LendablePort(LastingPort):
         self._asked.repeat(away)
         if isinstance(port, SerialPort):
             self._tried.clear()
-            port.close(self._on_loop(self._closed))
+            port.close(on_loop(self._loop, self._closed))
         elif self._tried.is_set():
             self._closed()
 

@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import gateway.sharing
+from gateway.config import OnDisconnect
 from gateway.config_choices import Recording
 from gateway.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
@@ -447,6 +448,70 @@ async def test_a_user_may_leave_while_the_board_is_away(tmp_path: Path) -> None:
             await until(lambda: board.received == b"fresh")
             device.detach(next_user)
     assert "unsent_dropped" in events(logs)
+
+
+async def test_the_lines_of_a_board_that_is_away_are_seen_to_when_it_is_back(
+    tmp_path: Path,
+) -> None:
+    """As if its user had left while it was there: a reset at the end of raw ports included."""
+    with PtyBoard(tmp_path) as board:
+        device = device_of(board, grace_s=60.0, on_disconnect=OnDisconnect.RESET)
+        device.start()
+        await until(lambda: device.state is DeviceState.IDLE)
+        user = await attached(device)
+        board.unplug()
+        await until(lambda: device.state is DeviceState.AWAY)
+        device.set_lines(nothing, dtr=True, rts=True)
+        device.apply(SerialSettings(baudrate=921600), nothing)
+        device.detach(user)
+        next_user = User("next")
+        device.attach(next_user)
+        assert device.state is DeviceState.AWAY
+        board.lines.clear()
+        board.plug()
+        await until(lambda: next_user.said == ["attached"])
+        # As the user has left them, then reset.
+        assert board.lines[-3:] == [BOTH, RESET, IDLE]
+        assert device.status.settings == SerialSettings()
+        device.detach(next_user)
+        await device.stop()
+
+
+async def test_a_board_that_nobody_has_any_more_is_not_waited_for_long(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, grace_s=60.0) as device:
+            with LoopClock(device) as clock:
+                user = await attached(device)
+                board.unplug()
+                await until(lambda: device.state is DeviceState.AWAY)
+                device.detach(user)
+                waiting = User()
+                device.attach(waiting)
+                for _ in range(49):
+                    await clock.advance(0.1)
+                assert device.state is DeviceState.AWAY
+                assert waiting.said == []
+                await clock.advance(0.2)
+                assert device.state.value == "absent"
+                assert waiting.said == ["refused: desk: absent: not plugged in"]
+                board.plug()
+                while not device.idle.is_set():
+                    await clock.advance(0.1)
+                # It has been plugged in anew: nothing is owed to it.
+                assert board.lines == 2 * [BOTH, IDLE]
+
+
+async def test_a_board_that_leaves_while_it_is_seen_to_is_not_waited_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, grace_s=60.0) as device:
+            user = await attached(device)
+            board.unplug()
+            await until(lambda: device.state is DeviceState.AWAY)
+            device.detach(user)
+            board.plug()
+            await until(lambda: device.state is DeviceState.RELEASING)
+            board.unplug()
+            await until(lambda: device.state is DeviceState.ABSENT)
 
 
 async def test_stopping_while_the_board_is_away_ends(tmp_path: Path) -> None:

@@ -142,6 +142,34 @@ async def test_a_board_that_stays_away_is_lost_with_the_reason(tmp_path: Path) -
                 port.write(b"nobody has it")
 
 
+async def test_a_board_whose_user_has_left_is_waited_for_a_shorter_time_and_gets_nothing(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board, LoopClock() as clock, capture_logs() as logs:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.expect_return(1.0)  # it is there
+            port.grace_s = 60.0
+            for wait_s in (1.0, 100.0):
+                board.unplug()
+                await until(lambda: owner.reports[-1] == "away")
+                port.write(b"in vain")
+                port.expect_return(wait_s)
+                assert port.unsent_bytes == 0
+                if wait_s == 1.0:
+                    board.plug()
+                    board.start_reading()
+                    await clock.advance(0.1)
+                    await until(lambda: owner.reports[-1] == "back")
+            await clock.advance(59.0)
+            assert owner.reports[-1] == "away"
+            await clock.advance(1.1)
+            await until(lambda: "lost" in owner.reports)
+            assert isinstance(owner.errors[-1], DeviceAbsentError)
+            assert board.received == b""
+    assert [log["unsent_bytes"] for log in logs if log["event"] == "unsent_dropped"] == [7, 7]
+
+
 async def test_too_many_bytes_for_a_board_that_is_away_stop_their_writer(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with lasting(board) as (port, owner):
