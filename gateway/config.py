@@ -28,7 +28,14 @@ from gateway.config_device import DEVICE, TCP, pool_member_name
 from gateway.config_http import HttpConfig, check_http_files, http_section, read_http
 from gateway.config_mdns import MdnsConfig, read_mdns
 from gateway.config_networks import NETWORKS
-from gateway.config_sections import read_section
+from gateway.config_sections import (
+    REQUIRED,
+    TCP_OR_CONNECT,
+    Key,
+    overlaid,
+    read_keys,
+    read_section,
+)
 from gateway.config_tls import TLS, check_tls_files, check_tls_fits
 from gateway.config_unique import Section, check_unique
 from gateway.config_values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
@@ -38,9 +45,7 @@ from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.usb_match import DeviceChoice
 from gateway.yaml_lines import (
-    Kind,
     Problems,
-    WrongPartsError,
     clipped,
     compose,
     is_nothing,
@@ -185,26 +190,6 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
     return replace(_built(ports), http=http, mdns=mdns, warnings=tuple(warnings))
 
 
-#: The default of a key that every port must have; such a key makes no sense under `defaults`.
-REQUIRED: Final = object()
-#: The same for the two keys of which a port must have one.
-TCP_OR_CONNECT: Final = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key of a port: its name in the file, the kind of its value, the value if left out."""
-
-    name: str
-    kind: Kind
-    default: object
-
-    @property
-    def has_default(self) -> bool:
-        """Whether a port may leave it out."""
-        return self.default not in (REQUIRED, TCP_OR_CONNECT)
-
-
 _SERIAL = SerialSettings()
 
 PORT_KEYS: Final = (
@@ -245,6 +230,7 @@ PORT_KEYS: Final = (
 )
 
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
+_KEYS_OF_EACH: Final = tuple(key.name for key in PORT_KEYS if not key.has_default)
 #: For ports that clients connect to; one that connects does so when its device is open.
 _LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
 _FILE_KEYS: Final = ("defaults", "ports", "http", "mdns")
@@ -265,8 +251,10 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
     defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
     given = []
     if "defaults" in found and not is_nothing(found["defaults"].value):
-        section = _read_keys(found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems)
-        defaults = _overlaid(defaults, section)
+        section = read_keys(
+            found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems, _KEYS_OF_EACH
+        )
+        defaults = overlaid(defaults, section)
         given = [section]
         if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
             accepted = "a path with {name} in it, which stands for the name of each port"
@@ -285,8 +273,8 @@ def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -
         return []
     ports = []
     for index, item in enumerate(node.value):
-        port = _read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
-        ports.append(Section(port.path, _overlaid(defaults, port), port.lines))
+        port = read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
+        ports.append(Section(port.path, overlaid(defaults, port), port.lines))
         if isinstance(item, yaml.MappingNode) and not is_refused(item):
             _check_fit(ports[-1], line_of(item), problems)
             check_tls_fits(ports[-1], line_of(item), problems)
@@ -312,37 +300,6 @@ def _check_fit(port: Section, line: int, problems: Problems) -> None:
         is_given = key in port.lines and key in port.values
         if is_given and port.values.get("protocol") is Protocol.RFC2217:
             refuse_key(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
-
-
-def _overlaid(values: dict[str, Any], section: Section) -> dict[str, Any]:
-    """The section's values over others; a key whose value in the section is wrong has none."""
-    kept = {name: value for name, value in values.items() if name not in section.lines}
-    return kept | section.values
-
-
-def _read_keys(node: yaml.Node, path: str, keys: tuple[Key, ...], problems: Problems) -> Section:
-    """The values given in one mapping; required ones that are missing are problems."""
-    values: dict[str, Any] = {}
-    if not isinstance(node, yaml.MappingNode) or is_refused(node):
-        refuse(node, path, "a mapping (key: value)", problems)
-        return Section(path, values, {})
-    names = tuple(key.name for key in keys)
-    elsewhere = tuple(key.name for key in PORT_KEYS if key not in keys)
-    found = known_entries(node, path, names, problems, elsewhere)
-    for key in keys:
-        key_path = join(path, key.name)
-        entry = found.get(key.name)
-        if entry is None:
-            if key.default is REQUIRED:
-                problems.add(line_of(node), key_path, "nothing", key.kind.accepted)
-        else:
-            try:
-                values[key.name] = key.kind.read(entry.value)
-            except WrongPartsError as parts:
-                problems.add_parts(key_path, parts)
-            except ValueError as exc:
-                refuse(entry.value, key_path, key.kind.accepted, problems, reason=str(exc))
-    return Section(path, values, {name: entry.line for name, entry in found.items()})
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from gateway import cli
-from gateway.config import PORT_KEYS, REQUIRED, Key, load_config, parse_config
+from gateway.config import PORT_KEYS, load_config, parse_config
 from gateway.config_device import MATCH_KEYS
+from gateway.config_sections import REQUIRED, Key
 from gateway.config_tls import TLS_KEYS
 
 ROOT = Path(__file__).parents[1]
