@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import cli_lan
+from gateway import cli_flash, cli_lan
 from gateway.config import GatewayConfig, PortConfig, load_config
 from gateway.config_device import tcp_text
 from gateway.errors import ConfigError, GatewayError
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_lan.add_export(commands, _add_state_dir)
     cli_lan.add_discover(commands)
+    cli_flash.add_flash(commands)
 
     demo = commands.add_parser("demo", help="serve simulated boards and print commands to try")
     demo.add_argument("--verbose", action="store_true", help="log each change of the modem lines")

@@ -104,7 +104,7 @@ class Flasher:
         Raises NoBoardError when the port can't be had, before anything was done to the board.
         """
         esptool = await self.esptool()
-        user = FlashUser(request.device, request.label)
+        user = FlashUser(request.device, f"esptool for {request.label}")
         if self._slots.locked():
             request.report({"event": "waiting", "for": f"one of {_AT_ONCE} that are being flashed"})
         async with self._slots:
@@ -152,6 +152,7 @@ class _Job:
             await self._user.take_back()
             if self._resets:
                 await self._user.reset()
+            await self._user.settle()
         except NoBoardError as error:
             if outcome is Outcome.WRITTEN:
                 outcome, message = Outcome.NOT_RESET, str(error)

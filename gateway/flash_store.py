@@ -35,6 +35,10 @@ class NotStoredError(ClientError):
     """For the client: why its images are not on the gateway."""
 
 
+class NoRoomError(NotStoredError):
+    """For the client, and the operator: the gateway's disk is full or does not work."""
+
+
 class ImageStore:
     """The images of one plan; an async context manager, whose end removes them.
 
@@ -100,13 +104,13 @@ class ImageStore:
             raise
         except OSError as error:
             reason = error.strerror or str(error)
-            raise NotStoredError(f"the gateway can't store the images: {reason}") from None
+            raise NoRoomError(f"the gateway can't store the images: {reason}") from None
 
     def _make_folder(self) -> None:
         _remove_stale(self._parent)
         free = shutil.disk_usage(self._parent).free
         if free < self._plan.total_bytes:
-            raise NotStoredError(
+            raise NoRoomError(
                 f"the gateway can't store the images: {self._plan.total_bytes} bytes are needed,"
                 f" {free} are free"
             )

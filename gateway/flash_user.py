@@ -14,6 +14,7 @@ from typing import Any
 from gateway.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
 from gateway.flash_outcome import Outcome
+from gateway.protocol.board_kinds import BoardKind, kind_of
 from gateway.sharing import DeviceUser
 
 #: How long a control call of the kernel may take, and a board to go through a reset.
@@ -25,6 +26,10 @@ _TAKE_LIMIT_S = 15.0
 #: Between two looks at a board that is away, which can't be waited for.
 _POLL_S = 0.05
 
+
+#: A hub is asked every 0.25 s at the slowest whether a device has gone.
+_LEAVES_WITHIN_S = 0.5
+_LEAVES_BUS = frozenset({BoardKind.USB_JTAG, BoardKind.USB_OTG})
 
 _NO_BOARD = frozenset({DeviceState.ABSENT, DeviceState.BROKEN, DeviceState.STOPPED})
 
@@ -120,6 +125,15 @@ class FlashUser:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._device.reset(lambda: None if done.done() else done.set_result(None))
         await self._step(done)
+
+    async def settle(self) -> None:
+        """Wait for a board with native USB, which leaves the bus some time after its reset.
+
+        NoBoardError if it does not come back.
+        """
+        if kind_of(self._device.usb_ids) in _LEAVES_BUS:
+            await asyncio.wait({self.lost}, timeout=_LEAVES_WITHIN_S)
+        await self._until_there()
 
     def leave(self) -> None:
         """Give the device back, whatever has happened; those who had it go on."""

@@ -1,6 +1,12 @@
 """Exit codes are what scripts of others depend on: once told, they stay."""
 
+import re
+from pathlib import Path
+
 from gateway.flash_outcome import Outcome
+from gateway.web.page import interface
+
+DOCS = Path(__file__).parent.parent / "docs" / "remote-flashing.md"
 
 
 def test_exit_codes_are_those_that_were_told() -> None:
@@ -20,3 +26,15 @@ def test_exit_codes_are_those_that_were_told() -> None:
         "not-stored": 12,
         "no-esptool": 13,
     }
+
+
+def test_the_documentation_has_the_same_codes() -> None:
+    rows = re.findall(r"^\| (\d+) \| `([a-z-]+)` \| .", DOCS.read_text(), re.MULTILINE)
+    assert {name: int(code) for code, name in rows} == {
+        outcome.value: outcome.exit_code for outcome in Outcome
+    }
+
+
+def test_the_interface_is_described_with_the_same_words() -> None:
+    described = interface()["components"]["schemas"]["flash_outcome"]["enum"]
+    assert described == [outcome.value for outcome in Outcome]

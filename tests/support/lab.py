@@ -96,7 +96,7 @@ class Lab:
     """`gateway run` with simulated boards, one per name; a context manager.
 
     `boards` gives each board's URL parameters by its name, `keys` what else the YAML says of each
-    port.
+    port. With `http`, that is the address of the HTTP server.
     """
 
     def __init__(
@@ -107,11 +107,14 @@ class Lab:
         chip: str = "esp32",
         env: Mapping[str, str] | None = None,
         keys: Mapping[str, str] | None = None,
+        http: bool = False,
     ) -> None:
         self.boards: dict[str, LabBoard] = {}
         self._names = list(boards)
         self._folder = folder
-        lines = ["ports:"]
+        self._http = http
+        self.http = ""
+        lines = ["http: 127.0.0.1:0", "ports:"] if http else ["ports:"]
         for name, parameters in boards.items():
             url = f"sim://{chip}?name={name}&dir={folder / name}&{parameters}".rstrip("&")
             lines += [f"  - name: {name}", "    tcp: 0", f"    device: {url}"]
@@ -132,6 +135,9 @@ class Lab:
                     rf'"device": "{name}".*"event": "device_opened"', limit_s
                 )
                 self.boards[name] = LabBoard(name, int(found[1]), self._folder / name)
+            if self._http:
+                found = self.service.wait_for_line(r'"tcp_port": (\d+), "event": "http_started"')
+                self.http = f"127.0.0.1:{found[1]}"
         except BaseException:
             self.service.kill()
             raise

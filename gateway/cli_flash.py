@@ -1,0 +1,173 @@
+"""`esp-gateway flash`: its arguments, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import shutil
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import GatewayError
+from gateway.flash_display import Display, JsonLines, Lines
+from gateway.flash_files import WhatError, read_images
+from gateway.flash_outcome import Outcome
+from gateway.flash_plan import DEFAULT_BAUDRATE, PlanError
+from gateway.flash_target import TargetError, find_names, read_address, read_target
+
+#: What `add_subparsers` returns; argparse's own name for it is private.
+Commands = Any
+
+#: Instead of --http and --token-file.
+ADDRESS_VARIABLE = "ESP_GATEWAY_HTTP"
+TOKEN_VARIABLE = "ESP_GATEWAY_TOKEN"  # noqa: S105 - where it is, not what
+
+_MAX_TOKEN_BYTES = 4096
+
+#: Fields of FlashOptions that have an option of the same name.
+_OPTIONS = (
+    "chip",
+    "baudrate",
+    "flash_mode",
+    "flash_freq",
+    "flash_size",
+    "before",
+    "after",
+    "erase_all",
+    "compress",
+    "stub",
+)
+
+_EPILOG = """\
+examples:
+  esp-gateway flash lab:4001 build/
+  esp-gateway flash lab:4001 0x1000 bootloader.bin 0x8000 partitions.bin 0x10000 app.bin
+  esp-gateway flash lab:4001,4002,4003 merged.bin
+  esp-gateway flash --http https://lab:8443 --token-file ~/.lab-token lab/desk build/
+exit codes are in docs/remote-flashing.md
+"""
+
+
+def add_flash(commands: Commands) -> None:
+    """Add `flash`."""
+    flash = commands.add_parser(
+        "flash",
+        help="flash boards with the gateway's own esptool",
+        description="Sends images to a gateway, which writes them with its own esptool.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flash.add_argument("target", metavar="HOST:PORT", help="boards: lab:4001,4002 or lab/desk")
+    flash.add_argument(
+        "what",
+        nargs="+",
+        metavar="WHAT",
+        help="OFFSET FILE pairs, an ESP-IDF build folder, its flasher_args.json, a merged image",
+    )
+    _add_gateway_options(flash)
+    _add_esptool_options(flash)
+    shown = flash.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="a line of JSON for each event")
+    shown.add_argument("--verbose", action="store_true", help="show what esptool prints")
+    flash.set_defaults(run=_flash)
+
+
+def _add_gateway_options(flash: argparse.ArgumentParser) -> None:
+    flash.add_argument(
+        "--http",
+        metavar="ADDRESS",
+        default=os.environ.get(ADDRESS_VARIABLE),
+        help=f"the gateway's HTTP address (default: ${ADDRESS_VARIABLE}, else HOST:8080)",
+    )
+    flash.add_argument(
+        "--token-file", type=Path, metavar="FILE", help=f"its token (default: ${TOKEN_VARIABLE})"
+    )
+    flash.add_argument(
+        "--ca", type=Path, metavar="FILE", help="certificates to trust instead of the system's"
+    )
+    flash.add_argument(
+        "--force", action="store_true", help="send away whoever has the port, whatever its rule"
+    )
+
+
+def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
+    options = flash.add_argument_group("as for esptool")
+    options.add_argument("--chip", help="default: found out")
+    options.add_argument(
+        "--baud", dest="baudrate", type=int, metavar="RATE", help=f"default: {DEFAULT_BAUDRATE}"
+    )
+    for name in ("mode", "freq", "size"):
+        options.add_argument(f"--flash-{name}", help="default: as in the image")
+    options.add_argument("--before", help="default-reset, usb-reset, no-reset")
+    options.add_argument("--after", help="hard-reset, no-reset, watchdog-reset")
+    options.add_argument("--erase-all", action="store_true", default=None)
+    options.add_argument("--compress", action=argparse.BooleanOptionalAction)
+    options.add_argument("--no-stub", dest="stub", action="store_false", default=None)
+    options.add_argument(
+        "--esptool-force", action="store_true", default=None, help="its --force: skip its checks"
+    )
+
+
+def _flash(arguments: argparse.Namespace) -> int:
+    from gateway import flash_boards, flash_client  # noqa: PLC0415 - TLS takes time to load
+
+    given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+    if arguments.esptool_force:
+        given["force"] = True
+    try:
+        target = read_target(arguments.target)
+        address = read_address(arguments.http, target.host)
+        images = read_images(arguments.what, given)
+        token = _token(arguments.token_file)
+    except (TargetError, WhatError, PlanError) as error:
+        return _failed(Outcome.WRONG_INPUT, error)
+    images = replace(images, plan=replace(images.plan, label=_label()))
+    try:
+        client = flash_client.GatewayClient(address, token, arguments.ca)
+        names = find_names(target.boards, client.ports(), str(address))
+    except TargetError as error:
+        return _failed(Outcome.UNREACHABLE, error)
+    except flash_client.RequestError as error:
+        return _failed(error.outcome, error)
+    display = _display(arguments, names)
+    boards = flash_boards.Boards(client, images, display, force=arguments.force)
+    return boards.flash(names)
+
+
+def _failed(outcome: Outcome, error: GatewayError) -> int:
+    print(f"esp-gateway: {error}", file=sys.stderr)
+    return outcome.exit_code
+
+
+def _display(arguments: argparse.Namespace, names: list[str]) -> Display:
+    if arguments.json:
+        return JsonLines(sys.stdout)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    return Lines(names, sys.stdout, columns=columns, verbose=arguments.verbose)
+
+
+def _token(file: Path | None) -> str:
+    """What the gateway wants to see; never on the command line, where others could see it."""
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip()
+    try:
+        with file.open(encoding="ascii") as opened:
+            token = opened.read(_MAX_TOKEN_BYTES).strip()
+    except (OSError, ValueError) as error:
+        raise WhatError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+    if not token or not token.isprintable():
+        raise WhatError(f"{file}: found no token, accepted: one line of text")
+    return token
+
+
+def _label() -> str:
+    """Who flashes, for whoever finds the port taken."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # no such user in this container
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"

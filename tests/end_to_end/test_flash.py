@@ -1,0 +1,246 @@
+"""`esp-gateway flash` with the real esptool on simulated boards, as its user sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.flash_outcome import Outcome
+from tests.support.boards import RunningBoard
+from tests.support.lab import Lab, LabBoard
+from tests.support.processes import Service, run_tool
+from tests.support.shim import build_shim
+
+#: For hung tests only; a run takes 4 s on a quiet machine.
+LIMIT_S = 240.0
+
+FLASH = [sys.executable, "-m", "gateway", "flash"]
+IMAGES = {0x1000: 20000, 0x8000: 3072, 0x10000: 60000}
+FLASH_BYTES = 0x20000
+
+
+def build_in(folder: Path) -> bytes:
+    """A build folder as ESP-IDF leaves it; returns what the flash is to hold afterwards."""
+    flash = bytearray(b"\xff" * FLASH_BYTES)
+    files = {}
+    for offset, size in IMAGES.items():
+        data = random.Random(offset).randbytes(size)
+        flash[offset : offset + size] = data
+        files[hex(offset)] = f"image-{offset:x}.bin"
+        (folder / files[hex(offset)]).write_bytes(data)
+    content = {"flash_files": files, "extra_esptool_args": {"chip": "auto", "stub": True}}
+    (folder / "flasher_args.json").write_text(json.dumps(content))
+    return bytes(flash)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Path:
+    folder = tmp_path / "build"
+    folder.mkdir()
+    return folder
+
+
+def flash(lab: Lab, target: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*FLASH, "--http", lab.http, "--baud", "921600", f"127.0.0.1{target}", *arguments]
+    return run_tool(command, LIMIT_S)
+
+
+def read_back(board: LabBoard, folder: Path) -> bytes:
+    path = folder / f"{board.name}.read"
+    esptool = [sys.executable, "-m", "esptool", "--port", board.url, "--baud", "921600"]
+    done = run_tool([*esptool, "read-flash", "0", hex(FLASH_BYTES), path], LIMIT_S)
+    assert done.returncode == 0, done.stdout
+    return path.read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_a_board_gets_what_was_built_and_runs_it(tmp_path: Path, build: Path) -> None:
+    wanted = build_in(build)
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        board = lab.boards["desk"]
+        board.wait_for_app()
+        done = flash(lab, f":{board.tcp_port}", build)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "desk  connected to ESP32-D0WD-V3" in done.stdout
+        assert "desk  written and verified in " in done.stdout.splitlines()[-1]
+        assert board.wait_for_boots(3) == ["app", "download", "app"]
+        assert read_back(board, tmp_path) == wanted
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("chip", ["esp32c3", "esp32s2"])
+def test_boards_with_native_usb_come_back_running_their_app(
+    tmp_path: Path, build: Path, chip: str
+) -> None:
+    build_in(build)
+    with Lab(tmp_path, {"desk": ""}, chip=chip, http=True) as lab:
+        board = lab.boards["desk"]
+        board.wait_for_app()
+        done = flash(lab, "/desk", build)
+        assert done.returncode == 0, done.stdout + done.stderr
+        boots = board.wait_for_boots(3)
+        assert boots[0] == boots[-1] == "app"
+        board.wait_for_state(runs="app")
+
+
+@pytest.mark.timeout(600)
+def test_several_boards_are_flashed_at_once_and_told_apart(tmp_path: Path, build: Path) -> None:
+    build_in(build)
+    with Lab(tmp_path, {"desk": "", "shelf": ""}, http=True) as lab:
+        ports = ",".join(str(board.tcp_port) for board in lab.boards.values())
+        done = flash(lab, f":{ports}", "0x10000", build / "image-10000.bin", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        for name in lab.boards:
+            kinds = [event["event"] for event in events if event["port"] == name]
+            assert kinds[0] == "upload"
+            assert {"port", "started", "chip", "line", "progress", "verified"} <= set(kinds)
+            assert kinds[-1] == "done"
+            assert kinds.count("done") == 1
+
+
+@pytest.mark.timeout(600)
+def test_esptool_4_can_be_the_gateways(tmp_path: Path, build: Path) -> None:
+    path = os.environ.get("ESPTOOL4", "")
+    if not shutil.which(path):
+        pytest.skip("ESPTOOL4 does not name an esptool 4 executable; `make test` installs one")
+    build_in(build)
+    env = {"ESP_GATEWAY_ESPTOOL": path}
+    with Lab(tmp_path, {"desk": ""}, http=True, env=env) as lab:
+        done = flash(lab, "/desk", "0x10000", build / "image-10000.bin", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        started = [line for line in done.stdout.splitlines() if '"started"' in line]
+        assert '"esptool": "4.' in started[0]
+        assert done.stdout.count('"progress"') > 2
+        assert lab.boards["desk"].wait_for_boots(3)[-1] == "app"
+
+
+@pytest.mark.timeout(600)
+def test_esptool_resets_a_real_port_itself(tmp_path: Path, build: Path) -> None:
+    shim = build_shim(tmp_path)
+    build_in(build)
+    with RunningBoard(f"sim://esp32?heartbeat_s=0&dir={tmp_path / 'board'}") as board:
+        board.wait_for("app_started")
+        shim.set_controls({board.by_path: board.control_path})
+        config = tmp_path / "gateway.yaml"
+        config.write_text(
+            f"http: 127.0.0.1:0\nports:\n  - {{name: desk, tcp: 0, device: {board.by_path}}}\n"
+        )
+        with Service(config, shim.env()) as service:
+            http = service.wait_for_line(r'"tcp_port": (\d+), "event": "http_started"')[1]
+            service.wait_for_line(r'"event": "device_opened"')
+            done = run_tool(
+                [*FLASH, "--http", f"127.0.0.1:{http}", "lab/desk", build, "--verbose"], LIMIT_S
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "Hard resetting" in done.stdout
+            board.wait_for("app_started", 2)
+            assert board.boots()[-1] == "app"
+            assert "download" in board.boots()
+
+
+@contextmanager
+def flashing(lab: Lab, image: Path) -> Iterator[subprocess.Popen[str]]:
+    """A client that has got to writing the image."""
+    command = [*FLASH, "--http", lab.http, "--baud", "115200", "lab/desk", "0x10000", str(image)]
+    with subprocess.Popen(
+        [*command, "--json"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if '"progress"' in line:
+                    break
+            yield process
+        finally:
+            process.kill()
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.05)
+
+
+def port_of(lab: Lab) -> dict[str, Any]:
+    host, _, tcp_port = lab.http.partition(":")
+    with socket.create_connection((host, int(tcp_port))) as http:
+        http.sendall(b"GET /api/ports/desk HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        with http.makefile("rb") as answer:
+            content: dict[str, Any] = json.loads(answer.read().partition(b"\r\n\r\n")[2])
+            return content
+
+
+@pytest.mark.timeout(600)
+def test_a_board_that_vanishes_in_the_midst_is_incomplete_and_can_be_flashed_again(
+    tmp_path: Path, build: Path
+) -> None:
+    build_in(build)
+    image = build / "image-10000.bin"
+    with Lab(tmp_path, {"desk": ""}, http=True, keys={"grace_s": "0"}) as lab:
+        board = lab.boards["desk"]
+        with flashing(lab, image) as process:
+            assert board.ask("unplug") == "ok"
+            out, _ = process.communicate(timeout=LIMIT_S)
+            last = json.loads(out.splitlines()[-1])
+            assert (last["event"], last["outcome"]) == ("done", "incomplete")
+            assert process.returncode == Outcome.INCOMPLETE.exit_code
+        assert board.ask("plug") == "ok"
+        until(lambda: port_of(lab)["state"] == "idle")
+        done = flash(lab, "/desk", "0x10000", image)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
+    tmp_path: Path, build: Path, number: signal.Signals
+) -> None:
+    build_in(build)
+    image = build / "image-10000.bin"
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        with flashing(lab, image) as process:
+            assert "esptool for " in port_of(lab)["client"]
+            second = flash(lab, "/desk", image)
+            assert second.returncode == Outcome.BUSY.exit_code
+            assert "desk: being flashed by " in second.stdout
+            process.send_signal(number)
+            process.communicate(timeout=LIMIT_S)
+            assert process.returncode == (130 if number is signal.SIGINT else -number)
+        until(lambda: port_of(lab)["state"] == "idle")
+        done = flash(lab, "/desk", "0x10000", image)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_can_t_be_flashed_is_told_by_the_exit_code(tmp_path: Path, build: Path) -> None:
+    build_in(build)
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        board = lab.boards["desk"]
+        with socket.create_connection(("127.0.0.1", board.tcp_port)) as client:
+            assert client.recv(1)
+            done = flash(lab, "/desk", build)
+            assert done.returncode == Outcome.BUSY.exit_code
+            name = "{}:{}".format(*client.getsockname())
+            assert f"desk: in use by {name} since" in done.stdout
+        until(lambda: port_of(lab)["state"] == "idle")
+        done = flash(lab, "/shelf", build)
+        assert done.returncode == Outcome.UNREACHABLE.exit_code
+        assert f"has no port shelf; it has: desk ({board.tcp_port})" in done.stderr
+        done = flash(lab, "/desk", build, "--chip", "esp32s3")
+        assert done.returncode == Outcome.REFUSED.exit_code
+        assert "This chip is ESP32, not ESP32-S3" in done.stdout
+        assert board.wait_for_boots(3) == ["app", "download", "app"]
