@@ -17,11 +17,11 @@ from gateway.web.http_answers import HttpError
 _FOLDER: Final = Path(str(files("gateway.web")))
 STATIC: Final = _FOLDER / "static"
 
-#: The page loads nothing from elsewhere, and runs nothing that stands in its text. Its terminal
-#: sets styles of elements.
+#: The page loads nothing from elsewhere, and neither runs nor draws by what stands in its text:
+#: static/xterm_document.js has its terminal keep to that.
 _POLICY: Final = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
-    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
 )
 
 
