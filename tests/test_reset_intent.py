@@ -69,6 +69,8 @@ DOWNLOAD_RESETS = {
     "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER),
     "monitor, ESP32": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER_ESP32),
     "after other use": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_CLASSIC),
+    "esptool --before usb-reset": (*clients.OPEN, *clients.ESPTOOL_USB_JTAG),
+    "usb-reset after other use": (*clients.MONITOR_ATTACH, *clients.ESPTOOL_USB_JTAG),
 }
 APP_RESETS = {
     "esptool": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_HARD_DTR_OFF),
@@ -205,6 +207,31 @@ def test_client_death_during_the_usb_reset_leaves_the_app_running(sent_before_de
         leave(bench)
         assert bench.board.boots[-1:] in ([[Boot.DOWNLOAD]] if is_complete else [[], [Boot.APP]])
         assert bench.controller.applied == IDLE
+
+
+@pytest.mark.parametrize("sent_before_death", range(len(clients.ESPTOOL_USB_JTAG)))
+@pytest.mark.parametrize("kind", BOARDS)
+def test_a_usb_reset_that_is_not_sent_to_its_end_enters_no_bootloader(
+    kind: str, sent_before_death: int
+) -> None:
+    needed, board, _ = BOARDS[kind]
+    if needed.follows_usb_jtag:
+        return
+    is_complete = sent_before_death >= len(clients.ESPTOOL_USB_JTAG) - 1  # `12` has been sent
+    for bench in benches(board, needed):
+        bench.play((*clients.OPEN, *clients.ESPTOOL_USB_JTAG[:sent_before_death]))
+        leave(bench)
+        assert bench.board.boots == ([Boot.DOWNLOAD] if is_complete else [])
+        assert bench.controller.applied == needed.rest
+
+
+def test_a_hard_reset_behind_a_usb_reset_that_was_broken_off_is_one() -> None:
+    for bench in benches(IdfConsole, USB_OTG):
+        # Up to where both lines are on, then off: a monitor that has thought better of it.
+        bench.play((*clients.OPEN, *clients.ESPTOOL_USB_JTAG[:7], *clients.SCRIPT_LINES_OFF))
+        bench.play(clients.ESPTOOL_HARD_DTR_OFF)
+        leave(bench)
+        assert bench.board.boots == [Boot.APP]
 
 
 def test_open_leaves_no_download_flag_for_a_later_hard_reset() -> None:

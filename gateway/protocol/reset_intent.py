@@ -4,7 +4,8 @@ Clients over a network can't see what kind of board they have and play the class
 board that needs another shows nothing of it: its lines rest until the meaning is known, then
 its own sequence is played with its own times. The meaning is read from the line controller of
 the classic circuit (`reset`), which has sorted out by then what a network does to the edges:
-a reset that ends with IO0 low is an entry of the bootloader, any other a restart of the app.
+a reset that ends with IO0 low is an entry of the bootloader, any other a restart of the app; but
+a client that plays USB-Serial/JTAG's sequence means the bootloader, whatever its board is.
 
 Pure logic, as `reset`; which sequence a board needs is `reset_strategy`'s matter.
 """
@@ -72,6 +73,9 @@ class Controller(Protocol):
         """The board has left the bus, its client stays."""
 
 
+#: What a client that plays USB-Serial/JTAG's own sequence goes through, once it is recognised.
+_USB_JTAG_PATH = frozenset({(STRAP, BOTH), (BOTH, RESET), (RESET, IDLE)})
+
 #: How long after a board's return an entry of its bootloader counts as one more try of the one
 #: that has made it leave. Tries of esptool are 2.3 s apart over a network; a board on USB-OTG
 #: needs up to 2.5 s to come back, and each reset sends it away again.
@@ -123,6 +127,7 @@ class IntentController:
         self._before_that = IDLE  # and the one before it
         self._wire = Wire(strategy.rest)
         self._follows = False  # the client plays the board's own sequence
+        self._plays_usb_jtag = False  # the client takes the board for USB-Serial/JTAG
         self._abandoned = False  # the reset that the client is in has nobody left to end it
         self._last_entry = float("-inf")  # when the board was last sent into its bootloader
         self._is_retry_until = float("-inf")  # an entry until then is the last one again
@@ -160,9 +165,11 @@ class IntentController:
         before = self._circuit.wanted
         self._circuit.request(now, dtr=dtr, rts=rts)
         self._understand(now)
-        if self._plays_usb_jtag(before, dtr=dtr, rts=rts):
-            self._follows = True
-            self._wire.show(STRAP)
+        if self._begins_usb_jtag(before, dtr=dtr, rts=rts):
+            self._follows = self._strategy.follows_usb_jtag
+            self._plays_usb_jtag = not self._follows
+            if self._follows:
+                self._wire.show(STRAP)
 
     def release(self, now: float) -> None:
         """The client has left: its board runs its app, or the bootloader that it has asked for.
@@ -222,7 +229,7 @@ class IntentController:
     def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
         self._circuit = LineController(self._hold_s)
         self._understood = IDLE
-        self._follows = self._abandoned = False
+        self._follows = self._abandoned = self._plays_usb_jtag = False
         self._wire.stop()
         self._wire.play(sequence, starts, now)
 
@@ -236,11 +243,13 @@ class IntentController:
                     self._wire.tell(Starts.BOOTLOADER)
                 self._follows = lines != IDLE
             elif before == RESET and not self._abandoned:
-                if lines == STRAP:
+                if lines == STRAP or self._plays_usb_jtag:
                     self._enter(now)
                 else:
                     self._wire.play(self._strategy.hard, Starts.APP, now)
             self._abandoned = self._abandoned and lines == RESET
+            goes_on = (before, lines) in _USB_JTAG_PATH and lines != IDLE
+            self._plays_usb_jtag = self._plays_usb_jtag and goes_on
 
     def _enter(self, now: float) -> None:
         if now > self._is_retry_until:
@@ -249,13 +258,13 @@ class IntentController:
         elif self._is_retry_until < float("inf"):
             self._is_retry_until = float("-inf")  # a second one is meant
 
-    def _plays_usb_jtag(self, before: Lines, *, dtr: bool | None, rts: bool | None) -> bool:
+    def _begins_usb_jtag(self, before: Lines, *, dtr: bool | None, rts: bool | None) -> bool:
         """Whether this command shows that the client knows what board it has.
 
         `DTR on` from idle is the first half of pyserial's open() as well, but then `RTS on`
         follows. Only who means the state says `RTS off` when it is off already.
         """
-        if not self._strategy.follows_usb_jtag or rts is not False:
+        if rts is not False:
             return False
         is_strap_from_idle = (self._before_that, self._understood) == (IDLE, STRAP)
         return is_strap_from_idle and (before == STRAP or dtr is True)

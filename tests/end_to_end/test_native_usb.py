@@ -21,6 +21,7 @@ BOARDS = [
     ("esp32c3", "", ("--before", "usb-reset")),
     ("esp32c3", "reenumerates=1", ()),
     ("esp32s2", "", ()),
+    ("esp32s2", "", ("--before", "usb-reset")),
 ]
 
 
