@@ -284,3 +284,24 @@ async def test_who_uses_a_device_keeps_it_while_it_is_there(tmp_path: Path) -> N
             port.look_again(in_use=False)
             assert owner.reports == ["opened", "lost"]
             assert str(owner.errors[0]) == "two of them"
+
+
+async def test_a_device_that_keeps_leaving_is_left_alone_for_a_while(tmp_path: Path) -> None:
+    place = Place()
+    with PtyBoard(tmp_path) as board, LoopClock() as clock:
+        place.board = board
+        held = board.descriptors()  # by the board itself
+        async with lasting(board, place.locate) as (port, owner):
+            for number in range(1, 12):
+                await until(lambda n=number: owner.reports.count("opened") == n)  # type: ignore[misc]
+                place.board = None
+                port.look_again(in_use=False)
+                # The same tty can't be opened while it is still being closed.
+                await until(lambda: board.descriptors() == held)
+                place.board = board
+                port.look_again(in_use=False)
+            assert "keeps leaving" in str(owner.errors[-1])
+            await turns(20)
+            assert owner.reports.count("opened") == 11
+            await clock.advance(5.1)
+            await until(lambda: owner.reports.count("opened") == 12)

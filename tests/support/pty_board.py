@@ -219,6 +219,16 @@ class PtyBoard:
         fcntl.ioctl(self._fds[1], termios.FIONREAD, count)
         return count[0]
 
+    def descriptors(self) -> int:
+        """How many of this process's descriptors are the tty."""
+        assert self._fds is not None
+        tty_stat = os.fstat(self._fds[1])
+        return sum(
+            1
+            for link in Path("/proc/self/fd").iterdir()
+            if (seen := _stat_or_none(link)) is not None and os.path.samestat(seen, tty_stat)
+        )
+
     @property
     def _master(self) -> int:
         assert self._fds is not None
@@ -242,6 +252,13 @@ class PtyBoard:
     ) -> None:
         self.answers.set()
         self.unplug()
+
+
+def _stat_or_none(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:  # closed meanwhile
+        return None
 
 
 @dataclass(frozen=True)
