@@ -79,7 +79,7 @@ def attack(client: socket.socket, piece: bytes) -> None:
 
 def assert_answers(client: serial.SerialBase) -> None:
     """The board answers its client."""
-    client.write(b"version\r")
+    client.write(b"\rversion\r")
     said = client.read_until(b"app 1.0\r\n")
     assert said.endswith(b"app 1.0\r\n"), said
 

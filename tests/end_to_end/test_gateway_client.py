@@ -95,7 +95,7 @@ def test_miniterm_is_a_console(tmp_path: Path) -> None:
         for _ in range(2):
             with Terminal([*command, "115200"], client_env(tmp_path)) as terminal:
                 terminal.wait_for(b"heartbeat")
-                terminal.type(b"version\r")
+                terminal.type(b"\rversion\r")
                 terminal.wait_for(b"simulated app")
                 terminal.type(QUIT)
                 assert terminal.wait_until_ended() == 0

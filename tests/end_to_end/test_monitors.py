@@ -57,7 +57,7 @@ def test_attaching_and_detaching_miniterm_does_not_reset_the_board(tmp_path: Pat
         for _ in range(2):
             with miniterm(board) as terminal:
                 terminal.wait_for(b"heartbeat")
-                terminal.type(b"version\r")
+                terminal.type(b"\rversion\r")
                 terminal.wait_for(b"simulated app")
                 terminal.type(QUIT)
                 assert terminal.wait_until_ended() == 0
@@ -92,7 +92,7 @@ def test_a_client_that_negotiates_nothing_gets_the_boards_bytes(tmp_path: Path) 
         board = lab.boards["desk"]
         board.wait_for_app()
         with socket.create_connection(("127.0.0.1", board.tcp_port), timeout=20) as client:
-            client.sendall(b"version\r\n")
+            client.sendall(b"\rversion\r\n")
             said = b""
             while b"simulated app" not in said:
                 said += client.recv(4096)

@@ -40,7 +40,7 @@ def test_a_person_sees_what_the_board_said_while_nobody_was_there(
         board.wait_for_app()
         url = board.socket_url if protocol == "raw" else board.url
         with serial.serial_for_url(url, 115200, timeout=20) as client:
-            client.write(b"version\r")
+            client.write(b"\rversion\r")
             assert SAID in client.read_until(SAID)
         if protocol == "raw":
             command = [program("nc", "netcat-openbsd"), "127.0.0.1", str(board.tcp_port)]
@@ -50,6 +50,6 @@ def test_a_person_sees_what_the_board_said_while_nobody_was_there(
             terminal.wait_for(SAID)
         with serial.serial_for_url(url, 115200, timeout=20) as client:
             assert SAID in client.read_until(SAID)
-            client.write(b"version\r")
+            client.write(b"\rversion\r")
             assert SAID in client.read_until(SAID)
         assert board.boots() == ["app"]

@@ -95,7 +95,7 @@ def test_openssl_s_client_talks_to_a_board_and_nobody_does_without_a_certificate
         ) as talks:
             assert talks.stdin is not None
             assert talks.stdout is not None
-            talks.stdin.write(b"version\r")
+            talks.stdin.write(b"\rversion\r")
             talks.stdin.flush()
             said = b""
             while b"simulated app" not in said:
