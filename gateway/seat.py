@@ -46,6 +46,11 @@ class Seat:
         """What the client is told to be in force."""
         return self._device.status if self._kept is None else self._kept
 
+    @property
+    def is_muted(self) -> bool:
+        """Whether another drives the device, or what this one has set is being brought back."""
+        return self._kept is not None
+
     def mute(self) -> None:
         """The client does not drive the device any more; what it has asked for counts as done."""
         self._restoring = None

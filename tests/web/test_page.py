@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import structlog
 from aiohttp import web
 
 from gateway.web import page
+from gateway.web.http_access import Policy
 from gateway.web.http_server import ROOMS
+from gateway.web.lab import LAB, Lab
 from tests.support.http_lab import INTERFACE, http_client
 
 
@@ -59,6 +62,7 @@ async def test_the_interface_is_described_for_programs() -> None:
 
 def test_the_description_names_every_route_and_no_other() -> None:
     app = web.Application()
+    app[LAB] = Lab(list, "1", Policy(None, is_loopback=True), structlog.get_logger())
     for add_routes in ROOMS:
         add_routes(app)
     served = {

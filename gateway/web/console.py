@@ -1,0 +1,317 @@
+"""`GET /api/ports/{name}/console`: a client of a port whose connection is a WebSocket.
+
+Binary messages are bytes of and for the board, text messages are JSON: what the client wants to
+have set, and what happens to it. It comes by the port's sharing rule as any client does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+
+from gateway.client_output import ClientOutput
+from gateway.client_socket import set_options
+from gateway.client_watch import ClientWatch
+from gateway.config_choices import ClientLimits
+from gateway.device import Device
+from gateway.errors import ClientError, DeviceError
+from gateway.seat import Seat
+from gateway.web.console_command import CommandError, carry_out
+from gateway.web.http_access import CONSOLE_PROTOCOL
+from gateway.web.http_answers import HttpError, client_name
+from gateway.web.lab import LAB
+from gateway.web.ports_api import port_asked_for
+
+#: One message of a client, a paste for instance. No more is read while the board does not take what
+#: has come, which is handed on in pieces.
+MAX_MESSAGE_BYTES: Final = 1 << 20
+_PIECE_BYTES: Final = 65536
+
+#: What waits for a client here before its connection counts as slow: what becomes of the board's
+#: output then is the port's `slow_client`.
+_UNSENT_BYTES: Final = 65536
+
+#: Notices that a client does not read: a console that has so many is no console any more.
+_MAX_UNSENT_MESSAGES: Final = 4096
+
+MAX_CONSOLES: Final = 64
+
+#: How long a client may take to read why it is closed.
+_CLOSE_S: Final = 0.5
+
+#: How a WebSocket that could not have the port is closed (4000 on are free for use).
+_REFUSED: Final = 4409
+_MAX_REASON_BYTES: Final = 123  # RFC 6455, 5.5
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    app[_CONSOLES] = Consoles()
+    app.on_shutdown.append(_close_all)
+    app.router.add_get("/api/ports/{name}/console", open_console)
+
+
+async def open_console(request: web.Request) -> web.StreamResponse:
+    """Be a client of the port until one of both ends it."""
+    port = port_asked_for(request)
+    consoles = request.app[_CONSOLES].open
+    if len(consoles) >= MAX_CONSOLES:
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CONSOLES} consoles are open already")
+    socket = web.WebSocketResponse(
+        protocols=(CONSOLE_PROTOCOL,),
+        max_msg_size=MAX_MESSAGE_BYTES + 1,  # the first that is too many
+        timeout=_CLOSE_S,
+        compress=False,
+    )
+    if not socket.can_prepare(request).ok:
+        raise HttpError(HTTPStatus.UPGRADE_REQUIRED, "a console is a WebSocket")
+    await socket.prepare(request)
+    assert request.transport is not None  # noqa: S101 - it was there a moment ago
+    set_options(request.transport)
+    log = request.app[LAB].log.bind(device=port.config.name)
+    label = f"{client_name(request)} (web)"
+    console = Console(socket, port.device, label, log, port.config.limits)
+    consoles.add(console)
+    try:
+        await console.run(request.transport)
+    finally:
+        consoles.discard(console)
+    return socket
+
+
+async def _close_all(app: web.Application) -> None:
+    for console in tuple(app[_CONSOLES].open):
+        console.close("the gateway is shutting down")
+
+
+class Console:
+    """One client. Implements `sharing.DeviceUser`, and what looks after clients."""
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        device: Device,
+        label: str,
+        log: structlog.typing.FilteringBoundLogger,
+        limits: ClientLimits,
+    ) -> None:
+        self.label = label
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._socket = socket
+        self._device = device
+        self._log = log.bind(client=label)
+        # Who opens a console has the log beside it.
+        self._output = ClientOutput(device, self, replace(limits, replay=False))
+        self._watch = ClientWatch(self, limits.idle_timeout_s)
+        self._seat = Seat(device)
+        self._is_attached = False
+        self._is_ours = asyncio.Event()  # the device is, or the end has come
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._outbox: deque[bytes | dict[str, object]] = deque()
+        self._unsent_bytes = 0
+        self._is_slow = False  # as its output has been told
+        self._news = asyncio.Event()
+        self._closed = False
+        self._code: int = WSCloseCode.OK
+        self._reason = ""
+        self._transport: asyncio.Transport | None = None
+
+    async def run(self, transport: asyncio.Transport) -> None:
+        """From the moment that it is connected to its end."""
+        self._transport = transport
+        self._device.attach(self)
+        reading = asyncio.create_task(self._read())
+        writing = asyncio.create_task(self._write())
+        try:
+            await asyncio.wait({reading, writing}, return_when="FIRST_COMPLETED")
+        finally:
+            self.close("left")
+            reading.cancel()
+            try:
+                # What is left for it is sent, if it takes that at once.
+                await asyncio.wait({writing}, timeout=_CLOSE_S)
+            finally:
+                writing.cancel()
+        with contextlib.suppress(ConnectionError):
+            reason = self._reason.encode()[:_MAX_REASON_BYTES].decode(errors="ignore").encode()
+            await self._socket.close(code=self._code, message=reason)
+
+    def close(self, reason: str, *, is_fault: bool = False, code: int = WSCloseCode.OK) -> None:
+        """End it; `is_fault` when it ends for what the client has done wrong."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._is_attached:
+            self._log_end(reason, is_fault=is_fault)
+            if left := self._output.stop():
+                self._post(left)
+        self._code, self._reason = code, reason
+        self._post({"type": "closed", "error": f"{self._device.name}: {reason}"})
+        self._watch.stop()
+        self._is_ours.set()
+        self._may_write.set()
+        self._seat.leave(self)
+
+    # What the device reports (sharing.DeviceUser).
+
+    @property
+    def is_leaving(self) -> bool:
+        """False: when a client has left, so has its console."""
+        return False
+
+    def attached(self) -> None:
+        """It is ours."""
+        assert self._transport is not None  # noqa: S101 - we run
+        self._is_attached = True
+        self._log.info("client_connected")
+        self._watch.start(self._transport)
+        self._output.start()
+        self._post({"type": "attached"})
+        self._is_ours.set()
+
+    def refused(self, error: ClientError) -> None:
+        """It is not to be had."""
+        self._log.warning("client_refused", reason=str(error))
+        reason = str(error).removeprefix(f"{self._device.name}: ")
+        self.close(reason, code=_REFUSED)
+
+    def muted(self, by: str) -> None:
+        """Another drives the board."""
+        self._seat.mute()
+        self._may_write.set()
+        self._log.info("client_muted", by=by)
+        self._post({"type": "muted", "notice": f"{by} drives the port, your input is dropped"})
+
+    def resumed(self) -> None:
+        """The board is ours again."""
+        self._seat.resume()
+        self._log.info("client_resumed", dropped_bytes=self._seat.dropped_bytes)
+        self._post({"type": "resumed", "notice": "the port is yours again"})
+
+    def replaced(self, by: str) -> None:
+        """Another gets the board."""
+        self.close(f"{by} takes the port over")
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the board's bytes on."""
+        self._output.add(data)
+
+    def board_busy(self) -> None:
+        """The board does not keep up: read no more from the client."""
+        self._may_write.clear()
+
+    def board_ready(self) -> None:
+        """The board has caught up."""
+        self._may_write.set()
+
+    def device_lost(self, error: DeviceError) -> None:
+        """The board is gone."""
+        self.close(str(error))
+
+    # What the output comes to (client_output.OutputOwner), and what looks after the client.
+
+    def send(self, data: bytes) -> None:
+        """Send bytes of the board to the client."""
+        self.sent_bytes += len(data)
+        self._post(data)
+
+    def output_dropped(self) -> None:
+        """Say so once."""
+        self._log.warning("output_dropped", reason="the client is too slow")
+        self._post({"type": "dropped", "notice": "output is dropped: you are too slow for it"})
+
+    def died(self, reason: str) -> None:
+        """The client's machine does not answer any more."""
+        self.close(reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Ours.
+
+    async def _read(self) -> None:
+        """Do what the client sends, in its order, as fast as the board takes it."""
+        await self._is_ours.wait()
+        while not self._closed:
+            await self._may_write.wait()
+            message = await self._socket.receive()
+            if self._closed or message.type in _ENDS:
+                return
+            await self._received(message)
+
+    async def _received(self, message: WSMessage) -> None:
+        if message.type is WSMsgType.BINARY:
+            self.received_bytes += len(message.data)
+            for at in range(0, len(message.data), _PIECE_BYTES):
+                await self._may_write.wait()
+                if not self._closed:
+                    self._seat.write(message.data[at : at + _PIECE_BYTES])
+        elif message.type is WSMsgType.TEXT:
+            try:
+                answer = await carry_out(self._seat, self._device, message.data)
+            except CommandError as error:
+                answer = {"type": "refused", "notice": str(error)}
+            self._post(answer)
+
+    async def _write(self) -> None:
+        """Send what is to be sent, as fast as the client takes it, until it is closed."""
+        while True:
+            await self._news.wait()
+            while self._outbox:
+                message = self._outbox.popleft()
+                try:
+                    if isinstance(message, bytes):
+                        self._unsent_bytes -= len(message)
+                        await self._socket.send_bytes(message)
+                    else:
+                        await self._socket.send_str(json.dumps(message))
+                except ConnectionError:
+                    return
+            self._news.clear()
+            if self._closed:
+                return
+            if self._is_slow:
+                self._is_slow = False
+                self._output.client_slow(False)
+
+    def _post(self, message: bytes | dict[str, Any]) -> None:
+        self._outbox.append(message)
+        self._news.set()
+        if isinstance(message, bytes):
+            self._unsent_bytes += len(message)
+            if self._unsent_bytes > _UNSENT_BYTES and not self._closed:
+                self._is_slow = True
+                self._output.client_slow(True)
+        elif len(self._outbox) > _MAX_UNSENT_MESSAGES:
+            self.close("does not read what it asks for", is_fault=True)
+
+    def _log_end(self, reason: str, *, is_fault: bool) -> None:
+        log = self._log.warning if is_fault else self._log.info
+        log(
+            "client_disconnected",
+            reason=reason,
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+            dropped_bytes=self._output.dropped_bytes,
+        )
+
+
+class Consoles:
+    """All that are open."""
+
+    def __init__(self) -> None:
+        self.open: set[Console] = set()
+
+
+_CONSOLES = web.AppKey("consoles", Consoles)
+
+_ENDS: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})

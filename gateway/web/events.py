@@ -1,0 +1,196 @@
+"""`GET /api/events`: the ports whenever they change, and what boards say, as server-sent events.
+
+One task looks at all ports for all clients. A client that does not keep up is cut off: it comes
+back by itself and gets everything anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from http import HTTPStatus
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+
+from gateway.recorder import Recorder
+from gateway.web.http_answers import HttpError
+from gateway.web.lab import LAB, Lab
+from gateway.web.ports_api import all_ports
+
+#: How often the ports are looked at, and how often those are told that have only counted on.
+LOOK_S: Final = 0.25
+_COUNTERS_S: Final = 1.0
+
+#: What only counts on.
+_COUNTERS: Final = frozenset({"received_bytes", "sent_bytes", "recorded_from", "recorded_to"})
+
+#: A client that has heard nothing for so long is told that nothing has happened.
+_SILENCE_S: Final = 5.0
+
+#: Of what a board has said since the last look: a flood is not for people.
+MAX_OUTPUT_BYTES: Final = 4096
+
+#: What waits for a client besides what the kernel has: all ports of a large lab take some of it.
+MAX_UNSENT_BYTES: Final = 4 << 20
+
+MAX_CLIENTS: Final = 64
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    app[_EVENTS] = Events(app[LAB])
+    app.on_shutdown.append(_stop)
+    app.router.add_get("/api/events", show_events)
+
+
+async def show_events(request: web.Request) -> web.StreamResponse:
+    """All events from now on, the ports as they are now first."""
+    events = request.app[_EVENTS]
+    client = events.enter(request)
+    try:
+        response = web.StreamResponse(
+            headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"}
+        )
+        response.headers[hdrs.CACHE_CONTROL] = "no-store"
+        await response.prepare(request)
+        while frame := await client.next():
+            await response.write(frame)
+    finally:
+        events.leave(client)
+    return response
+
+
+class Client:
+    """One who listens: what waits for it."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._frames: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._news = asyncio.Event()
+        self._is_ended = False
+
+    def add(self, frame: bytes) -> None:
+        """Send `frame` in its turn; a client that is too slow for that is cut off."""
+        self._frames.append(frame)
+        self._unsent_bytes += len(frame)
+        self._news.set()
+        if self._unsent_bytes > MAX_UNSENT_BYTES and self._request.transport is not None:
+            self._request.transport.abort()
+
+    def end(self) -> None:
+        """There will be nothing more."""
+        self._is_ended = True
+        self._news.set()
+
+    async def next(self) -> bytes:
+        """What is to be sent now, empty at the end; a comment when nothing has come for long."""
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                await self._news.wait()
+        except TimeoutError:
+            return b": nothing new\n\n"
+        if self._is_ended:
+            return b""
+        frame = self._frames.popleft()
+        self._unsent_bytes -= len(frame)
+        if not self._frames:
+            self._news.clear()
+        return frame
+
+
+class Events:
+    """Those who listen, and the look at the ports for all of them; made and used on the loop."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._clients: set[Client] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self._told: dict[str, Any] = {}
+        self._told_at = 0.0
+        self._heard: dict[Recorder, int] = {}
+
+    def enter(self, request: web.Request) -> Client:
+        """One more listens; HttpError if there are too many."""
+        if len(self._clients) >= MAX_CLIENTS:
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} others listen already")
+        client = Client(request)
+        shown = all_ports(self._lab)
+        client.add(_frame("ports", shown))
+        self._clients.add(client)
+        if self._looking is None:
+            self._told = shown
+            self._heard = {
+                port.device.recorder: port.device.recorder.end for port in self._lab.ports()
+            }
+            self._looking = asyncio.create_task(self._look_for_ever())
+        return client
+
+    def leave(self, client: Client) -> None:
+        """It listens no more."""
+        self._clients.discard(client)
+        if not self._clients and self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def stop(self) -> None:
+        """End all streams."""
+        for client in self._clients:
+            client.end()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_S)
+
+    def look(self) -> None:
+        """Tell what has changed since the last look."""
+        now = asyncio.get_running_loop().time()
+        shown = all_ports(self._lab)
+        if _without_counters(shown) != _without_counters(self._told) or (
+            shown != self._told and now - self._told_at >= _COUNTERS_S
+        ):
+            self._told, self._told_at = shown, now
+            self._tell(_frame("ports", shown))
+        self._tell_output()
+
+    def _tell_output(self) -> None:
+        heard = {}
+        for port in self._lab.ports():
+            recorder = port.device.recorder
+            since = self._heard.get(recorder, 0)
+            heard[recorder] = recorder.end
+            if recorder.end > since:
+                pieces = recorder.pieces(max(since, recorder.end - MAX_OUTPUT_BYTES))
+                data = b"".join(piece.data for piece in pieces)
+                output = {
+                    "name": port.config.name,
+                    "seq": recorder.end - len(data),
+                    "data": data.decode(errors="replace"),
+                }
+                self._tell(_frame("output", output))
+        self._heard = heard
+
+    def _tell(self, frame: bytes) -> None:
+        for client in self._clients:
+            client.add(frame)
+
+
+_EVENTS = web.AppKey("events", Events)
+
+
+async def _stop(app: web.Application) -> None:
+    await app[_EVENTS].stop()
+
+
+def _frame(name: str, content: object) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+
+
+def _without_counters(shown: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in port.items() if name not in _COUNTERS}
+        for port in shown.get("ports", [])
+    ]

@@ -1,0 +1,357 @@
+"""A client of a port whose connection is a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.config_choices import ClientLimits, Sharing, SlowClient
+from gateway.device import DeviceState
+from gateway.protocol.reset import IDLE, RESET
+from gateway.running_port import RunningPort
+from gateway.web import console as module
+from tests.support.http_lab import HttpClient, check_schema, http_client, running
+from tests.support.pty_board import PtyBoard, Served, serving, until
+from tests.support.tcp_client import GREETING, TcpClient
+
+TOKEN = "0123456789abcdef"  # noqa: S105 - nobody's
+
+
+class Terminal:
+    """The far end of a console."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.said = bytearray()  # by the board
+        self.notices: list[dict[str, Any]] = []
+
+    async def receive(self) -> bool:
+        """Take the next message; False when it was the end."""
+        message = await self.socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            self.said += message.data
+        elif message.type is aiohttp.WSMsgType.TEXT:
+            notice = json.loads(message.data)
+            check_schema(notice, {"$ref": "#/components/schemas/consoleNotice"})
+            self.notices.append(notice)
+        else:
+            return False
+        return True
+
+    async def notice(self, kind: str) -> dict[str, Any]:
+        """The next notice of a kind."""
+        while True:
+            for notice in self.notices:
+                if notice["type"] == kind:
+                    self.notices.remove(notice)
+                    return notice
+            assert await self.receive(), f"no {kind}: {self.notices}"
+
+    async def hear(self, wanted: bytes) -> None:
+        """Wait until the board has said all of this, and no more."""
+        while len(self.said) < len(wanted):
+            assert await self.receive()
+        assert bytes(self.said) == wanted
+
+    async def ask(self, **command: object) -> dict[str, Any]:
+        """Ask for something; the answer."""
+        check_schema(command, {"$ref": "#/components/schemas/consoleCommand"})
+        await self.socket.send_json(command)
+        return await self.notice("done")
+
+    async def end(self) -> str:
+        """Wait for the end; the reason."""
+        while await self.receive():
+            pass
+        notice = self.notices[-1]
+        assert notice["type"] == "closed"
+        return str(notice["error"])
+
+
+@asynccontextmanager
+async def console(client: HttpClient, **options: Any) -> AsyncIterator[Terminal]:
+    url = f"{client.url}/api/ports/desk/console"
+    async with client.session.ws_connect(url, **options) as socket:
+        yield Terminal(socket)
+
+
+@asynccontextmanager
+async def console_of(board: PtyBoard, **options: Any) -> AsyncIterator[tuple[Served, Terminal]]:
+    async with (
+        serving(board, **options) as served,
+        http_client(running(served)) as client,
+        console(client) as terminal,
+    ):
+        await terminal.notice("attached")
+        yield served, terminal
+
+
+def transport_of(terminal: Terminal) -> asyncio.Transport:
+    """The far end's TCP connection."""
+    connection = terminal.socket._response.connection
+    assert connection is not None
+    assert isinstance(connection.transport, asyncio.Transport)
+    return connection.transport
+
+
+async def test_bytes_go_both_ways(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            board.start_reading()
+            await board.write(b"\x00\xffboot")
+            await terminal.hear(b"\x00\xffboot")
+            await terminal.socket.send_bytes(b"\xff\x00\r")
+            await until(lambda: board.received == b"\xff\x00\r")
+            assert served.device.users.names.endswith(" (web)")
+            await terminal.socket.close()
+            await served.until_idle()
+
+
+async def test_what_was_sent_before_leaving_reaches_the_board(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            await terminal.socket.send_bytes(b"last words")
+            await terminal.socket.close()
+            await served.until_idle()
+            board.start_reading()
+            await until(lambda: board.received == b"last words")
+
+
+async def test_a_port_in_use_is_refused_with_who_has_it(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                async with console(client) as terminal:
+                    assert (await terminal.end()).startswith(f"desk: in use by {user.name} since ")
+                    assert terminal.socket.close_code == 4409
+                await board.write(b"still")
+                await user.receive_data(b"still")
+
+
+async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
+            board.start_reading()
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                notice = await terminal.notice("muted")
+                assert notice["notice"] == f"{user.name} drives the port, your input is dropped"
+                await terminal.socket.send_bytes(b"dropped")
+                await terminal.socket.send_json({"type": "reset"})
+                refused = await terminal.notice("refused")
+                assert refused["notice"] == "another drives the port"
+                await board.write(b"seen by both")
+                await terminal.hear(b"seen by both")
+            await terminal.notice("resumed")
+            await terminal.socket.send_bytes(b"kept")
+            await until(lambda: board.received == b"kept")
+
+
+async def test_a_newcomer_takes_the_port_over(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.TAKEOVER) as (served, terminal):
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                assert await terminal.end() == f"desk: {user.name} takes the port over"
+
+
+async def test_it_shares_a_port(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.SHARED) as (served, terminal):
+            board.start_reading()
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                await user.send(b"a")
+                await until(lambda: board.received == b"a")
+                await terminal.socket.send_bytes(b"b")
+                await until(lambda: board.received == b"ab")
+
+
+async def test_a_board_that_goes_ends_it(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            board.unplug()
+            assert (await terminal.end()).startswith("desk: ")
+            assert served.device.state in {DeviceState.ABSENT, DeviceState.BROKEN}
+
+
+async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            answer = await terminal.ask(type="settings", baudrate=74880)
+            assert (answer["baud"], answer["settings"]) == (74880, "74880 8N1")
+            answer = await terminal.ask(type="lines", rts=True)
+            assert (answer["dtr"], answer["rts"]) == (False, True)
+            assert board.lines[-1] == RESET
+            assert (await terminal.ask(type="lines", rts=False))["rts"] is False
+            before = len(board.lines)
+            await terminal.ask(type="reset")
+            assert board.lines[before:] == [RESET, IDLE]
+            await terminal.ask(type="bootloader")
+            assert (await terminal.ask(type="break", on=True))["of"] == "break"
+            await terminal.ask(type="break", on=False)
+            await terminal.socket.close()
+            await served.until_idle()
+            # As the YAML says, for the next.
+            assert served.device.status.settings.baudrate == 115200
+
+
+async def test_what_is_not_understood_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (_, terminal):
+            before = len(board.lines)
+            await terminal.socket.send_str("{")
+            assert (await terminal.notice("refused"))["notice"] == "this is not JSON"
+            await board.write(b"alive")
+            await terminal.hear(b"alive")
+            assert len(board.lines) == before
+
+
+async def test_a_board_that_takes_nothing_stops_the_client(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            data = bytes(range(256)) * 1024
+            sent = 0
+
+            async def paste() -> None:
+                nonlocal sent
+                for _ in range(40):
+                    await terminal.socket.send_bytes(data)
+                    sent += len(data)
+
+            pasting = asyncio.create_task(paste())
+            await until(lambda: served.device.unsent_bytes)
+            await asyncio.sleep(0.1)
+            # Read ahead is a piece, whatever else the connection holds.
+            assert served.device.unsent_bytes <= 3 * 65536
+            board.start_reading()
+            await pasting
+            await until(lambda: len(board.received) == sent)
+            assert bytes(board.received) == data * 40
+
+
+async def test_a_message_that_is_too_large_ends_it(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            await terminal.socket.send_bytes(b"x" * (module.MAX_MESSAGE_BYTES + 1))
+            while await terminal.receive():
+                pass
+            assert terminal.socket.close_code == 1009
+            await served.until_idle()
+
+
+@pytest.mark.parametrize("slow_client", list(SlowClient))
+async def test_who_does_not_read_is_treated_as_the_port_says(
+    slow_client: SlowClient, tmp_path: Path
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            [port] = running(served)
+            limits = ClientLimits(slow_client=slow_client, client_buffer_kib=16)
+            port = RunningPort(replace(port.config, limits=limits), port.device, port.way_in, None)
+            async with http_client([port]) as client, console(client) as terminal:
+                await terminal.notice("attached")
+                transport = transport_of(terminal)
+                transport.pause_reading()
+                users = served.device.users
+                chunk = b"x" * 65536
+
+                def is_felt() -> bool:
+                    board.write_some(chunk)
+                    match slow_client:
+                        case SlowClient.PAUSE:
+                            return users.hold_output
+                        case SlowClient.DROP_OLDEST:
+                            return users.output_dropped_bytes > 0
+                        case SlowClient.DISCONNECT:
+                            return not users
+
+                await until(is_felt)
+                transport.resume_reading()
+                if slow_client is SlowClient.DISCONNECT:
+                    assert "does not take the board's output" in await terminal.end()
+                else:
+                    await until(lambda: not users.hold_output)
+
+
+async def test_the_token_is_wanted_and_taken_as_a_protocol(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served), TOKEN) as client:
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+                async with console(client):
+                    pass
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+                async with console(client, protocols=("esp-gateway", "bearer.wrong")):
+                    pass
+            protocols = ("esp-gateway", f"bearer.{TOKEN}")
+            async with console(client, protocols=protocols) as terminal:
+                assert terminal.socket.protocol == "esp-gateway"
+                await terminal.notice("attached")
+
+
+async def test_a_page_of_others_gets_none(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+                async with console(client, origin="http://evil.example"):
+                    pass
+            async with console(client, origin=client.url) as terminal:
+                await terminal.notice("attached")
+
+
+async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await client.get("/api/ports/desk/console")
+            assert (answered.status, answered.error) == (426, "a console is a WebSocket")
+
+
+async def test_only_so_many_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONSOLES", 1)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            async with console(client) as terminal:
+                await terminal.notice("attached")
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                    async with console(client):
+                        pass
+            await served.until_idle()
+
+
+async def test_a_client_that_dies_leaves_nothing(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            transport_of(terminal).abort()
+            await served.until_idle()
+
+
+async def test_an_idle_one_is_closed_if_the_port_says_so(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            [port] = running(served)
+            limits = ClientLimits(idle_timeout_s=0.05)
+            port = RunningPort(replace(port.config, limits=limits), port.device, port.way_in, None)
+            async with http_client([port]) as client, console(client) as terminal:
+                assert await terminal.end() == "desk: no byte for 0.05 s"
+
+
+async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            async with http_client(running(served)) as client:
+                socket = await client.session.ws_connect(f"{client.url}/api/ports/desk/console")
+                terminal = Terminal(socket)
+                await terminal.notice("attached")
+                ending = asyncio.create_task(terminal.end())
+            # The client's session is closed before the server is stopped.
+            await asyncio.wait({ending})
+            await served.until_idle()

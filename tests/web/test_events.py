@@ -1,0 +1,197 @@
+"""The stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.running_port import RunningPort
+from gateway.web import events
+from tests.support.http_lab import (
+    HttpClient,
+    check_schema,
+    client_of,
+    http_client,
+    http_server,
+    running,
+)
+from tests.support.pty_board import PtyBoard, serving, until
+from tests.support.tcp_client import GREETING, TcpClient
+
+
+class Stream:
+    """A client that listens."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.ports: list[dict[str, Any]] = []  # as told last
+
+    async def block(self) -> str:
+        """The next event or comment."""
+        return (await self.response.content.readuntil(b"\n\n")).decode()
+
+    async def next(self, wanted: str) -> Any:
+        """The content of the next event of that name; others are read over."""
+        while True:
+            name, _, data = (await self.block()).partition("\n")
+            if name.startswith(":"):
+                continue
+            name = name.removeprefix("event: ")
+            content = json.loads(data.strip().removeprefix("data: "))
+            check_schema(content, {"$ref": f"#/components/schemas/{name}"})
+            self.ports = content.get("ports", self.ports)
+            if name == wanted:
+                return content
+
+
+@asynccontextmanager
+async def listening(client: HttpClient) -> AsyncIterator[Stream]:
+    async with client.session.get(f"{client.url}/api/events") as response:
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/event-stream"
+        yield Stream(response)
+
+
+async def test_the_ports_are_told_at_once_and_when_they_change(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            http_client(running(served)) as client,
+            listening(client) as stream,
+        ):
+            [desk] = (await stream.next("ports"))["ports"]
+            assert (desk["name"], desk["state"]) == ("desk", "idle")
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                [desk] = (await stream.next("ports"))["ports"]
+                assert (desk["state"], desk["client"]) == ("in use", user.name)
+            while desk["state"] != "idle":
+                [desk] = (await stream.next("ports"))["ports"]
+
+
+async def test_what_a_board_says_is_told_and_then_its_counters(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            http_client(running(served)) as client,
+            listening(client) as stream,
+        ):
+            await stream.next("ports")
+            await board.write(b"boot\xff\r\n")
+            said = ""
+            while not said.endswith("\n"):
+                output = await stream.next("output")
+                assert output["name"] == "desk"
+                assert output["seq"] == len(said)
+                said += output["data"]
+            assert said == "boot\ufffd\r\n"
+            while stream.ports[0]["received_bytes"] != 7:
+                await stream.next("ports")
+
+
+async def test_what_was_said_before_is_not_told(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            await board.write(b"before")
+            await until(lambda: served.device.recorder.end == 6)
+            async with listening(client) as stream:
+                await stream.next("ports")
+                await board.write(b"after")
+                assert (await stream.next("output"))["seq"] == 6
+
+
+async def test_of_a_flood_the_last_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_OUTPUT_BYTES", 10)
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            http_client(running(served)) as client,
+            listening(client) as stream,
+        ):
+            await stream.next("ports")
+            await board.write(b"x" * 5000 + b"0123456789")
+            await until(lambda: served.device.recorder.end == 5010)
+            output = await stream.next("output")
+            while output["seq"] + len(output["data"]) < 5010:
+                output = await stream.next("output")
+            assert output["data"] == "0123456789"
+
+
+async def test_silence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_SILENCE_S", 0.01)
+    async with http_client([]) as client, listening(client) as stream:
+        await stream.next("ports")
+        assert await stream.block() == ": nothing new\n\n"
+
+
+async def test_nobody_looks_when_nobody_listens() -> None:
+    async with http_server([]) as server, client_of(server) as client:
+        [shared] = [
+            value for value in server._runner.app.values() if isinstance(value, events.Events)
+        ]
+        async with listening(client) as stream, listening(client) as other:
+            await stream.next("ports")
+            await other.next("ports")
+            assert shared._looking is not None
+        await until(lambda: shared._looking is None)
+        async with listening(client) as stream:
+            await stream.next("ports")
+
+
+async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_CLIENTS", 1)
+    async with http_client([]) as client, listening(client) as stream:
+        await stream.next("ports")
+        assert (await client.get("/api/events")).status == 503
+
+
+async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_UNSENT_BYTES", 10_000)
+    async with http_server([]) as server, client_of(server) as client:
+        [shared] = [
+            value for value in server._runner.app.values() if isinstance(value, events.Events)
+        ]
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port, limit=1024)
+        writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        [listener] = shared._clients
+        while shared._clients:
+            listener.add(b"x" * 9000)
+            await asyncio.sleep(0)
+        writer.close()
+
+
+async def test_streams_do_not_keep_the_server_from_stopping() -> None:
+    async with (
+        http_server([]) as server,
+        client_of(server) as client,
+        listening(client) as stream,
+    ):
+        await stream.next("ports")
+        await server.stop()
+        assert await stream.response.content.read() == b""
+
+
+async def test_a_port_that_goes_is_told_and_one_that_comes_is_heard(tmp_path: Path) -> None:
+    ports: list[RunningPort] = []
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            http_client(ports) as client,
+            listening(client) as stream,
+        ):
+            assert (await stream.next("ports"))["ports"] == []
+            ports += running(served)
+            assert len((await stream.next("ports"))["ports"]) == 1
+            await board.write(b"hello")
+            assert (await stream.next("output"))["data"].startswith("h")
+            ports.clear()
+            while (await stream.next("ports"))["ports"]:
+                pass
