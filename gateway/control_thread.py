@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,12 +47,18 @@ class ControlThread:
     the thread is given up: what waits is dropped, the late result is ignored, nothing more is
     taken, and `on_stuck(limit_s)` is called, once. It is for the owner to `stop` the thread then:
     the last call runs when the kernel lets go of the thread, which is a daemon, so that a stuck
-    one does not keep the process.
+    one does not keep the process. `took` is told how many seconds each call took that has ended.
     """
 
-    def __init__(self, name: str, on_stuck: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_stuck: Callable[[float], None],
+        took: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_stuck = on_stuck
+        self._took = took
         self._waiting: deque[_Call] = deque()
         self._running: _Call | None = None
         self._overdue: asyncio.TimerHandle | None = None
@@ -116,19 +123,19 @@ class ControlThread:
             job()
 
     def _run(self, call: _Call) -> None:
+        outcome: object
+        begun = time.monotonic()
         try:
-            result = call.run()
+            receiver, outcome = call.done, call.run()
         except Exception as error:
-            self._report(call.failed, error)
-        else:
-            self._report(call.done, result)
+            receiver, outcome = call.failed, error
+        took_s = time.monotonic() - begun
+        on_loop(self._loop, lambda: self._finished(receiver, outcome, took_s))()
 
-    def _report(self, receiver: Callable[[Any], None], outcome: object) -> None:
-        on_loop(self._loop, lambda: self._finished(receiver, outcome))()
-
-    def _finished(self, receiver: Callable[[Any], None], outcome: object) -> None:
+    def _finished(self, receiver: Callable[[Any], None], outcome: object, took_s: float) -> None:
         if self._ended:
             return
+        self._took(took_s)
         if self._overdue is not None:
             self._overdue.cancel()
         try:

@@ -196,7 +196,7 @@ class Device(DeviceControls, HasState):
 
     def port_opened(self) -> None:
         """The port is open, lines at rest: the device can be had."""
-        self._lines = LineDriver(self._config.resets, self._port, self._log)
+        self._lines = LineDriver(self._config.resets, self._port, self._log, self._port.counts)
         self._become_idle()
 
     def port_away(self, error: DeviceError) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from gateway.config import OnConnect
 from gateway.lendable_port import LendablePort
 from gateway.line_driver import LineDriver
+from gateway.port_counts import PortCounts
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.serial_settings import SerialSettings
@@ -44,6 +45,11 @@ class DeviceControls:
     def tty_path(self) -> str:
         """Where the device's tty is now; raises DeviceError when it is nowhere."""
         return self._port.tty_path
+
+    @property
+    def counts(self) -> PortCounts:
+        """What has happened since the device is served."""
+        return self._port.counts
 
     @property
     def unsent_bytes(self) -> int:

@@ -2,8 +2,7 @@
 
 A board that is absent is tried again with back-off, and at once when it is known to have come.
 One that vanishes under a user may be kept for a grace period, in which `AwayPort` answers for it.
-Where the board is comes from outside, each time anew: it may come back under another name. Who
-uses the port, and what it is brought back to afterwards, is `device`'s matter.
+Where the board is comes from outside, each time anew. Who uses the port is `device`'s matter.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import structlog
 from gateway.away_port import Ask, Asked, AwayPort, Port
 from gateway.control_thread import on_loop
 from gateway.errors import DeviceAbsentError, DeviceError
+from gateway.port_counts import PortCounts
 from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.serial_settings import SerialSettings
@@ -81,6 +81,7 @@ class LastingPort:
         lines_at_rest: Callable[[UsbIds | None], Lines] = lambda _: IDLE,
     ) -> None:
         self.grace_s = 0.0
+        self.counts = PortCounts()
         self.usb_ids: UsbIds | None = None  # of the device that was last open
         self._lines_at_rest = lines_at_rest
         self._locate = locate
@@ -115,7 +116,7 @@ class LastingPort:
             self._loop.call_soon(self._not_opened, error)
             return
         tty = Tty(self._location, self._initial_settings, self._lines_at_rest)
-        open_port(tty, self, self._opened, self._not_opened)
+        open_port(tty, self, self._opened, self._not_opened, self.counts)
 
     def look_again(self, *, in_use: bool) -> None:
         """What is plugged in has changed: the device may be there now, elsewhere, or gone.

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from gateway.port_counts import PortCounts
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
 from gateway.protocol.reset_intent import controller_for, controller_of_returned
@@ -47,13 +48,18 @@ class LineDriver:
     """
 
     def __init__(
-        self, resets: ResetChoice, port: LinePort, log: structlog.typing.FilteringBoundLogger
+        self,
+        resets: ResetChoice,
+        port: LinePort,
+        log: structlog.typing.FilteringBoundLogger,
+        counts: PortCounts | None = None,
     ) -> None:
         self._resets = resets
         self._strategy = resets.strategy(port.usb_ids)
         self._controller = controller_for(self._strategy, resets.hold_s)
         self._port = port
         self._log = log
+        self._counts = counts or PortCounts()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._settled: list[Callable[[], None]] = []
@@ -155,6 +161,7 @@ class LineDriver:
                 self._set_baudrate(step)
         for starts in self._controller.resets():
             self._log.info("board_reset", into=starts.value)
+            self._counts.resets[starts.value, self._strategy.name] += 1
         self._set_timer()
         self._report()
 

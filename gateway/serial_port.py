@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from gateway.control_thread import ControlThread
 from gateway.errors import DeviceError
+from gateway.port_counts import PortCounts
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Linestate
@@ -269,12 +270,15 @@ def open_port(
     owner: PortOwner,
     opened: Callable[[SerialPort], None],
     failed: Callable[[DeviceError], None],
+    counts: PortCounts | None = None,
 ) -> None:
     """Open `tty` off the loop; one of `opened` and `failed` is called on it.
 
-    Both modem lines are off afterwards, in one step, and no board is reset.
+    Both modem lines are off afterwards, in one step, and no board is reset. `counts` gets
+    that it was opened, and what each call takes that may block in the kernel, from now on.
     """
     port: SerialPort | None = None
+    counts = counts or PortCounts()
 
     def stuck(limit_s: float) -> None:
         error = DeviceError(f"the kernel did not answer for {limit_s:g} s")
@@ -287,11 +291,12 @@ def open_port(
     def tty_opened(_: Any) -> None:
         nonlocal port
         port = SerialPort(tty, owner, thread)
+        counts.opened += 1
         opened(port)
 
     def tty_failed(error: Exception) -> None:
         thread.stop(tty.close)
         failed(error if isinstance(error, DeviceError) else DeviceError(str(error)))
 
-    thread = ControlThread(f"tty {tty.name}", stuck)
+    thread = ControlThread(f"tty {tty.name}", stuck, counts.control_calls.observe)
     thread.submit(tty.open, tty_opened, tty_failed, limit_s=_OPEN_LIMIT_S)

@@ -17,7 +17,7 @@ MAX_LINES = 400
 #: From what all may use to what nobody may. A module imports from its own floor and those above
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
-    {"errors", "log", "log_writer", "sd_notify"},
+    {"errors", "log", "log_writer", "port_counts", "sd_notify"},
     {
         "protocol.serial_settings",
         "protocol.rfc2217",
@@ -70,6 +70,7 @@ ONLY_IMPORTED_BY = {
     "telnetlib3": {"protocol.telnet"},
     "pyudev": {"hotplug"},
     "aiohttp": {"web.*"},
+    "prometheus_client": {"web.metrics", "web.exposition"},
     "zeroconf": {"mdns_*"},
     "ifaddr": {"mdns_*"},
 }

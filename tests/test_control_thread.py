@@ -1,6 +1,7 @@
 import asyncio
 import functools
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -270,3 +271,18 @@ def test_a_call_may_return_after_the_loop_was_closed(outcome: OSError | None) ->
     thread._thread.join(LIMIT_S)
     assert not thread._thread.is_alive()
     assert reports == []
+
+
+async def test_how_long_each_call_took_is_told_whatever_came_of_it() -> None:
+    took: list[float] = []
+    events = Events()
+    thread = ControlThread("under test", events.noting("stuck"), took.append)
+    try:
+        for run in (lambda: time.sleep(0.02), lambda: 1 / 0):
+            thread.submit(run, events.noting("done"), events.noting("failed"), limit_s=LIMIT_S)
+        await events.count(2)
+    finally:
+        thread.stop(lambda: None)
+    assert [name for name, _ in events.seen] == ["done", "failed"]
+    assert took[0] >= 0.02
+    assert len(took) == 2

@@ -22,7 +22,16 @@ from gateway.config_http import HttpConfig
 from gateway.door import Door
 from gateway.listener import Arriving, bind_failure
 from gateway.running_port import RunningPort
-from gateway.web import console, controls_api, events, flash, output_api, page, ports_api
+from gateway.web import (
+    console,
+    controls_api,
+    events,
+    flash,
+    metrics,
+    output_api,
+    page,
+    ports_api,
+)
 from gateway.web.http_access import Policy
 from gateway.web.http_answers import MAX_BODY_BYTES, add_headers, guarded
 from gateway.web.lab import LAB, Lab
@@ -40,6 +49,7 @@ ROOMS: Final[tuple[Room, ...]] = (
     flash.add_routes,
     events.add_routes,
     console.add_routes,
+    metrics.add_routes,
 )
 
 #: A page has a few connections, a program one: enough for a whole team.

@@ -1,0 +1,172 @@
+"""The service's counts as Prometheus reads them: names, types and labels.
+
+Made of a copy of the counts, so that another thread may do it; when, and for whom, is `metrics`'s
+matter. Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from gateway.port_counts import Histogram
+from gateway.status import PortSnapshot
+
+_PREFIX: Final = "esp_gateway"
+
+#: States of a device in which its board is there.
+_PRESENT: Final = frozenset({"idle", "in use", "releasing", "released", "opening"})
+
+
+@dataclass(frozen=True, slots=True)
+class PortSample:
+    """A port's counts at one moment; `usb` and `chip` are empty where that is not known."""
+
+    snapshot: PortSnapshot
+    usb: str
+    chip: str
+    drivers: int
+    watchers: int
+    opened: int
+    resets: dict[tuple[str, str], int]
+    control_calls: Histogram
+
+
+@dataclass(frozen=True, eq=False)
+class ServiceSample(Collector):
+    """The service's counts at one moment."""
+
+    version: str
+    ports: Sequence[PortSample]
+    loop_lag: Histogram
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics, as prometheus_client asks for them."""
+        yield InfoMetricFamily(_PREFIX, "The gateway", {"version": self.version})
+        yield _histogram(
+            "loop_lag_seconds", "How much later than due the event loop runs a timer", self.loop_lag
+        )
+        yield from _info(self.ports)
+        yield from _gauges(self.ports)
+        yield from _counters(self.ports)
+        yield _resets(self.ports)
+        yield _refused(self.ports)
+        yield _control_calls(self.ports)
+
+
+def _info(ports: Iterable[PortSample]) -> Iterator[Metric]:
+    labels = ["port", "device", "protocol", "usb", "chip"]
+    family = InfoMetricFamily(f"{_PREFIX}_port", "What is served at a port", labels=labels)
+    for port in ports:
+        now = port.snapshot
+        values = [now.name, now.device, now.protocol, port.usb, port.chip]
+        family.add_metric(values, {})
+    yield family
+
+
+def _gauges(ports: Iterable[PortSample]) -> Iterator[Metric]:
+    present = _gauge("device_present", "Whether the board is plugged in and works")
+    bound = _gauge("port_listening", "Whether clients can connect; 1 for ports that connect")
+    clients = _gauge("clients", "Clients that have the port now", "role")
+    for port in ports:
+        name = port.snapshot.name
+        present.add_metric([name], port.snapshot.state in _PRESENT)
+        bound.add_metric([name], bool(port.snapshot.address))
+        clients.add_metric([name, "drives"], port.drivers)
+        clients.add_metric([name, "watches"], port.watchers)
+    yield from (present, bound, clients)
+
+
+def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
+    received = _counter("received_bytes", "Bytes that have come from the board")
+    sent = _counter("sent_bytes", "Bytes that were sent to the board")
+    dropped = _counter(
+        "output_dropped_bytes", "Bytes of the board's output that clients were too slow for"
+    )
+    sessions = _counter("sessions", "Clients that have had the port")
+    reconnects = _counter("device_reconnects", "How often the tty was opened again")
+    for port in ports:
+        now = port.snapshot
+        received.add_metric([now.name], now.received_bytes)
+        sent.add_metric([now.name], now.sent_bytes)
+        dropped.add_metric([now.name], now.output_dropped_bytes)
+        sessions.add_metric([now.name], now.sessions)
+        reconnects.add_metric([now.name], max(0, port.opened - 1))
+    yield from (received, sent, dropped, sessions, reconnects)
+
+
+def _resets(ports: Iterable[PortSample]) -> Metric:
+    resets = _counter("resets", "Resets of the board by the gateway", "into", "strategy")
+    for port in ports:
+        for (into, strategy), count in port.resets.items():
+            resets.add_metric([port.snapshot.name, into, strategy], count)
+    return resets
+
+
+def _refused(ports: Iterable[PortSample]) -> Metric:
+    refused = _counter("refused_clients", "Clients that were not served", "reason")
+    for port in ports:
+        now = port.snapshot
+        for reason, count in (
+            ("told", now.refused),
+            ("not_allowed", now.not_allowed),
+            ("too_many", now.too_many),
+            ("not_secured", now.not_secured),
+        ):
+            refused.add_metric([now.name, reason], count)
+    return refused
+
+
+def _control_calls(ports: Iterable[PortSample]) -> Metric:
+    family = HistogramMetricFamily(
+        f"{_PREFIX}_control_call_duration_seconds",
+        "Calls on the tty that may block in the kernel: opening, settings, lines, draining",
+        labels=["port"],
+    )
+    for port in ports:
+        family.add_metric(
+            [port.snapshot.name], _buckets(port.control_calls), port.control_calls.sum
+        )
+    return family
+
+
+def _gauge(name: str, help_text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", help_text, labels=["port", *labels])
+
+
+def _counter(name: str, help_text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"{_PREFIX}_{name}", help_text, labels=["port", *labels])
+
+
+def _histogram(name: str, help_text: str, histogram: Histogram) -> Metric:
+    family = HistogramMetricFamily(f"{_PREFIX}_{name}", help_text)
+    family.add_metric([], _buckets(histogram), histogram.sum)
+    return family
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    bounds = [*(str(float(bound)) for bound in histogram.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(histogram.counts), strict=True))
+
+
+def exposition(sample: ServiceSample, accepted: str) -> tuple[bytes, str]:
+    """The metrics, and the process's own, in the best format that is accepted; and its type."""
+    registry = CollectorRegistry()
+    registry.register(sample)
+    ProcessCollector(registry=registry)
+    encoder, content_type = choose_encoder(accepted)
+    return encoder(registry), content_type

@@ -1,0 +1,79 @@
+"""`/metrics`: counts and times of the service for Prometheus.
+
+Copies the counts on the loop and writes them out on a thread: with a thousand ports that takes long
+enough to be felt. What they are called is `exposition`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+
+from aiohttp import web
+
+from gateway.port_counts import Histogram
+from gateway.protocol.board_kinds import row_of
+from gateway.running_port import RunningPort
+from gateway.web.exposition import PortSample, ServiceSample, exposition
+from gateway.web.lab import LAB
+
+#: Between two looks at how late the loop is: two timers a second cost nothing.
+SAMPLE_EVERY_S: Final = 0.5
+
+#: From what a timer is always late to what breaks resets, in seconds.
+LOOP_LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the routes of this module."""
+    app[_LAG] = Histogram(LOOP_LAG_BOUNDS_S)
+    app.cleanup_ctx.append(_measure_lag)
+    app.router.add_get("/metrics", show_metrics)
+
+
+_LAG: web.AppKey[Histogram] = web.AppKey("loop_lag", Histogram)
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """All metrics."""
+    lab = request.app[LAB]
+    ports = [sample_of(port) for port in lab.ports()]
+    sample = ServiceSample(lab.version, ports, request.app[_LAG].copy())
+    accepted = request.headers.get("Accept", "")
+    body, content_type = await asyncio.to_thread(exposition, sample, accepted)
+    return web.Response(body=body, headers={"Content-Type": content_type})
+
+
+def sample_of(port: RunningPort) -> PortSample:
+    """A port's counts now."""
+    device = port.device
+    ids = device.usb_ids
+    row = row_of(ids)
+    drivers = len(device.users.drivers)
+    return PortSample(
+        snapshot=port.snapshot(),
+        usb="" if ids is None else f"{ids[0]:04x}:{ids[1]:04x}",
+        chip="" if row is None else row.name,
+        drivers=drivers,
+        watchers=len(list(device.users)) - drivers,
+        opened=device.counts.opened,
+        resets=dict(device.counts.resets),
+        control_calls=device.counts.control_calls.copy(),
+    )
+
+
+async def _measure_lag(app: web.Application) -> AsyncIterator[None]:
+    """Look at how late a timer is, again and again, as long as the server runs."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look(due: float) -> None:
+        nonlocal timer
+        now = loop.time()
+        app[_LAG].observe(max(0.0, now - due))
+        timer = loop.call_at(now + SAMPLE_EVERY_S, look, now + SAMPLE_EVERY_S)
+
+    timer = loop.call_later(SAMPLE_EVERY_S, look, loop.time() + SAMPLE_EVERY_S)
+    yield
+    timer.cancel()
