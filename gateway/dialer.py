@@ -14,10 +14,9 @@ import os
 import random
 import socket
 import ssl
-import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import structlog
 
@@ -25,6 +24,7 @@ from gateway.config import PortConfig
 from gateway.config_values import Address
 from gateway.device import Device
 from gateway.door import Refusal
+from gateway.name_lookup import look_up
 from gateway.request_queue import Conversation
 from gateway.session import Session
 from gateway.tls_connection import TlsConnection
@@ -164,7 +164,7 @@ def _reason_of(error: OSError) -> str:
 async def _connected(far_end: Address) -> socket.socket:
     """A connection to the first address of the far end that takes one; OSError if none does."""
     async with asyncio.timeout(_ATTEMPT_LIMIT_S):
-        addresses = await _looked_up(far_end)
+        addresses = await look_up(far_end.host, far_end.tcp_port)
     error: OSError = OSError("the name has no address")
     for family, address in addresses:
         connection = socket.socket(family, socket.SOCK_STREAM)
@@ -223,35 +223,3 @@ async def _secured(
         secured.abort()
         raise
     return secured
-
-
-async def _looked_up(far_end: Address) -> list[tuple[int, Any]]:
-    """Family and address of each address of the far end.
-
-    On a thread of its own: asyncio's are waited for when the loop ends, and a resolver whose
-    servers are out of reach takes half a minute.
-    """
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
-
-    def settle(addresses: list[tuple[int, Any]], error: OSError | None) -> None:
-        if found.done():  # nobody waits any more
-            return
-        if error is None:
-            found.set_result(addresses)
-        else:
-            found.set_exception(error)
-
-    def look_up() -> None:
-        addresses: list[tuple[int, Any]] = []
-        failure = None
-        try:
-            entries = socket.getaddrinfo(far_end.host, far_end.tcp_port, type=socket.SOCK_STREAM)
-            addresses = [(family, address) for family, _, _, _, address in entries]
-        except OSError as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, addresses, failure)
-
-    threading.Thread(target=look_up, name=f"lookup of {far_end.host}", daemon=True).start()
-    return await found

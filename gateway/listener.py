@@ -21,6 +21,7 @@ from gateway.config import PortConfig
 from gateway.device import Device
 from gateway.door import Door, Refusal
 from gateway.handshakes import Handshakes
+from gateway.name_lookup import hosts_of
 from gateway.request_queue import Conversation
 from gateway.session import Session
 from gateway.tls_contexts import TlsNow
@@ -29,6 +30,9 @@ from gateway.tls_contexts import TlsNow
 #: to an interface that is not up yet, or to the process before.
 _RETRY_FIRST_S = 0.25
 _RETRY_LONGEST_S = 5.0
+
+#: How long the name of an address may be looked up.
+_LOOKUP_LIMIT_S = 5.0
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5
@@ -115,9 +119,12 @@ class Listener:
     async def _bind(self) -> bool:
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                self._new_arrival, self._config.host, self._config.tcp_port
-            )
+            async with asyncio.timeout(_LOOKUP_LIMIT_S):
+                hosts = await hosts_of(self._config.host, self._config.tcp_port or 0)
+            self._server = await loop.create_server(self._new_arrival, hosts, self._config.tcp_port)
+        except TimeoutError:
+            self._log_failure("the resolver does not answer")
+            return False
         except OSError as error:
             self._log_failure(bind_failure(error))
             return False

@@ -297,7 +297,7 @@ async def test_a_name_is_looked_up_and_one_without_address_is_told(
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(names[host], tcp_port, type=type)
 
-    monkeypatch.setattr("gateway.dialer.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("gateway.name_lookup.socket.getaddrinfo", getaddrinfo)
     with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
         async with dialling(board, Address("lab.example", far_end.address.tcp_port)):
             (await far_end.accept()).close()
@@ -316,7 +316,7 @@ async def test_an_address_that_refuses_is_followed_by_the_next(
             (socket.AF_INET, socket.SOCK_STREAM, 0, "", (end.address.host, end.address.tcp_port))
             for end in (nobody, far_end)
         ]
-        monkeypatch.setattr("gateway.dialer.socket.getaddrinfo", lambda *_, **__: entries)
+        monkeypatch.setattr("gateway.name_lookup.socket.getaddrinfo", lambda *_, **__: entries)
         async with dialling(board, Address("lab.example", 1)) as dialer:
             with await far_end.accept():
                 await active(dialer)
