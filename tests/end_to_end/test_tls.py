@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import serial
 
+from gateway.client.protocol_gateway import Serial
 from gateway.config_choices import Tls
 from gateway.simulator.app import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool
@@ -72,6 +73,27 @@ def test_pyserial_behind_socat_gets_and_sends_every_byte(tmp_path: Path) -> None
         with serial.serial_for_url(board.url, baudrate=115200, timeout=60) as client:
             client.write(b"bytes 100000\r")
             assert client.read_until(pattern(100000)).endswith(pattern(100000))
+
+
+def test_the_gateway_s_own_client_shows_its_certificate_and_is_told_without(
+    tmp_path: Path,
+) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.issue("carol", "carol@lab.example", common_name="carol")
+    keys = {"tls": keys_of(authority.server())}
+    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
+        board = lab.boards["desk"]
+        board.wait_for_app()
+        url = f"gateway://localhost:{board.tcp_port}?timeout=60"
+        with_certificate = f"{url}&ca={authority.path}&cert={cert}&key={key}"
+        with Serial(with_certificate, baudrate=115200, timeout=60) as client:
+            client.write(b"version\r")
+            assert b"simulated app" in client.read_until(b"simulated app")
+        lab.service.wait_for_line(r'\(carol\)".*client_disconnected')
+        with pytest.raises(serial.SerialException, match="certificate required"):
+            Serial(f"{url}&ca={authority.path}")
+        with pytest.raises(serial.SerialException, match="desk: this port is for TLS"):
+            Serial(url)
 
 
 def test_openssl_s_client_talks_to_a_board_and_nobody_does_without_a_certificate(
