@@ -111,7 +111,7 @@ install_program() {
   build=$(mktemp -d)
   # shellcheck disable=SC2064 # the names as they are now
   trap "rm -rf '$build' '$venv'" EXIT
-  (cd "$source_dir" && cp -R pyproject.toml README.md LICENSE gateway "$build")
+  (cd "$source_dir" && cp -R pyproject.toml README.md LICENSE gateway packaging "$build")
   say "installing into $root"
   chmod 755 "$venv"
   "$python" -m venv "$venv"
