@@ -191,7 +191,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
     """Run the service, made by `service.serve`, until it ends."""
-    from gateway import log  # noqa: PLC0415 - `check` does not need it
+    from gateway import event_loop, log  # noqa: PLC0415 - `check` needs neither
     from gateway.log_writer import LogWriter  # noqa: PLC0415
 
     writer = LogWriter(sys.stderr.fileno())
@@ -205,6 +205,6 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
             signal.signal(number, signal.SIG_IGN)
 
     try:
-        asyncio.run(serve())
+        event_loop.run(serve())
     finally:
         writer.close()

@@ -13,6 +13,7 @@ import socket
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from gateway.errors import GatewayError
 
@@ -80,11 +81,11 @@ class _Answer(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Say it all; asyncio closes when the last byte has been taken."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        transport.write(self._snapshot().encode() + b"\n")
-        transport.close()
+        connection = cast("asyncio.Transport", transport)  # uvloop's are none by their class
+        connection.write(self._snapshot().encode() + b"\n")
+        connection.close()
         # A client that does not read is not waited for.
-        asyncio.get_running_loop().call_later(_ANSWER_LIMIT_S, transport.abort)
+        asyncio.get_running_loop().call_later(_ANSWER_LIMIT_S, connection.abort)
 
 
 def ask(path: Path) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import inspect
@@ -42,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
         f"timeout(seconds): ends the whole run after that time instead of {DEFAULT_TIMEOUT_S:.0f}"
         " s, with a traceback of every thread",
     )
+    # With its first loop, libuv opens a pipe for the whole process.
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - need not be installed
+
+        uvloop.new_event_loop().close()
     # While a test runs, descriptor 2 is pytest's capture file; here it is still the real one.
     config.stash[_stderr_fd] = os.dup(2)
 

@@ -17,7 +17,7 @@ MAX_LINES = 400
 #: From what all may use to what nobody may. A module imports from its own floor and those above
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
-    {"errors", "log", "log_writer", "name_lookup", "port_counts", "sd_notify"},
+    {"errors", "event_loop", "log", "log_writer", "name_lookup", "port_counts", "sd_notify"},
     {
         "protocol.serial_settings",
         "protocol.rfc2217",
