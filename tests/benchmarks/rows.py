@@ -27,6 +27,9 @@ from tests.support.shim import Shim
 
 Measured = dict[str, float | None]
 
+#: What a developer's shell may have set makes Python compile all modules at each start.
+_AS_INSTALLED = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONUNBUFFERED": ""}
+
 #: How long a load process may take; a server that hangs is reported.
 _LOAD_LIMIT_S = 120
 
@@ -158,7 +161,7 @@ def site(
     bench: Bench, server: Server, ports: int, env: dict[str, str] | None = None
 ) -> Iterator[Site]:
     """A server on that many ptys; every server gets modem lines from the same library."""
-    preload = {"LD_PRELOAD": str(bench.shim.library), **(env or {})}
+    preload = {"LD_PRELOAD": str(bench.shim.library), **_AS_INSTALLED, **(env or {})}
     with (
         ptys(ports) as (masters, ttys),
         RunningServer(server, ttys, bench.folder, preload) as running,
@@ -301,7 +304,7 @@ def _until_calls_us(bench: Bench, asked_ns: list[int], name: str, path: str) -> 
 def start(bench: Bench, server: Server) -> Measured:
     """From the command to the first accept; at rest with one port and with 64."""
     measured: Measured = {}
-    preload = {"LD_PRELOAD": str(bench.shim.library)}
+    preload = {"LD_PRELOAD": str(bench.shim.library), **_AS_INSTALLED}
     with ptys(1) as (_, ttys):
         running = RunningServer(server, ttys, bench.folder, preload)
         try:
