@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -63,6 +64,8 @@ async def find_esptool(environment: Mapping[str, str] = os.environ) -> Esptool:
 
     Raises NoEsptoolError when there is none or when it does not work.
     """
+    if not environment.get(COMMAND_VARIABLE) and importlib.util.find_spec("esptool") is not None:
+        return _of_this_python()
     command = _command(environment)
     said = bytearray()
     try:
@@ -77,11 +80,19 @@ async def find_esptool(environment: Mapping[str, str] = os.environ) -> Esptool:
     return Esptool(tuple(command), (int(found[1]), int(found[2])))
 
 
+def _of_this_python() -> Esptool:
+    """Its version is in its metadata: starting it to ask takes seconds."""
+    try:
+        major, minor = importlib.metadata.version("esptool").split(".")[:2]
+        version = (int(major), int(minor))
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+        raise NoEsptoolError(f"esptool of {sys.executable} has no version: {error}") from None
+    return Esptool((sys.executable, "-m", "esptool"), version)
+
+
 def _command(environment: Mapping[str, str]) -> list[str]:
     if named := environment.get(COMMAND_VARIABLE):
         return shlex.split(named)
-    if importlib.util.find_spec("esptool") is not None:
-        return [sys.executable, "-m", "esptool"]
     for name in ("esptool", "esptool.py"):
         if (path := shutil.which(name, path=environment.get("PATH"))) is not None:
             return [path]
