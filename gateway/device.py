@@ -16,7 +16,7 @@ from gateway.config import OnAbsent, OnDisconnect, PortConfig
 from gateway.config_choices import Opening
 from gateway.device_controls import DeviceControls
 from gateway.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
-from gateway.end_of_use import FINISH_LIMIT_S, HANDOVER_S, EndOfUse
+from gateway.end_of_use import HANDOVER_S, EndOfUse
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.lasting_port import Locate
 from gateway.lendable_port import LendablePort
@@ -93,7 +93,7 @@ class Device(DeviceControls, HasState):
         gone = self.users.dismiss()
         match self.state:
             case DeviceState.IN_USE:
-                self._begin_release(HANDOVER_S, resets=self._resets_at_end)
+                self._begin_release(is_hurried=True, resets=self._resets_at_end)
             case DeviceState.AWAY | DeviceState.RELEASED:
                 self._close_port()
             case _:
@@ -157,7 +157,7 @@ class Device(DeviceControls, HasState):
         elif self.state is DeviceState.AWAY:
             self._nobody_drives_away()
         else:
-            self._begin_release(FINISH_LIMIT_S, resets=resets and self._resets_at_end)
+            self._begin_release(is_hurried=False, resets=resets and self._resets_at_end)
 
     def hold_output(self, user: DeviceUser, held: bool) -> None:
         """`user` takes no output for now (True), or takes it again.
@@ -215,7 +215,7 @@ class Device(DeviceControls, HasState):
             self._enter(DeviceState.IN_USE)
             self._serve_waiting()
         elif self.state is DeviceState.AWAY:
-            self._begin_release(HANDOVER_S, resets=self._resets_at_end)
+            self._begin_release(is_hurried=True, resets=self._resets_at_end)
 
     def port_lost(self, error: DeviceError) -> None:
         """The port is closed; it is tried again. Its users are told."""
@@ -267,13 +267,13 @@ class Device(DeviceControls, HasState):
             else:
                 self._port.resume_reading()
 
-    def _begin_release(self, limit_s: float, *, resets: bool) -> None:
+    def _begin_release(self, *, is_hurried: bool, resets: bool) -> None:
         """Bring the device back to where the next user expects it."""
         self._port.grace_s = self._config.grace_s if self.users else 0.0
         self.lines_set_by = None
         self._enter(DeviceState.RELEASING)
         self._port.resume_reading()
-        self._end.begin(self._become_idle, limit_s=limit_s, resets=resets)
+        self._end.begin(self._become_idle, is_hurried=is_hurried, resets=resets)
 
     def _become_idle(self) -> None:
         if not self._is_away and not self._shall_be_open:
@@ -328,7 +328,7 @@ class Device(DeviceControls, HasState):
             if self.users.arrival is Arrival.MUTES:
                 for user in self.users.mute():
                     user.muted(by.label)
-                self._begin_release(HANDOVER_S, resets=False)
+                self._begin_release(is_hurried=True, resets=False)
             elif self.users.arrival is Arrival.REPLACES:
                 for user in tuple(self.users.drivers):
                     user.replaced(by.label)

@@ -56,6 +56,11 @@ class DeviceControls:
         """Bytes written that the kernel has not taken yet."""
         return self._port.unsent_bytes
 
+    @property
+    def taken_bytes(self) -> int:
+        """A number that changes whenever the kernel takes bytes for the board."""
+        return self.sent_bytes - self.unsent_bytes
+
     def write(self, data: bytes) -> None:
         """Send bytes to the board."""
         self.sent_bytes += len(data)

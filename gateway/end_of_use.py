@@ -12,14 +12,16 @@ from collections.abc import Callable
 import structlog
 
 from gateway.device_controls import DeviceControls
+from gateway.progress_limit import ProgressLimit
 from gateway.protocol.serial_settings import SerialSettings
 
-#: How long the bytes of a client that has left may keep the port from the next.
+#: How long a board may take none of the bytes of a client that has left, which keep the port from
+#: the next; while it takes some, they are let out.
 FINISH_LIMIT_S = 10.0
 
-#: The same where another is to have the device at once. Also how long a new user waits for the
-#: one before to be gone: a client that ends one connection and starts the next at once may be
-#: seen in the other order.
+#: How long they are let out where another is to have the device at once. Also how long a new user
+#: waits for the one before to be gone: a client that ends one connection and starts the next at
+#: once may be seen in the other order.
 HANDOVER_S = 0.5
 
 
@@ -35,20 +37,25 @@ class EndOfUse:
         self._device = device
         self._settings = settings
         self._log = log
-        self._limit: asyncio.TimerHandle | None = None
+        self._limit = ProgressLimit(lambda: device.taken_bytes, FINISH_LIMIT_S, self.drop_unsent)
+        self._hurry: asyncio.TimerHandle | None = None
 
-    def begin(self, done: Callable[[], None], *, limit_s: float, resets: bool) -> None:
-        """Let out what was written, for `limit_s` at most; `done` when the next may come.
+    def begin(self, done: Callable[[], None], *, is_hurried: bool, resets: bool) -> None:
+        """Let out what was written while the board takes it; `done` when the next may come.
 
-        It is not called when the device is lost before.
+        It is not called when the device is lost before. `is_hurried` is as if `hurry` was called.
         """
-        self._limit_to(limit_s)
+        self._limit.start()
+        if is_hurried:
+            self.hurry()
         self._device.when_sent(lambda: self._sent(done, resets=resets))
 
     def hurry(self) -> None:
-        """Another is to have the device at once; bytes that are still being let out are limited."""
-        if self._limit is not None:
-            self._limit_to(HANDOVER_S)
+        """Another is to have the device at once: bytes are let out for HANDOVER_S at most."""
+        if self._limit.is_running:
+            self._limit.stop()
+            loop = asyncio.get_running_loop()
+            self._hurry = loop.call_later(HANDOVER_S, self.drop_unsent)
 
     def drop_unsent(self) -> None:
         """What has not been sent yet is dropped."""
@@ -58,17 +65,9 @@ class EndOfUse:
 
     def cancel(self) -> None:
         """There is nothing to end any more."""
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
-
-    def _limit_to(self, limit_s: float) -> None:
-        self.cancel()
-        self._limit = asyncio.get_running_loop().call_later(limit_s, self._give_up)
-
-    def _give_up(self) -> None:
-        self._limit = None
-        self.drop_unsent()
+        self._limit.stop()
+        if self._hurry is not None:
+            self._hurry.cancel()
 
     def _sent(self, done: Callable[[], None], *, resets: bool) -> None:
         if resets:

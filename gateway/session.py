@@ -23,7 +23,9 @@ from gateway.client_socket import peer_host, peer_name, reason_of, sends_no_more
 from gateway.client_watch import ClientWatch
 from gateway.config_choices import ClientLimits
 from gateway.device import Device
+from gateway.end_of_use import FINISH_LIMIT_S
 from gateway.errors import ClientError, DeviceError
+from gateway.progress_limit import ProgressLimit
 from gateway.request_queue import Conversation, RequestQueue
 from gateway.seat import Seat
 
@@ -35,9 +37,6 @@ _RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
 #: How long a client may take to read the last that it is sent. Closing at once would reset the
 #: connection when it has sent something meanwhile, and what is on the way to it would be lost.
 _LINGER_S = 1.0
-
-#: How long the bytes and commands of a client that has left may wait for a board that takes none.
-_FINISH_LIMIT_S = 10.0
 
 #: While nothing is read from a client, the loop can't see it leave: the kernel is asked this often.
 _LOOK_S = 1.0
@@ -93,7 +92,11 @@ class Session(asyncio.BufferedProtocol):
         self._identified = False
         self._connected = False
         self._look_timer: asyncio.TimerHandle | None = None
-        self._finish_timer: asyncio.TimerHandle | None = None
+        self._finish_limit = ProgressLimit(
+            lambda: device.taken_bytes,
+            FINISH_LIMIT_S,
+            lambda: self.close("left, and the board takes no bytes"),
+        )
         self._abort_timer: asyncio.TimerHandle | None = None
 
     # --- what the connection reports (asyncio.BufferedProtocol)
@@ -329,19 +332,13 @@ class Session(asyncio.BufferedProtocol):
         self._log_end(reason)
         self._requests.stop_reports()
         self._output.stop()
-        self._limit_finish()
+        self._finish_limit.start()
         self._requests.carry_on()
 
-    def _limit_finish(self) -> None:
-        if self._finish_timer is None:
-            self._finish_timer = self._loop.call_later(
-                _FINISH_LIMIT_S, self.close, "left, and the board takes no bytes"
-            )
-
     def _leave(self) -> None:
-        for timer in (self._finish_timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
+        self._finish_limit.stop()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         self._watch.stop()
         self._doubt.stop()
         self._requests.close()
@@ -397,4 +394,4 @@ class Session(asyncio.BufferedProtocol):
         elif is_waiting:
             self.close("left before its turn")
         else:
-            self._limit_finish()
+            self._finish_limit.start()

@@ -31,7 +31,7 @@ FLOORS: list[set[str]] = [
     {"yaml_lines", "usb_match", "config*", "tls_files"},
     {"control_thread", "serial_*", "sysfs", "hotplug", "assignment", "pool_table", "state_file"},
     {"pool_store", "inventory", "device_list"},
-    {"recorder", "output_log", "sharing", "local_use", "replay"},
+    {"recorder", "output_log", "sharing", "local_use", "replay", "progress_limit"},
     {"away_port", "retry_plan", "lasting_port", "lendable_port", "line_driver", "waiting_line"},
     {"device", "device_controls", "device_state", "end_of_use"},
     {"states_poll", "seat", "backlog", "client_*", "request_queue", "session"},

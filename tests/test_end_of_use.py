@@ -27,6 +27,10 @@ class SlowBoard(DeviceControls):
     def unsent_bytes(self) -> int:
         return self.waiting_bytes
 
+    @property
+    def taken_bytes(self) -> int:
+        return 1000 - self.waiting_bytes
+
     def when_sent(self, done: Callable[[], None]) -> None:
         self.asked.append("sent?")
         self.sent = done
@@ -58,7 +62,7 @@ def ending(board: SlowBoard) -> EndOfUse:
 async def test_lines_and_settings_go_back_behind_the_last_byte() -> None:
     board = SlowBoard()
     with LoopClock() as clock, capture_logs() as logs:
-        ending(board).begin(board.ended, limit_s=FINISH_LIMIT_S, resets=False)
+        ending(board).begin(board.ended, is_hurried=False, resets=False)
         await clock.advance(FINISH_LIMIT_S - 0.1)
         assert board.asked == ["sent?"]
         board.sent()
@@ -70,7 +74,7 @@ async def test_lines_and_settings_go_back_behind_the_last_byte() -> None:
 
 async def test_the_board_is_reset_behind_the_last_byte_and_before_its_lines_go_back() -> None:
     board = SlowBoard()
-    ending(board).begin(board.ended, limit_s=FINISH_LIMIT_S, resets=True)
+    ending(board).begin(board.ended, is_hurried=False, resets=True)
     board.sent()
     assert board.asked == ["sent?", "reset", "bring back 74880", "done"]
 
@@ -79,7 +83,7 @@ async def test_bytes_that_do_not_leave_are_dropped_at_the_limit() -> None:
     board = SlowBoard()
     with LoopClock() as clock, capture_logs() as logs:
         end = ending(board)
-        end.begin(board.ended, limit_s=FINISH_LIMIT_S, resets=False)
+        end.begin(board.ended, is_hurried=False, resets=False)
         await clock.advance(FINISH_LIMIT_S)
         assert board.asked == ["sent?", "purge", "bring back 74880", "done"]
         end.hurry()
@@ -88,14 +92,38 @@ async def test_bytes_that_do_not_leave_are_dropped_at_the_limit() -> None:
     assert board.asked.count("purge") == 1
 
 
+async def test_bytes_that_leave_are_let_out_however_long_that_takes() -> None:
+    board = SlowBoard()
+    with LoopClock() as clock, capture_logs() as logs:
+        ending(board).begin(board.ended, is_hurried=False, resets=False)
+        while board.waiting_bytes > 10:
+            await clock.advance(FINISH_LIMIT_S - 2.0)
+            board.waiting_bytes -= 10
+        assert board.asked == ["sent?"]
+        board.sent()
+        assert board.asked[-1] == "done"
+    assert not logs
+
+
 async def test_another_who_waits_makes_the_limit_short() -> None:
     board = SlowBoard()
     with LoopClock() as clock:
         end = ending(board)
-        end.begin(board.ended, limit_s=FINISH_LIMIT_S, resets=False)
+        end.begin(board.ended, is_hurried=False, resets=False)
         await clock.advance(1.0)
         end.hurry()
         await clock.advance(HANDOVER_S)
+        assert "purge" in board.asked
+
+
+async def test_who_is_to_hurry_from_the_start_is_not_let_out_longer_though_bytes_leave() -> None:
+    board = SlowBoard()
+    with LoopClock() as clock:
+        ending(board).begin(board.ended, is_hurried=True, resets=False)
+        for _ in range(5):
+            await clock.advance(HANDOVER_S / 5)
+            board.waiting_bytes -= 1
+        await clock.advance(0.01)
         assert "purge" in board.asked
 
 
@@ -103,7 +131,7 @@ async def test_a_device_that_is_lost_needs_no_end() -> None:
     board = SlowBoard()
     with LoopClock() as clock:
         end = ending(board)
-        end.begin(board.ended, limit_s=FINISH_LIMIT_S, resets=False)
+        end.begin(board.ended, is_hurried=False, resets=False)
         end.cancel()
         await clock.advance(2 * FINISH_LIMIT_S)
         assert board.asked == ["sent?"]

@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.device import DeviceState
+from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import IDLE, RESET, STRAP
 from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings
@@ -513,6 +514,26 @@ async def test_a_client_that_leaves_while_it_is_not_read_is_noticed(tmp_path: Pa
     ends = [entry for entry in logs if entry["event"] == "client_disconnected"]
     assert [entry["reason"] for entry in ends] == ["left, and the board takes no bytes"]
     assert [entry["event"] for entry in logs].count("unsent_dropped") == 1
+
+
+async def test_a_client_that_leaves_at_once_has_all_sent_that_a_slow_board_takes(
+    tmp_path: Path,
+) -> None:
+    sent = b"".join(b"%07d\n" % number for number in range(40_000))
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board, converse=RawPipe) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(sent)
+            await until(lambda: served.device.sent_bytes > 65536)
+            with LoopClock(served.device) as clock:
+                began = asyncio.get_running_loop().time()
+                while len(board.received) < len(sent):
+                    board.read_some(16384)
+                    await clock.advance(4.0)
+                assert asyncio.get_running_loop().time() - began > 60.0
+            await served.until_idle()
+            assert board.received == sent
+    assert "unsent_dropped" not in [entry["event"] for entry in logs]
 
 
 async def test_a_client_that_pauses_on_a_stuck_board_keeps_it(tmp_path: Path) -> None:

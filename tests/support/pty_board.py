@@ -8,6 +8,7 @@ where `serial_tty` lets a simulated board set its own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import pty
@@ -171,6 +172,11 @@ class PtyBoard:
             got(data)
 
         asyncio.get_running_loop().add_reader(master, read)
+
+    def read_some(self, most_bytes: int) -> None:
+        """Read once, if anything has come."""
+        with contextlib.suppress(BlockingIOError):
+            self.received += os.read(self._master, most_bytes)
 
     def stop_reading(self) -> None:
         """Read no more."""
