@@ -181,11 +181,12 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
     ports, defaults = _read_file(root, problems)
     http = read_section(root, "http", read_http, problems)
     mdns = read_section(root, "mdns", read_mdns, problems)
-    check_unique(ports, problems, [http_section(http)] if http is not None else [])
+    others = [http_section(http)] if http is not None else []
+    check_unique(ports, problems, others)
     warnings = []
     if with_files:
         check_http_files(http, problems)
-        warnings = check_tls_files([*defaults, *ports], problems)
+        warnings = check_tls_files([*defaults, *ports, *others], problems)
     problems.raise_if_any()
     return replace(_built(ports), http=http, mdns=mdns, warnings=tuple(warnings))
 

@@ -16,13 +16,16 @@ from typing import Any, Final
 
 import yaml
 
+from gateway.config_choices import Tls
 from gateway.config_networks import EVERYBODY, NETWORKS, Networks
+from gateway.config_tls import TLS, check_tls_fits
 from gateway.config_unique import Section
 from gateway.config_values import Address, read_address
 from gateway.errors import GatewayError
 from gateway.yaml_lines import (
     Kind,
     Problems,
+    WrongPartsError,
     is_refused,
     known_entries,
     line_of,
@@ -45,12 +48,14 @@ _TOKEN_FILE_BYTES: Final = 4096
 class HttpConfig:
     """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
 
-    State is changed by who shows the token in `token_file`, an absolute path; None asks for none.
+    It speaks TLS with `tls`. State is changed by who shows the token in `token_file`, an absolute
+    path; None asks for none.
     """
 
     host: str
     tcp_port: int
     allow: Networks = EVERYBODY
+    tls: Tls | None = None
     token_file: str | None = None
     lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
@@ -108,6 +113,7 @@ LISTEN: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_listen)
 HTTP_KEYS: Final = {
     "listen": LISTEN,
     "allow": NETWORKS,
+    "tls": TLS,
     "token_file": Kind("an absolute path", _read_path),
 }
 _ACCEPTED: Final = f"{LISTEN.accepted}, or a mapping of {', '.join(HTTP_KEYS)}"
@@ -133,6 +139,7 @@ def read_http(line: int, node: yaml.Node, problems: Problems) -> HttpConfig | No
         return None
     listen = values.pop("listen")
     http = HttpConfig(listen.host, listen.tcp_port, **values, lines=tuple(lines.items()))
+    check_tls_fits(http_section(http), line, problems)
     if http.token_file is None and not http.is_loopback:
         found_there = f"{listen} without token_file"
         accepted = "token_file, or an address that only this machine reaches (127.0.0.1:8080)"
@@ -152,9 +159,10 @@ def check_http_files(http: HttpConfig | None, problems: Problems) -> None:
 
 
 def http_section(http: HttpConfig) -> Section:
-    """What it has in common with a port, for the check that no two listen at one address."""
-    values = {"tcp": http.tcp_port, "host": http.host}
-    return Section("http", values, {"tcp": dict(http.lines)["listen"]})
+    """What it has in common with a port, for the checks of addresses and of files for TLS."""
+    values = {"tcp": http.tcp_port, "host": http.host, "tls": http.tls}
+    lines = dict(http.lines)
+    return Section("http", values, lines | {"tcp": lines["listen"]})
 
 
 def _read_into(
@@ -162,6 +170,8 @@ def _read_into(
 ) -> None:
     try:
         values[name] = HTTP_KEYS[name].read(node)
+    except WrongPartsError as parts:
+        problems.add_parts(path, parts)
     except ValueError as exc:
         accepted = _ACCEPTED if path == "http" else HTTP_KEYS[name].accepted
         refuse(node, path, accepted, problems, reason=str(exc))

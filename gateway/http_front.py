@@ -14,6 +14,8 @@ import structlog
 
 from gateway.config_http import HttpConfig, TokenFileError, read_token
 from gateway.running_port import RunningPort
+from gateway.tls_contexts import TlsContexts, TlsNow
+from gateway.tls_files import TlsFileError
 
 if TYPE_CHECKING:
     from gateway.web.http_server import HttpServer
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 class HttpFront:
     """See the module; made and used on the loop. `ports` tells which ports run."""
 
-    def __init__(self, ports: Callable[[], Sequence[RunningPort]], version: str) -> None:
+    def __init__(
+        self, ports: Callable[[], Sequence[RunningPort]], version: str, contexts: TlsContexts
+    ) -> None:
         self._ports = ports
+        self._contexts = contexts
         self._version = version
         self._log = structlog.get_logger()
         self._config: HttpConfig | None = None
@@ -38,9 +43,10 @@ class HttpFront:
         """Serve what `config` says from now on; the token is read again in any case."""
         try:
             token = await _token_of(config)
-        except TokenFileError as error:
-            # The file was fine a moment ago; without it, whoever had the old token keeps it.
-            self._log.error("http_token_not_read", reason=str(error))
+            tls = await self._tls_of(config)
+        except (TokenFileError, TlsFileError) as error:
+            # The files were fine a moment ago; who is served goes on being served.
+            self._log.error("http_files_not_read", reason=str(error))
             return
         if self._server is not None and config == self._config:
             self._server.use_token(token)
@@ -50,8 +56,13 @@ class HttpFront:
             # On a thread: the ports are served meanwhile.
             server_of = await asyncio.to_thread(_load)
             self._config = config
-            self._server = server_of(config, token, self._ports, self._version)
+            self._server = server_of(config, token, self._ports, self._version, tls)
             await self._server.start()
+
+    async def _tls_of(self, config: HttpConfig | None) -> TlsNow | None:
+        if config is None or config.tls is None:
+            return None
+        return await self._contexts.server(config.tls)
 
     async def stop(self) -> None:
         """Serve nobody any more; bounded to 1 s."""

@@ -63,7 +63,7 @@ class Service:
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
-        self._http = HttpFront(lambda: self._ports, self._version)
+        self._http = HttpFront(lambda: self._ports, self._version, self._tls_contexts)
         self._announcer = Announcer(self._announced)
         self._stopping = False
 

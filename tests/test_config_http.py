@@ -10,6 +10,7 @@ import pytest
 from gateway.config import parse_config
 from gateway.config_http import HttpConfig, TokenFileError, is_loopback, read_token
 from gateway.errors import ConfigError
+from tests.support.certificates import Authority
 
 PORTS = "ports:\n  - {name: desk, tcp: 4001, device: /dev/ttyUSB0}\n"
 
@@ -76,6 +77,22 @@ def test_mistakes_are_told(text: str, problem: str) -> None:
     [told] = problems_of(text)
     assert told.startswith("f.yaml:3:")
     assert problem in told
+
+
+def test_its_files_for_tls_are_checked_as_a_port_s(tmp_path: Path) -> None:
+    files = Authority(tmp_path).server_for_all()
+    http = http_of(
+        f"http: {{listen: '127.0.0.1:1', tls: {{cert: {files.cert}, key: {files.key}}}}}"
+    )
+    assert http is not None
+    assert http.tls == files
+    assert problems_of("http: {listen: 127.0.0.1:1, tls: {cert: /none}}") == [
+        "f.yaml:3: http.tls.cert: found cert without key, accepted: both or none of them"
+    ]
+    [told] = problems_of(f"http: {{listen: 127.0.0.1:1, tls: {{cert: /no, key: {files.key}}}}}")
+    assert told.startswith("f.yaml:3: http.tls.cert: found /no: no readable file")
+    told = "".join(problems_of(f"http: {{listen: 127.0.0.1:1, tls: {{ca: {tmp_path}/ca.pem}}}}"))
+    assert "http.tls: found tls without cert and key" in told
 
 
 def test_no_port_may_have_its_address(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import structlog
 from structlog.testing import capture_logs
 
 from gateway.config import parse_config
 from gateway.config_http import HttpConfig
 from gateway.http_front import HttpFront
 from gateway.service import Service
+from gateway.tls_contexts import TlsContexts
 
 
 async def status_of(tcp_port: int | None, token: str = "") -> int:
@@ -24,7 +26,7 @@ async def status_of(tcp_port: int | None, token: str = "") -> int:
 
 
 async def test_there_is_one_as_long_as_the_configuration_says(tmp_path: Path) -> None:
-    front = HttpFront(list, "1")
+    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()))
     await front.follow(None)
     assert front.tcp_port is None
     config = HttpConfig("127.0.0.1", 0)
@@ -44,7 +46,7 @@ async def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
     file = tmp_path / "token"
     config = HttpConfig("127.0.0.1", 0, token_file=str(file))
     file.write_text("a" * 16)
-    front = HttpFront(list, "1")
+    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()))
     await front.follow(config)
     assert await status_of(front.tcp_port) == 401
     file.write_text("b" * 16)
@@ -54,7 +56,7 @@ async def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
     file.unlink()
     with capture_logs() as logs:
         await front.follow(config)
-    assert [each["event"] for each in logs] == ["http_token_not_read"]
+    assert [each["event"] for each in logs] == ["http_files_not_read"]
     assert await status_of(front.tcp_port, "b" * 16) == 405
     await front.stop()
 

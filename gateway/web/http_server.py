@@ -22,6 +22,7 @@ from gateway.config_http import HttpConfig
 from gateway.door import Door
 from gateway.listener import Arriving, bind_failure
 from gateway.running_port import RunningPort
+from gateway.tls_contexts import TlsNow
 from gateway.web import (
     console,
     controls_api,
@@ -34,6 +35,7 @@ from gateway.web import (
 )
 from gateway.web.http_access import Policy
 from gateway.web.http_answers import MAX_BODY_BYTES, add_headers, guarded
+from gateway.web.https import Https
 from gateway.web.lab import LAB, Lab
 
 Room = Callable[[web.Application], None]
@@ -74,6 +76,7 @@ class HttpServer:
         token: str | None,
         ports: Callable[[], Sequence[RunningPort]],
         version: str,
+        tls: TlsNow | None = None,
     ) -> None:
         self._config = config
         self._log = structlog.get_logger()
@@ -87,6 +90,9 @@ class HttpServer:
             keepalive_timeout=_IDLE_LIMIT_S,
             shutdown_timeout=_SHUTDOWN_LIMIT_S,
         )
+        self._https: Https | None = None
+        if tls is not None:
+            self._https = Https(tls, self._protocol_for, self._door.not_secured)
         self._server: asyncio.Server | None = None
         self._binding: asyncio.Task[None] | None = None
         self._last_failure = ""
@@ -117,6 +123,8 @@ class HttpServer:
                 await self._binding
         if self._server is not None:
             self._server.close()
+        if self._https is not None:
+            await self._https.stop()
         self._door.close()
         await self._runner.cleanup()
 
@@ -157,16 +165,24 @@ class HttpServer:
         return Arriving(self._arrived)
 
     def _arrived(self, transport: asyncio.Transport) -> None:
-        """Hand a connection to aiohttp, or close it before anything is sent on it."""
-        host = peer_host(transport)
-        server = self._runner.server
+        """Let a connection in, or close it before anything is sent on it."""
         # When stopping, the kernel had accepted it before.
-        if server is None or not self._door.allows(host) or not self._has_room(host, server):
+        if self._runner.server is None or not self._door.allows(peer_host(transport)):
             transport.abort()
-            return
-        handler = server()
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
+        elif self._https is not None:
+            self._https.begin(transport)
+        elif (protocol := self._protocol_for(transport)) is None:
+            transport.abort()
+        else:
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
+
+    def _protocol_for(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
+        """What speaks HTTP on a connection, None if there is no room for it."""
+        server = self._runner.server
+        if server is None or not self._has_room(peer_host(transport), server):
+            return None
+        return server()
 
     def _has_room(self, host: str, server: web.Server) -> bool:
         return self._door.has_room(host, len(server.connections))

@@ -13,6 +13,7 @@ import jsonschema
 
 from gateway.config_http import HttpConfig
 from gateway.running_port import RunningPort
+from gateway.tls_contexts import TlsNow
 from gateway.web.http_server import HttpServer
 from gateway.web.page import interface
 from tests.support.pty_board import Served
@@ -122,10 +123,13 @@ def running(*served: Served) -> list[RunningPort]:
 
 @asynccontextmanager
 async def http_server(
-    ports: Sequence[RunningPort], token: str | None = None, config: HttpConfig | None = None
+    ports: Sequence[RunningPort],
+    token: str | None = None,
+    config: HttpConfig | None = None,
+    tls: TlsNow | None = None,
 ) -> AsyncIterator[HttpServer]:
     """A server on a free port of loopback."""
-    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3")
+    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", tls)
     await server.start()
     try:
         yield server
