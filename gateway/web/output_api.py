@@ -33,6 +33,7 @@ _WAITS: web.AppKey[set[TextWait]] = web.AppKey("waits", set)
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
     app[_WAITS] = set()
+    app.on_shutdown.append(_end_waits)
     app.router.add_get("/api/ports/{name}/tail", show_tail)
     app.router.add_get("/api/ports/{name}/log", show_log)
     app.router.add_post("/api/ports/{name}/wait", wait_for_text)
@@ -102,6 +103,12 @@ async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) ->
     finally:
         recorder.unfollow(wait.add)
     return answer(found)
+
+
+async def _end_waits(app: web.Application) -> None:
+    waits = app[_WAITS]
+    for wait in tuple(waits):
+        wait.give_up("the gateway is shutting down")
 
 
 def _first(pieces: list[Piece], n_bytes: int) -> list[Piece]:

@@ -32,6 +32,7 @@ class TextWait:
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
+        self._reason = "the expression takes more time or memory than there is"
         self._early: list[bytes] = []
         self._process: asyncio.subprocess.Process | None = None
 
@@ -47,8 +48,14 @@ class TextWait:
             return  # it has found it
         process.stdin.write(frame)
         if process.stdin.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.give_up(self._reason)
+
+    def give_up(self, reason: str) -> None:
+        """End it; `found` raises PatternError with the reason."""
+        self._reason = reason
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                self._process.kill()
 
     async def found(self) -> dict[str, Any]:
         """What has been found, as the interface has it; waits for ever.
@@ -73,7 +80,7 @@ class TextWait:
         self._early.clear()
         line = await process.stdout.readline()
         if not line:
-            raise PatternError("the expression takes more time or memory than there is")
+            raise PatternError(self._reason)
         told: dict[str, Any] = json.loads(line)
         if "error" in told:
             raise PatternError(f"no regular expression: {told['error']}")

@@ -114,8 +114,12 @@ async def test_a_reset_waits_for_what_a_client_has_asked_for(tmp_path: Path) -> 
 
 
 async def test_a_client_that_comes_during_a_reset_waits_for_its_end(tmp_path: Path) -> None:
+    # Where clients take over, one waits as long as it takes; where they don't, half a second.
     with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
+        async with (
+            serving(board, sharing=Sharing.TAKEOVER) as served,
+            http_client(running(served)) as client,
+        ):
             before = len(board.lines)
             board.answers.clear()
             asked = asyncio.create_task(client.post("/api/ports/desk/reset", {}))

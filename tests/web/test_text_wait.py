@@ -50,3 +50,14 @@ async def test_what_comes_after_the_match_is_not_wanted() -> None:
 
 async def test_one_that_was_never_started_can_be_closed() -> None:
     await TextWait("a").close()
+
+
+async def test_one_that_is_given_up_says_why() -> None:
+    wait = TextWait("a")
+    wait.give_up("the end")
+    finding = asyncio.create_task(wait.found())
+    await until(lambda: wait._process)
+    wait.give_up("the end")
+    with pytest.raises(PatternError, match="the end"):
+        await finding
+    await wait.close()
