@@ -188,7 +188,7 @@ TOOLS = (
         _esptool("--before", "usb-reset", *_READ_MAC),
         ("download",),
         20,
-        only=("esp32c3",),
+        only=("esp32c3", "esp32s2"),
     ),
     Tool(
         "esp-idf-monitor's reset and bootloader keys",
