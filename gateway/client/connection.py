@@ -31,8 +31,15 @@ _MOST_ROUND_TRIP_S = 2.0
 #: How long a state that was told is as good as one that is asked for, with `poll_modem`.
 _FRESH_S = 0.3
 
-#: How long close() waits for the server to close, too: only then may the port be opened again.
-_CLOSE_LIMIT_S = 3.0
+#: How long close() waits for the server to close, too, beyond what the network and unsent bytes
+#: take: only then may the port be opened again. pyserial's own client waits as long in any case.
+_CLOSE_S = 0.3
+
+#: What the line still has to send when a port is closed is waited for as long as by Linux.
+_MOST_UNSENT_S = 30.0
+
+#: Start, 8 data, stop.
+_BITS_PER_BYTE = 10
 
 #: How much of what a server says before it closes is shown.
 _SHOWN_BYTES = 200
@@ -78,7 +85,7 @@ class Connection:
         self.modemstate: Modemstate | None = None
         self.round_trip_s = 0.0  # the quickest that was seen
         self.sent_s = 0.0  # when data was sent last
-        self.sent_bytes = 0
+        self._line_busy_until_s = 0.0  # by the baud rate in force
         self._timeout_s = address.timeout_s
         self._modemstate_s = 0.0
         self._wire = Wire()
@@ -247,11 +254,22 @@ class Connection:
                     raise WriteTimeoutError from None
                 except OSError as error:
                     raise ConnectionEndedError(self.received.ended or str(error)) from error
-                self.sent_bytes += len(piece)
+                self._count(len(piece))
         finally:
             self.sent_s = time.monotonic()
             self._writing.release()
         return len(data)
+
+    def _count(self, size: int) -> None:
+        baud = self.in_force.get("SetBaudrate")
+        if isinstance(baud, rfc2217.SetBaudrate) and baud.baudrate:
+            begin_s = max(self._line_busy_until_s, time.monotonic())
+            self._line_busy_until_s = begin_s + size * _BITS_PER_BYTE / baud.baudrate
+
+    @property
+    def unsent_s(self) -> float:
+        """How long the server's line needs at most for what was written."""
+        return max(0.0, self._line_busy_until_s - time.monotonic())
 
     def _may_write(self, deadline_s: float | None) -> bool:
         """Waits while the server has suspended us; False: cancelled."""
@@ -301,7 +319,8 @@ class Connection:
         """End the connection; what was written before is still delivered."""
         self.received.drop()
         self._link.finish()
-        self._reader.join(_CLOSE_LIMIT_S)
+        limit_s = _CLOSE_S + 2 * self.round_trip_s + min(self.unsent_s, _MOST_UNSENT_S)
+        self._reader.join(limit_s)
         self._end()
 
     def _end(self) -> None:

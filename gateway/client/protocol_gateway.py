@@ -300,10 +300,8 @@ class Serial(SerialBase):
     def flush(self) -> None:
         """Wait until the server has taken all that was written and passed it on."""
         connection = self._connected()
-        bits = 2 + self._bytesize + self._stopbits
-        pending_s = connection.sent_bytes * bits / self._baudrate
-        connection.sent_bytes = 0
-        self._do(lambda: connection.ask([rfc2217.SetBaudrate(0)], more_s=pending_s))
+        more_s = connection.unsent_s
+        self._do(lambda: connection.ask([rfc2217.SetBaudrate(0)], more_s=more_s))
 
     def reset_input_buffer(self) -> None:
         """Discard what has come, what is on its way and what the server holds."""

@@ -79,14 +79,14 @@ def test_an_answer_that_nobody_asked_for_answers_nothing_else(
     assert connection.in_force["SetBaudrate"] == rfc2217.SetBaudrate(9600)
 
 
-def test_an_answer_that_comes_too_late_is_not_the_next_ones(server: ScriptedAccessServer) -> None:
-    tcp_port = int(server.url().rpartition(":")[2])
-    connection = Connection(Address("127.0.0.1", tcp_port, timeout_s=0.05))
+def test_an_answer_that_comes_too_late_is_not_the_next_ones(
+    server: ScriptedAccessServer, connection: Connection
+) -> None:
+    connection._timeout_s = 0.05
     server.answer = lambda _: b""
     with pytest.raises(NoAnswerError, match=r"no answer to SetBaudrate in 0\.05 s"):
         connection.ask([rfc2217.SetBaudrate(9600)])
     assert not any(connection._unanswered.values())
-    connection.close()
 
 
 def test_the_stream_of_a_server_that_makes_no_sense_ends_the_connection(

@@ -158,10 +158,18 @@ def test_what_a_server_says_before_it_closes_is_shown() -> None:
             opened.result(LIMIT_S)
 
 
-def test_a_server_that_answers_no_setting_is_given_up(server: ScriptedAccessServer) -> None:
+def test_a_server_that_answers_no_setting_is_given_up(
+    server: ScriptedAccessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_impatient(connection: Connection) -> None:
+        negotiate(connection)
+        connection._timeout_s = 0.01
+
+    negotiate = Connection._negotiate
+    monkeypatch.setattr(Connection, "_negotiate", be_impatient)
     server.answer = lambda _: b""
     with pytest.raises(serial.SerialException, match="no answer to SetBaudrate"):
-        connect(server, "?timeout=0.01")
+        connect(server)
 
 
 # Settings.
@@ -311,11 +319,10 @@ def test_modem_inputs_that_were_never_told_are_asked_for(server: ScriptedAccessS
 
 
 def test_a_server_that_tells_no_modem_state_is_given_up(server: ScriptedAccessServer) -> None:
-    with (
-        connect(server, "?timeout=0.05") as port,
-        pytest.raises(serial.SerialException, match="NOTIFY-MODEMSTATE"),
-    ):
-        _ = port.cd
+    with connect(server) as port:
+        inside(port)._timeout_s = 0.01
+        with pytest.raises(serial.SerialException, match="NOTIFY-MODEMSTATE"):
+            _ = port.cd
 
 
 # Reading.
