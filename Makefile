@@ -31,7 +31,7 @@ LABGRID_STAMP := $(VENV_LABGRID)/.installed-$(LABGRID_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix fuzz soak clean
+.PHONY: help run test test-all lint reset-matrix fuzz soak remote-flashing clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,9 @@ fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one 
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
+
+remote-flashing: $(TEST_STAMP) ## esptool over slow networks, into docs/remote-flashing.md (hours)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.remote_flashing $(REMOTE_FLASHING_ARGS)
 
 bench: $(TEST_STAMP) ## the gateway and its peers side by side, into docs/performance.md (an hour)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks

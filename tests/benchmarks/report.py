@@ -79,10 +79,10 @@ class Table:
         return cell if ratio is None else f"{cell} {ratio:.2f}x"
 
 
-def replaced(document: str, measured: str) -> str:
+def replaced(document: str, measured: str, begin_mark: str = BEGIN) -> str:
     """The document with its measured part replaced. Raises ValueError if it has none."""
-    head, begin, rest = document.partition(BEGIN)
+    head, begin, rest = document.partition(begin_mark)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the document lacks {BEGIN} or {END}")
-    return f"{head}{BEGIN}\n\n{measured.strip()}\n\n{END}{tail}"
+        raise ValueError(f"the document lacks {begin_mark} or {END}")
+    return f"{head}{begin_mark}\n\n{measured.strip()}\n\n{END}{tail}"
