@@ -180,7 +180,7 @@ class Page:
         self._browser = browser
         self._context = context
         self._session = session
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def __enter__(self) -> Self:
@@ -313,16 +313,6 @@ class Page:
             commands=["paste"],
         )  # fmt: skip
         self.call("Input.dispatchKeyEvent", type="keyUp", key="v", code="KeyV", modifiers=2)
-
-    def go_offline(self, offline: bool) -> None:
-        """Cut the page off from the network, or let it back."""
-        self.call(
-            "Network.emulateNetworkConditions",
-            offline=offline,
-            latency=0,
-            downloadThroughput=-1,
-            uploadThroughput=-1,
-        )
 
     def accessible(self) -> list[tuple[str, str]]:
         """(role, name) of everything that a screen reader is told of, in reading order."""

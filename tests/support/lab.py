@@ -100,7 +100,7 @@ class Lab:
     """`gateway run` with simulated boards, one per name; a context manager.
 
     `boards` gives each board's URL parameters by its name, `keys` what else the YAML says of each
-    port. With `http`, that is the address of the HTTP server.
+    port. With `http`, that is the address of the HTTP server; it wants the token in `token_file`.
     """
 
     def __init__(
@@ -112,13 +112,17 @@ class Lab:
         env: Mapping[str, str] | None = None,
         keys: Mapping[str, str] | None = None,
         http: bool = False,
+        token_file: Path | None = None,
     ) -> None:
         self.boards: dict[str, LabBoard] = {}
         self._names = list(boards)
         self._folder = folder
         self._http = http
         self.http = ""
-        lines = ["http: 127.0.0.1:0", "ports:"] if http else ["ports:"]
+        lines = ["http:", "  listen: 127.0.0.1:0"] if http else []
+        if token_file is not None:
+            lines.append(f"  token_file: {token_file}")
+        lines.append("ports:")
         for name, parameters in boards.items():
             url = f"sim://{chip}?name={name}&dir={folder / name}&{parameters}".rstrip("&")
             lines += [f"  - name: {name}", "    tcp: 0", f"    device: {url}"]

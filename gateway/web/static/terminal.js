@@ -9,6 +9,18 @@ const SCROLLBACK_LINES = 5000;
 /** What may wait to be drawn; what comes beyond is left out, and said. xterm.js itself dies at 50 MB. */
 const MOST_UNDRAWN_BYTES = 2 << 20;
 
+/** Device attributes, device status, mode and window reports. */
+const QUESTIONS = [
+  { final: 'c' },
+  { prefix: '>', final: 'c' },
+  { prefix: '=', final: 'c' },
+  { final: 'n' },
+  { prefix: '?', final: 'n' },
+  { intermediates: '$', final: 'p' },
+  { prefix: '?', intermediates: '$', final: 'p' },
+  { final: 't' },
+];
+
 const THEMES = {
   light: {
     background: '#ffffff', foreground: '#1f2328', cursor: '#0969da', cursorAccent: '#ffffff',
@@ -58,9 +70,9 @@ export class ConsoleTerminal {
       }
       return !leaves;
     });
-    // While old output is drawn, the answers that it asked a terminal for are not given again.
-    this.terminal.onData((data) => this.quiet || typed(data));
-    this.terminal.onBinary((data) => this.quiet || typed(data));
+    this.terminal.onData(typed);
+    this.terminal.onBinary(typed);
+    this.answerOnce();
     this.recolour = () => {
       this.terminal.options.theme = this.theme();
     };
@@ -68,6 +80,17 @@ export class ConsoleTerminal {
     this.observer = new ResizeObserver(() => this.fit.fit());
     this.observer.observe(parent);
     this.fit.fit();
+  }
+
+  /** What old output asked a terminal for, where the cursor is for instance, is not answered again. */
+  answerOnce() {
+    const { parser } = this.terminal;
+    const isOld = () => this.quiet > 0;
+    for (const question of QUESTIONS) parser.registerCsiHandler(question, isOld);
+    parser.registerDcsHandler({ intermediates: '$', final: 'q' }, isOld);
+    for (const colours of [4, 10, 11, 12]) {
+      parser.registerOscHandler(colours, (text) => isOld() && text.includes('?'));
+    }
   }
 
   theme() {
