@@ -89,7 +89,7 @@ $(RUN_STAMP): pyproject.toml
 	$(CHECK_PYTHON)
 	@echo "installing the gateway into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/$(PIP_INSTALL) --editable .
+	@$(VENV)/bin/$(PIP_INSTALL) --editable '.[web]'
 	@touch $@
 
 $(TEST_STAMP): pyproject.toml

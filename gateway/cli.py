@@ -183,7 +183,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from gateway import demo, service  # noqa: PLC0415 - only this command needs the first
 
     def started(serving: Service) -> None:
-        print(demo.commands_to_try(serving.tcp_ports()), flush=True)
+        print(demo.commands_to_try(serving.tcp_ports(), serving.http_port), flush=True)
 
     _serve(service.serve(demo.configuration(), started=started), verbose=arguments.verbose)
     return 0

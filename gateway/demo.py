@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from gateway.config import GatewayConfig, parse_config
+from gateway.config_http import PACKAGE
 from gateway.listener import is_free
 
 _HOST = "127.0.0.1"
 _FIRST_TCP_PORT = 4001
+_HTTP_PORT = 8080
 _BOARDS = {"desk": "sim://esp32?name=desk", "shelf": "sim://esp32?name=shelf&en_rise_ms=10"}
 
 _COMMANDS = """
 {boards}
+{page}
 
 Try, in another terminal (the tools: pip install esptool esp-idf-monitor pyserial):
 
@@ -25,8 +30,14 @@ A plain RFC 2217 client takes its time: flash-id needs about 20 s over any serve
 
 
 def configuration() -> GatewayConfig:
-    """Two simulated boards, on the default TCP ports or, where taken, on free ones."""
+    """Two simulated boards, on the default TCP ports or, where taken, on free ones.
+
+    The page with them is served where the package is there that it needs.
+    """
     lines = ["ports:"]
+    if importlib.util.find_spec(PACKAGE) is not None:
+        http_port = _HTTP_PORT if is_free(_HOST, _HTTP_PORT) else 0
+        lines.insert(0, f"http: {_HOST}:{http_port}")
     for number, (name, url) in enumerate(_BOARDS.items()):
         tcp_port = _FIRST_TCP_PORT + number
         lines += [
@@ -38,13 +49,17 @@ def configuration() -> GatewayConfig:
     return parse_config("\n".join(lines), "demo")
 
 
-def commands_to_try(tcp_ports: dict[str, int | None]) -> str:
-    """What to type, with the TCP ports that the boards have got."""
+def commands_to_try(tcp_ports: dict[str, int | None], http_port: int | None) -> str:
+    """What to type, with the TCP ports that the boards have got, and the page if there is one."""
     boards = "\n".join(
         f"Simulated ESP32 {name!r} is served at rfc2217://{_HOST}:{tcp_port}"
         for name, tcp_port in tcp_ports.items()
     )
     first = next(iter(tcp_ports.values()))
+    if http_port is None:
+        page = "There is no page: it needs pip install 'esp-serial-gateway[web]'"
+    else:
+        page = f"The page with them is at http://{_HOST}:{http_port}/"
     return _COMMANDS.format(
-        boards=boards, url=f"rfc2217://{_HOST}:{first}", host=_HOST, tcp_port=first
+        boards=boards, page=page, url=f"rfc2217://{_HOST}:{first}", host=_HOST, tcp_port=first
     ).strip("\n")

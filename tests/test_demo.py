@@ -36,12 +36,20 @@ def test_a_taken_port_is_replaced_by_any_free_one(first_tcp_port: int) -> None:
 
 
 def test_the_commands_are_for_the_ports_that_the_boards_have_got() -> None:
-    text = demo.commands_to_try({"desk": 50001, "shelf": 50002})
+    text = demo.commands_to_try({"desk": 50001, "shelf": 50002}, 50003)
     assert "Simulated ESP32 'desk' is served at rfc2217://127.0.0.1:50001" in text
     assert "Simulated ESP32 'shelf' is served at rfc2217://127.0.0.1:50002" in text
     assert "esptool --port rfc2217://127.0.0.1:50001 flash-id" in text
     assert "telnet 127.0.0.1 50001" in text
+    assert "The page with them is at http://127.0.0.1:50003/" in text
     assert "{" not in text
+
+
+def test_without_the_package_for_the_page_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert demo.configuration().http is not None
+    monkeypatch.setattr(demo, "PACKAGE", "no_such_package")
+    assert demo.configuration().http is None
+    assert "esp-serial-gateway[web]" in demo.commands_to_try({"desk": 50001}, None)
 
 
 def test_the_demo_serves_what_it_prints_although_its_ports_are_taken() -> None:
@@ -54,7 +62,11 @@ def test_the_demo_serves_what_it_prints_although_its_ports_are_taken() -> None:
         )
         with BackgroundProcess([sys.executable, "-c", script]) as process:
             url = process.wait_for_line(r"'desk' is served at rfc2217://127\.0\.0\.1:(\d+)")
+            page = process.wait_for_line(r"The page with them is at http://127\.0\.0\.1:(\d+)/")
             process.wait_for_line("Ctrl-C ends")
+            with socket.create_connection(("127.0.0.1", int(page[1]))) as client:
+                client.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+                assert b" 200 " in client.recv(100)
             tcp_port = int(url[1])
             assert tcp_port != taken
             asyncio.run(greeted(tcp_port))
