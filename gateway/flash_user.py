@@ -140,7 +140,7 @@ class FlashUser:
         if self._lent:
             self._lent = False
             self._device.take_back()
-        if not self.lost.done():
+        if not self.lost.done() and self._device.state is not DeviceState.STOPPED:
             for user in self._others:
                 if user in self._device.users.drivers:
                     user.resumed()
@@ -204,6 +204,8 @@ class FlashUser:
             await asyncio.wait({self.lost}, timeout=_POLL_S)
         if self.lost.done():
             raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {self.lost.result()}")
+        if self._device.state in _NO_BOARD:  # its entry of the YAML has changed
+            raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {self._device.state.value}")
 
     async def _step(self, done: asyncio.Future[None]) -> None:
         """Wait until it is done; NoBoardError when the device is lost meanwhile."""
