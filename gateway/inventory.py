@@ -67,6 +67,7 @@ class Inventory:
         self._ttys: list[UsbTty] = []
         self._assigned: tuple[object, ...] = ()  # what the assignment was worked out from
         self._real_paths: dict[str, str] = {}  # of what is plugged in, and of paths in the YAML
+        self._ttys_by_path: dict[str, UsbTty] = {}  # by real path
         self._pool_paths: dict[str, str] = {}  # by the port's name
         self._assignment = Assignment()
         self._served = Served()
@@ -124,10 +125,7 @@ class Inventory:
 
     def tty_of(self, port: PortConfig) -> UsbTty | None:
         """The USB device that a port has, None if it is none or is not plugged in."""
-        real_path = self._real_paths.get(self._path_of(port) or "")
-        if real_path is None:
-            return None
-        return next((t for t in self._ttys if self._real_paths.get(t.path) == real_path), None)
+        return self._ttys_by_path.get(self._real_paths.get(self._path_of(port) or "", ""))
 
     def _path_of(self, port: PortConfig) -> str | None:
         return self._assignment.paths.get(port.name) or self._pool_paths.get(port.name)
@@ -152,6 +150,7 @@ class Inventory:
             return
         self._assigned = (self._config, self._ttys, real_paths)
         self._real_paths = real_paths
+        self._ttys_by_path = {real_paths.get(tty.path, tty.path): tty for tty in self._ttys}
         self._assignment = assign(choices, self._ttys, real_paths)
         has_other_ports = self._serve_pools(self._assignment.free)
         self._tell_devices(real_paths)

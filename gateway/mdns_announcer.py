@@ -67,6 +67,7 @@ class Announcer:
         self._news: dict[str, tuple[Announcement, float]] = {}  # with since when it is so
         self._broadcasts: set[asyncio.Future[None]] = set()
         self._kept_back: dict[str, tuple[str, ...]] = {}  # ports, where they listen
+        self._looked_at: dict[str, tuple[PortFacts, Announcement | None]] = {}
         self._last_failure = ""
 
     def follow(self, settings: MdnsConfig | None) -> None:
@@ -124,7 +125,9 @@ class Announcer:
             async with at_a_time:
                 await self._say(name, announcement)
 
-        await asyncio.gather(*(say(*each) for each in wanted.items()))
+        # A task for each port only when there is something to say.
+        news = {name: each for name, each in wanted.items() if self._is_news(name, each)}
+        await asyncio.gather(*(say(*each) for each in news.items()))
 
     def _open(self, settings: MdnsConfig, own: OwnAddresses) -> None:
         from zeroconf.asyncio import AsyncZeroconf  # noqa: PLC0415 - an extra
@@ -138,8 +141,14 @@ class Announcer:
 
     def _wanted(self, settings: MdnsConfig, own: OwnAddresses) -> dict[str, Announcement]:
         wanted, kept_back = {}, {}
+        before, self._looked_at = self._looked_at, {}
         for facts in self._ports():
-            announcement = announced(_gateway(settings), facts, own.addresses)
+            # With a thousand ports, what has not changed should take no time.
+            known = before.get(facts.name)
+            if known is None or known[0] != facts:
+                known = facts, announced(_gateway(settings), facts, own.addresses)
+            self._looked_at[facts.name] = known
+            announcement = known[1]
             if announcement is not None:
                 wanted[facts.name] = announcement
             else:
@@ -150,6 +159,10 @@ class Announcer:
                 self._log.info("mdns_port_not_announced", device=name, reason=reason)
         self._kept_back = kept_back
         return wanted
+
+    def _is_news(self, name: str, announcement: Announcement) -> bool:
+        said = self._said.get(name)
+        return said is None or announcement != said.announcement or name in self._news
 
     async def _say(self, name: str, announcement: Announcement) -> None:
         """Announce a port, or what is new of it, if it is not known already."""
@@ -193,7 +206,7 @@ class Announcer:
 
     async def _close(self) -> None:
         zeroconf, self._zeroconf = self._zeroconf, None
-        self._said, self._news, self._kept_back = {}, {}, {}
+        self._said, self._news, self._kept_back, self._looked_at = {}, {}, {}, {}
         repeats = list(self._broadcasts)
         for repeat in repeats:
             repeat.cancel()

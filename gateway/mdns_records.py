@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.config_mdns import MAX_INSTANCE_CHARS
 
@@ -66,12 +67,14 @@ class Announcement:
     txt: tuple[tuple[str, str], ...]
 
 
-def announced(gateway: str, facts: PortFacts, own_addresses: Iterable[str]) -> Announcement | None:
+def announced(
+    gateway: str, facts: PortFacts, own_addresses: tuple[str, ...]
+) -> Announcement | None:
     """What to announce of a port of `gateway` where the host has these addresses.
 
     None when the port listens at none of them.
     """
-    addresses = tuple(sorted(_reached_at(facts.listens_at, own_addresses), key=_by_kind))
+    addresses = _reached_at(facts.listens_at, own_addresses)
     if not addresses:
         return None
     gateway = gateway[:MAX_INSTANCE_CHARS].strip() or _PROVIDER
@@ -88,7 +91,8 @@ def announced(gateway: str, facts: PortFacts, own_addresses: Iterable[str]) -> A
     )
 
 
-def _reached_at(listens_at: Iterable[str], own_addresses: Iterable[str]) -> set[str]:
+@lru_cache(maxsize=256)  # most ports listen at the same addresses
+def _reached_at(listens_at: tuple[str, ...], own_addresses: tuple[str, ...]) -> tuple[str, ...]:
     own = {ipaddress.ip_address(text) for text in own_addresses}
     reached: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
     for text in listens_at:
@@ -97,7 +101,7 @@ def _reached_at(listens_at: Iterable[str], own_addresses: Iterable[str]) -> set[
             a for a in own if a == bound or (bound.is_unspecified and a.version == bound.version)
         }
         reached |= fits
-    return {str(address) for address in reached}
+    return tuple(sorted((str(address) for address in reached), key=_by_kind))
 
 
 def _by_kind(text: str) -> tuple[int, bool, int]:
