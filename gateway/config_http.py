@@ -33,9 +33,9 @@ from gateway.yaml_lines import (
     scalar_text,
 )
 
-#: The Python package that the server is made with, and how it is installed.
-PACKAGE: Final = "aiohttp"
-_INSTALLED: Final = "the package aiohttp (pip install 'esp-serial-gateway[web]')"
+#: The Python packages that the server is made with, and how they are installed.
+PACKAGES: Final = ("aiohttp", "prometheus_client")
+_INSTALLED: Final = "what pip install 'esp-serial-gateway[web]' installs"
 
 #: What may be in a token: all that can be offered as a WebSocket protocol, which is how a browser
 #: sends it (RFC 6455, 4.1), and that needs no quoting in a shell.
@@ -133,8 +133,9 @@ def read_http(line: int, node: yaml.Node, problems: Problems) -> HttpConfig | No
             problems.add(line_of(node), "http.listen", "nothing", LISTEN.accepted)
     else:
         _read_into(values, "listen", "http", node, problems)
-    if importlib.util.find_spec(PACKAGE) is None:
-        problems.add(line, "http", f"http without the Python package {PACKAGE}", _INSTALLED)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        problems.add(line, "http", f"http without the Python package {missing[0]}", _INSTALLED)
     if len(problems.found) > before or "listen" not in values:
         return None
     listen = values.pop("listen")

@@ -115,7 +115,8 @@ install_program() {
   say "installing into $root"
   chmod 755 "$venv"
   "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$build"
+  # With what `http:` needs: a configuration that has it would be refused after an upgrade.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${build}[web]"
   "$venv/bin/esp-gateway" --version
   ln -sfn "${venv##*/}/bin" "$root/bin.new"
   mv -T "$root/bin.new" "$root/bin"

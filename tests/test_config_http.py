@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import parse_config
-from gateway.config_http import HttpConfig, TokenFileError, is_loopback, read_token
+from gateway.config_http import PACKAGES, HttpConfig, TokenFileError, is_loopback, read_token
 from gateway.errors import ConfigError
 from tests.support.certificates import Authority
 
@@ -103,11 +103,14 @@ def test_no_port_may_have_its_address(tmp_path: Path) -> None:
     )
 
 
-def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_without_a_package_it_is_said_what_to_install(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else "")
     assert problems_of("http: 127.0.0.1:8080") == [
-        "f.yaml:3: http: found http without the Python package aiohttp,"
-        " accepted: the package aiohttp (pip install 'esp-serial-gateway[web]')"
+        f"f.yaml:3: http: found http without the Python package {package},"
+        " accepted: what pip install 'esp-serial-gateway[web]' installs"
     ]
     assert http_of("") is None
 
