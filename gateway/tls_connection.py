@@ -138,10 +138,12 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         """The TCP connection is gone; what had come before is still passed on."""
         if self._timer is not None:
             self._timer.cancel()
-        if self.state is TlsState.HANDSHAKE:
+        if self._aborted:
+            pass  # by us, who know why
+        elif self.state is TlsState.HANDSHAKE:
             reason = "closed" if exc is None else str(exc).lower()
             self.fail(f"{reason} during the handshake")
-        elif self.state is TlsState.OPEN and not self._aborted:
+        elif self.state is TlsState.OPEN:
             self._reading = True
             self._deliver()
         self.state = TlsState.LOST

@@ -177,6 +177,7 @@ async def test_stopping_gives_up_the_handshakes(tmp_path: Path) -> None:
                 with suppress(ConnectionResetError):
                     assert await client.receive_to_end() == b""
             await until(lambda: not pending._pending)
+            assert not served.listener.turned_away  # nobody else has done it
 
 
 async def test_a_client_that_comes_after_a_renewal_gets_the_new_certificate(
