@@ -137,7 +137,12 @@ class Dialer:
         self._session = session
         self._nobody_connected.clear()
         if secured is None:
-            await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+            try:
+                await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+            except BaseException:  # stopped before the session has its connection
+                session.close("given up")
+                self._session_ended(session)
+                raise
         else:
             secured.set_protocol(session)
             session.connection_made(secured)

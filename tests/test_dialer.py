@@ -431,3 +431,22 @@ async def test_stopping_during_a_handshake_leaves_nothing(tmp_path: Path) -> Non
                 await client.receive(lambda: client.received)
                 await dialer.stop("over")
                 await client.receive_to_end()
+
+
+async def test_stopping_before_a_session_has_its_connection_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+
+    async def create_connection(protocol: object, *, sock: socket.socket) -> None:
+        with sock:
+            await never.wait()
+
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end:
+        async with dialling(board, far_end.address) as dialer:
+            loop = asyncio.get_running_loop()
+            monkeypatch.setattr(loop, "create_connection", create_connection)
+            with await far_end.accept(), LoopClock():  # so that no limit passes
+                await until(lambda: dialer.sessions)
+                await dialer.stop("over")
+                assert not dialer.sessions
