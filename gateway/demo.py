@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from gateway.config import GatewayConfig, parse_config
-from gateway.config_http import PACKAGE
+from gateway.config_http import PACKAGES
 from gateway.listener import is_free
 
 _HOST = "127.0.0.1"
@@ -35,7 +35,7 @@ def configuration() -> GatewayConfig:
     The page with them is served where the package is there that it needs.
     """
     lines = ["ports:"]
-    if importlib.util.find_spec(PACKAGE) is not None:
+    if all(importlib.util.find_spec(name) is not None for name in PACKAGES):
         http_port = _HTTP_PORT if is_free(_HOST, _HTTP_PORT) else 0
         lines.insert(0, f"http: {_HOST}:{http_port}")
     for number, (name, url) in enumerate(_BOARDS.items()):

@@ -47,7 +47,7 @@ def test_the_commands_are_for_the_ports_that_the_boards_have_got() -> None:
 
 def test_without_the_package_for_the_page_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert demo.configuration().http is not None
-    monkeypatch.setattr(demo, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(demo, "PACKAGES", ("no_such_package",))
     assert demo.configuration().http is None
     assert "esp-serial-gateway[web]" in demo.commands_to_try({"desk": 50001}, None)
 
