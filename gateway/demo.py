@@ -32,7 +32,7 @@ A plain RFC 2217 client takes its time: flash-id needs about 20 s over any serve
 def configuration() -> GatewayConfig:
     """Two simulated boards, on the default TCP ports or, where taken, on free ones.
 
-    The page with them is served where the package is there that it needs.
+    The page with them is served where the packages are there that it needs.
     """
     lines = ["ports:"]
     if all(importlib.util.find_spec(name) is not None for name in PACKAGES):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,17 @@ def test_it_runs_without_the_package(
     )
     assert ran.returncode == code
     assert (json.loads(ran.stdout) if ran.stdout else None) == told
+
+
+def test_where_no_limits_may_be_set_it_looks_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    stdin = io.TextIOWrapper(io.BytesIO(b"0 3\nbaa"))
+    monkeypatch.setattr(resource, "setrlimit", forbidden)
+    monkeypatch.setattr(sys, "argv", ["text_matcher.py", "a+"])
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert text_matcher.main() == 0
+    assert json.loads(capsys.readouterr().out)["match"] == "aa"
