@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -40,6 +41,15 @@ _KEPT_BYTES = 65536
 MAX_GROWTH = 0.05
 
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+#: esptool waits longer than its 3 s for a board that gets no CPU on a busy machine; a block that
+#: was not acknowledged is not sent again, which would hide a lost byte.
+_PATIENT_ESPTOOL = """
+[esptool]
+timeout = 60
+connect_attempts = 30
+write_block_attempts = 1
+"""
 
 #: A client that is killed: it asks for output, says that it has done so, and never ends by itself.
 _VICTIM = """
@@ -240,10 +250,12 @@ def flash(board: LabBoard, rng: random.Random) -> int:
     image = board.folder.with_suffix(".bin")
     image.write_bytes(data)
     echo(board, rng)  # the board is there: esptool does not try twice
-    args = ["-m", "esptool", "--port", board.url, "write-flash", "0x10000", str(image)]
-    done = subprocess.run(
-        [sys.executable, *args], capture_output=True, text=True, timeout=180, check=False
-    )
+    settings = image.with_suffix(".cfg")
+    settings.write_text(_PATIENT_ESPTOOL)
+    url = f"{board.url}?timeout=60"
+    args = [sys.executable, "-m", "esptool", "--port", url, "write-flash", "0x10000", str(image)]
+    env = {**os.environ, "ESPTOOL_CFGFILE": str(settings)}
+    done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode or "Hash of data verified" not in done.stdout:
         raise WrongBytesError(f"esptool: {done.stdout[-300:]}{done.stderr[-300:]}")
     echo(board, rng)
