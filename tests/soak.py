@@ -385,9 +385,8 @@ def soak(
         for player in players:
             player.is_warm.wait()
         warm_kib = watch.resident_kib()
-        # However slow the machine: as long again as it took to get warm.
-        warm_up_s = time.monotonic() - started
-        time.sleep(max(seconds - warm_up_s, warm_up_s))
+        # However long it took to get warm, something has to happen after it.
+        time.sleep(max(started + seconds - time.monotonic(), seconds / 4))
         deadline.set()
         for thread in threads:
             thread.join()

@@ -9,7 +9,7 @@ import pytest
 from tests import soak
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_random_clients_and_boards_lose_nothing_and_leave_nothing(tmp_path: Path) -> None:
     # With pauses, for the sake of the tests beside it: ten minutes without any are `make soak`.
     assert soak.soak(tmp_path, seconds=60, seed=1, pause_s=4.0) == 0
