@@ -1,10 +1,9 @@
 """One client on one device: its TCP connection, from accept to the moment the device is free.
 
-Bytes from the client go through its conversation (`protocol.access_server` or
-`protocol.raw`) into the request queue, which carries them
-out in stream order; while too much waits there, nothing more is read from the client. What
-the board sends goes the other way at once. Who may connect is `listener`'s matter, what
-happens to the board `device`'s.
+Bytes from the client go through its conversation (`protocol.access_server` or `protocol.raw`) into
+the request queue, which carries them out in stream order; while too much waits there, nothing more
+is read from the client. What the board sends goes the other way at once. Who may connect is
+`listener`'s matter, what happens to the board `device`'s.
 """
 
 from __future__ import annotations
@@ -88,6 +87,7 @@ class Session(asyncio.BufferedProtocol):
         self._seat = Seat(device)
         self._requests = RequestQueue(self._seat, conversation, self)
         self._output = ClientOutput(device, self, limits)
+        self._early = b""  # has come before the device was ours
         self._violated = False
         self._identified = False
         self._connected = False
@@ -120,7 +120,7 @@ class Session(asyncio.BufferedProtocol):
         self._device.attach(self)
 
     def _pause_while_waiting(self) -> None:
-        """Pause again: asyncio of Python 3.11.2 begins to read after `connection_made`."""
+        """Pause again: uvloop and Python 3.11.2 begin to read after `connection_made`."""
         if self.state is SessionState.WAITING:
             self._transport.resume_reading()
             self._transport.pause_reading()
@@ -131,11 +131,17 @@ class Session(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """The client has sent bytes."""
-        if self.state is SessionState.ACTIVE:
-            self.received_bytes += nbytes
-            events = self._conversation.receive_data(bytes(_RECEIVE_BUFFER[:nbytes]))
-            self._output.client_sent(events)
-            self._requests.add(events)
+        if self.state is SessionState.WAITING:  # uvloop reads once before it pauses
+            self._early += _RECEIVE_BUFFER[:nbytes]
+            self._pause_while_waiting()
+        elif self.state is SessionState.ACTIVE:
+            self._receive(bytes(_RECEIVE_BUFFER[:nbytes]))
+
+    def _receive(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        events = self._conversation.receive_data(data)
+        self._output.client_sent(events)
+        self._requests.add(events)
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left, whether it still reads or not."""
@@ -178,6 +184,7 @@ class Session(asyncio.BufferedProtocol):
         self._watch.start(self._transport)
         self._output.start()
         self._send_answers()
+        self._receive(self._early)
         self._transport.resume_reading()
 
     def refused(self, error: ClientError) -> None:
@@ -246,10 +253,7 @@ class Session(asyncio.BufferedProtocol):
         return self.state in {SessionState.REFUSED, SessionState.CLOSED}
 
     def rival_came(self, rival: Session) -> None:
-        """Another client waits: if it comes from the same address, see whether this one lives.
-
-        It shows that the network is there. A client elsewhere may be cut off for a while.
-        """
+        """Another client waits: if its address shows that the network is there, does ours live?"""
         if self.state is SessionState.ACTIVE and rival.state is SessionState.WAITING:
             ours, theirs = (peer_host(each._transport) for each in (self, rival))
             connection = self._transport.get_extra_info("socket")
@@ -269,8 +273,7 @@ class Session(asyncio.BufferedProtocol):
     def close(self, reason: str, *, is_fault: bool = False, is_told: bool = False) -> None:
         """End the session from our side; what waits is not carried out any more.
 
-        `is_fault` when it ends for what the client has done wrong, `is_told` when the client has
-        been told why.
+        `is_fault` when it ends for what the client has done, `is_told` when it knows why.
         """
         before = self.state
         if before in {SessionState.REFUSED, SessionState.CLOSED}:

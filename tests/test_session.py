@@ -700,3 +700,20 @@ async def test_a_client_names_itself_once_in_the_log(tmp_path: Path) -> None:
                 await client.receive_wire(com_port(SIGNATURE + 100, b"gateway under test"))
     names = [entry["signature"] for entry in logs if entry["event"] == "client_identified"]
     assert names == [r"'tool 1.0\x1b[2J'"]
+
+
+async def test_what_is_read_although_the_board_is_not_there_yet_is_kept(tmp_path: Path) -> None:
+    # uvloop reads once before it pauses.
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as first:
+                board.start_reading()
+                with await TcpClient.connect(served.tcp_port) as second:
+                    await until(lambda: "waiting" in served.states())
+                    (waiting,) = [each for each in served.sessions if each.label == second.name]
+                    for early in (b"ear", b"ly "):
+                        waiting.get_buffer(-1)[: len(early)] = early
+                        waiting.buffer_updated(len(early))
+                    await second.send(b"and late")
+                    first.close()
+                    await until(lambda: board.received == b"early and late")

@@ -20,7 +20,7 @@ class RawPipe:
 
     def receive_data(self, data: bytes) -> list[Event]:
         """All that comes from the client is for the board."""
-        return [SerialData(data)]
+        return [SerialData(data)] if data else []
 
     def data_to_send(self) -> bytes:
         """Nothing: there is nothing to answer."""
