@@ -17,6 +17,9 @@ from gateway.mdns_records import PortFacts
 from tests.support.mdns import find, find_all, gateway_name
 from tests.support.pty_board import until
 
+#: Several looks at the network, each of which may wait for a busy machine.
+pytestmark = pytest.mark.timeout(400)
+
 DESK = PortFacts("desk", ("127.0.0.1",), 4001, "rfc2217", chip="CP2102N", serial="8a2f1c")
 SHELF = PortFacts("shelf-4100", ("127.0.0.1",), 4100, "raw")
 

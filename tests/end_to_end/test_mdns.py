@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from gateway.config import parse_config
 from gateway.mdns_records import FoundPort
 from tests.support.fake_sysfs import CP2102N
@@ -16,6 +18,9 @@ from tests.support.lan import ADDRESS, in_a_lan
 from tests.support.mdns import find, gateway_name
 from tests.support.processes import Service, free_tcp_port, run_tool
 from tests.support.usb_lab import usb_lab
+
+#: Several looks at the network, each of which may wait for a busy machine.
+pytestmark = pytest.mark.timeout(400)
 
 _LIMIT_S = 110.0
 
