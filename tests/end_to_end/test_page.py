@@ -25,6 +25,10 @@ NOT_LOADED = re.compile("Failed to load resource|WebSocket connection to .* fail
 CONNECT = "#console .toolbar .primary"
 
 
+#: The rules of axe-core: contrast, names, landmarks, structure.
+AXE = Path(__file__).parent.parent / "vendor" / "axe-core" / "axe.min.js"
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with Browser() as browser:
@@ -312,7 +316,8 @@ def test_a_screen_reader_finds_its_way(page: Page, lab: Lab) -> None:
     page.wait_for_text(TERMINAL, "heartbeat")
     told = page.accessible()
     for wanted in [
-        ("main", "Boards"),
+        ("main", ""),
+        ("region", "Boards"),
         ("banner", ""),
         ("search", ""),
         ("region", "desk"),
@@ -330,6 +335,30 @@ def test_a_screen_reader_finds_its_way(page: Page, lab: Lab) -> None:
     # What a board says is read when somebody goes there, not whenever it comes.
     output = f"document.querySelector('{in_card('desk', '.last')}')"
     assert not page.evaluate(f"{output}.closest('[aria-live], [role=status]')")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("phone", [False, True], ids=["desk", "phone"])
+def test_axe_finds_nothing_to_complain_of(page: Page, lab: Lab, dark: bool, phone: bool) -> None:
+    width, height = (360, 740) if phone else (1280, 800)
+    page.look_like(width, height, dark=dark, phone=phone)
+    open_lab(page, lab)
+    page.click(in_card("desk", "summary"))
+    page.wait_for_text(in_card("desk", ".last"), "heartbeat")
+    page.evaluate(AXE.read_text() + "; 0")
+    assert complaints(page) == []
+    page.click(in_card("desk", ".buttons .plain"))
+    page.wait_for_text(TERMINAL, "heartbeat")
+    assert complaints(page) == []
+
+
+def complaints(page: Page) -> list[str]:
+    """The rules that the page breaks, and where."""
+    found: list[str] = page.evaluate(
+        "axe.run(document, {resultTypes: ['violations']}).then((result) => result.violations.map("
+        "(each) => `${each.id}: ${each.nodes.map((node) => node.target.join(' ')).join(', ')}`))"
+    )
+    return found
 
 
 def test_the_token_is_asked_for_once(page: Page, tmp_path: Path) -> None:

@@ -251,14 +251,14 @@ class Page:
             raise AssertionError(thrown.get("exception", {}).get("description", thrown["text"]))
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, limit_s: float = LIMIT_S) -> Any:
-        """Wait until a JavaScript expression is true; its value."""
+    def wait_for(self, condition: str, limit_s: float = LIMIT_S) -> None:
+        """Wait until a JavaScript expression is true, or is an element."""
         deadline = time.monotonic() + limit_s
         while True:
             # While a page loads, there may be no element to ask.
             with contextlib.suppress(AssertionError):
-                if value := self.evaluate(condition):
-                    return value
+                if self.evaluate(f"Boolean({condition})"):
+                    return
             if time.monotonic() > deadline:
                 text = self.evaluate("document.body.innerText")
                 pytest.fail(

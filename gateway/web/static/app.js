@@ -18,7 +18,7 @@ const OUTPUT_MS = 250;
 const FIRST_OUTPUT_BYTES = 1024;
 
 const byId = (id) => document.getElementById(id);
-const main = byId('boards');
+const boards = byId('boards');
 const cards = new Map();
 const filterButtons = new Map();
 let isLive = false;
@@ -79,7 +79,7 @@ const handlers = {
     setText(byId('live-text'), 'Live');
     setAttribute(byId('live'), 'data-live', 'live');
     show(byId('lost'), false);
-    setAttribute(main, 'data-stale', null);
+    setAttribute(boards, 'data-stale', null);
   },
 
   lost(why, waitSeconds) {
@@ -92,7 +92,7 @@ const handlers = {
     setText(byId('live-text'), 'Not connected');
     setAttribute(byId('live'), 'data-live', 'lost');
     show(byId('lost'), true);
-    setAttribute(main, 'data-stale', '');
+    setAttribute(boards, 'data-stale', '');
     startCountdown(Date.now() + waitSeconds * 1000);
     for (const card of cards.values()) card.setLive(false);
     open?.console.update(cards.get(open.name)?.port ?? null, false);
@@ -240,7 +240,7 @@ window.addEventListener('hashchange', showConsole);
 document.querySelector('.skip-link').addEventListener('click', (event) => {
   // Followed as a link it would change the address, which names the console that is open.
   event.preventDefault();
-  main.focus();
+  boards.focus();
 });
 document.addEventListener('keydown', (event) => {
   const inField = event.target.closest?.('input, textarea, select, dialog');
