@@ -409,3 +409,15 @@ def test_a_flood_leaves_the_page_small_and_usable(page: Page, lab: Lab) -> None:
         page.evaluate(f"document.querySelector('{in_card('desk', '.last')}').textContent.length")
         < 1000
     )
+
+
+def test_commands_for_a_port_with_tls_speak_it(page: Page, lab: Lab) -> None:
+    open_lab(page, lab)
+    told = {"name": "vault", "tcp_port": 4009, "tls": True, "protocol": "rfc2217"}
+    commands = page.evaluate(
+        "Promise.all([import('/static/commands.js'), import('/static/port.js')]).then((modules) =>"
+        f" modules[0].commandsFor(modules[1].portFrom({json.dumps(told)}), 'lab'))"
+    )
+    esptool, socat = (command for _, command in commands)
+    assert esptool.startswith('esptool --port "gateway://lab:4009?ca=ca.pem" ')
+    assert "OPENSSL:lab:4009,cafile=ca.pem" in socat

@@ -148,7 +148,8 @@ export class Card {
   }
 
   commandHint() {
-    const { tcpPort, address, host } = this.port;
+    const { tcpPort, address, host, tls } = this.port;
+    if (tls) return 'This port wants TLS: ca.pem is the authority of its certificate; a client certificate goes in as cert=…&key=….';
     if (!tcpPort) return address.startsWith('->') ? `The gateway connects to ${address.slice(3)}.` : 'This port has no address yet.';
     const isLocal = host.startsWith('127.') || host === '[::1]' || host === 'localhost';
     const here = location.hostname;

@@ -6,6 +6,7 @@
  */
 export function portUrl(port, host) {
   if (!port.tcpPort) return null;
+  if (port.tls) return `gateway://${host}:${port.tcpPort}`;
   const scheme = port.protocol === 'raw' ? 'socket' : 'rfc2217';
   return `${scheme}://${host}:${port.tcpPort}`;
 }
@@ -14,6 +15,7 @@ export function portUrl(port, host) {
 export function commandsFor(port, host) {
   const url = portUrl(port, host);
   if (!url) return [];
+  if (port.tls) return tlsCommands(port, url, host);
   const commands = [
     ['esptool', `esptool --port ${url} write-flash 0x10000 app.bin`],
     ['idf.py', `idf.py --port ${url} flash monitor`],
@@ -33,4 +35,14 @@ export function commandsFor(port, host) {
     ['pyserial terminal', `pyserial-miniterm ${url} ${baud}`],
     ['pyserial', `serial.serial_for_url("${url}", baudrate=${baud})`],
   ];
+}
+
+/** The tools speak no TLS: pyserial's do with the gateway's own client, for all others socat does. */
+function tlsCommands(port, url, host) {
+  const socat = [
+    'socat, for other tools',
+    `socat TCP-LISTEN:${port.tcpPort},bind=127.0.0.1,reuseaddr,fork OPENSSL:${host}:${port.tcpPort},cafile=ca.pem`,
+  ];
+  if (port.protocol === 'raw') return [socat];
+  return [['esptool', `esptool --port "${url}?ca=ca.pem" write-flash 0x10000 app.bin`], socat];
 }

@@ -39,6 +39,7 @@ export function portFrom(told) {
     tcpPort: Number(told.tcp_port) || 0,
     host: text(told.host),
     protocol: text(told.protocol) || 'rfc2217',
+    tls: told.tls === true,
     device: text(told.device),
     usb: usbOf(told.usb),
     settings: text(told.settings),
