@@ -129,7 +129,8 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         if self.state is TlsState.HANDSHAKE:
             self.fail("hung up during the handshake")
         elif self.state is TlsState.OPEN:
-            self._leave_it_to_protocol()
+            self._peer_left = True
+            self._deliver()  # uvloop's connection may end while it is paused: then when it is not
         else:
             return False  # nothing is left to be done: close
         return True
@@ -300,7 +301,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             if n_bytes < len(buffer):
                 break
         self._flush()
-        if self._peer_left:
+        if self._peer_left and self._reading:
             self._leave_it_to_protocol()
         if self._tcp.get_write_buffer_size() > _UNREAD_LIMIT_BYTES:
             self._choked = True
