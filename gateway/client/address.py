@@ -55,10 +55,7 @@ def parse(url: str) -> Address:
         host, port = None, None
     if not host or not port:
         raise ValueError(f"expected {FORM} with a host and a port of 1 to 65535, not {url!r}")
-    try:
-        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError:
-        options = parse_qs(parts.query, keep_blank_values=True)
+    options = parse_qs(parts.query, keep_blank_values=True)
     return _with_options(host, port, {name: values[-1] for name, values in options.items()})
 
 

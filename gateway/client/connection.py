@@ -89,6 +89,7 @@ class Connection:
         self._timeout_s = address.timeout_s
         self._modemstate_s = 0.0
         self._wire = Wire()
+        greeting = self._wire.data_to_send()  # from now on the wire is the receiving thread's
         self._unanswered: Counter[str] = Counter()
         self._suspended = False
         self._write_cancelled = False
@@ -99,15 +100,15 @@ class Connection:
         )
         self._reader.start()
         try:
-            self._negotiate()
+            self._negotiate(greeting)
         except BaseException:
             self._end()
             raise
 
-    def _negotiate(self) -> None:
+    def _negotiate(self, greeting: bytes) -> None:
         deadline_s = time.monotonic() + self._timeout_s
         with suppress(OSError):  # the thread that receives finds out why, and what was said
-            self._link.send(self._wire.data_to_send(), deadline_s)
+            self._link.send(greeting, deadline_s)
         with self.news:
             while not self._wire.takes_commands:
                 if self.received.ended is not None:

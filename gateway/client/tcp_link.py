@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ class Link:
         self._tls: TlsLayer | None = None
         self._lock = threading.Lock()  # held by who sends
         self._owed = b""  # begun and not finished, goes before all else
-        self._later: list[bytes] = []  # from who may not wait
+        self._later: deque[bytes] = deque()  # from who may not wait
         # Two objects, since Python keeps a socket's time-out in the object.
         self._receiver = socket.create_connection((address.host, address.port), address.timeout_s)
         try:
@@ -138,11 +139,10 @@ class Link:
         self._sender.close()
 
     def _take_later(self) -> bytes:
-        later = self._later
-        if not later:
-            return b""
-        self._later = []
-        return b"".join(later)
+        later = b""
+        while self._later:
+            later += self._later.popleft()
+        return later
 
     def _send_later(self) -> None:
         # Who finds the lock taken leaves it to the holder, who looks once more after releasing.

@@ -161,8 +161,8 @@ def test_what_a_server_says_before_it_closes_is_shown() -> None:
 def test_a_server_that_answers_no_setting_is_given_up(
     server: ScriptedAccessServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def be_impatient(connection: Connection) -> None:
-        negotiate(connection)
+    def be_impatient(connection: Connection, greeting: bytes) -> None:
+        negotiate(connection, greeting)
         connection._timeout_s = 0.01
 
     negotiate = Connection._negotiate
