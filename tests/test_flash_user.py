@@ -191,21 +191,3 @@ async def test_a_port_that_was_released_to_somebody_is_theirs(tmp_path: Path) ->
             assert refused.value.outcome is Outcome.BUSY
             user.leave()
             device.resume()
-
-
-async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with started(board) as device:
-            user = FlashUser(device, LABEL)
-            await user.take()
-            await user.lend()
-            await device.stop()
-            with pytest.raises(NoBoardError, match="desk: stopped"):
-                await user.take_back()
-            with pytest.raises(NoBoardError, match="desk: stopped"):
-                await user.reset()
-            user.leave()
-            again = FlashUser(device, LABEL)
-            with pytest.raises(NoBoardError, match="desk: stopped"):
-                await again.take()
-            again.leave()
