@@ -115,13 +115,26 @@ install_program() {
   say "installing into $root"
   chmod 755 "$venv"
   "$python" -m venv "$venv"
-  # With what `http:` needs: a configuration that has it would be refused after an upgrade.
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${build}[web]"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${build}[$(extras)]"
   "$venv/bin/esp-gateway" --version
   ln -sfn "${venv##*/}/bin" "$root/bin.new"
   mv -T "$root/bin.new" "$root/bin"
   trap - EXIT
   rm -rf "$build"
+}
+
+# With what `http:` and `mdns:` need: a configuration that has them would be refused after an upgrade.
+# What was put beside the version in use stays: esptool for flashing, uvloop.
+extras() {
+  local extras=web,mdns
+  if has_module esptool; then extras+=,flash; fi
+  if has_module uvloop; then extras+=,fast; fi
+  echo "$extras"
+}
+
+has_module() {
+  "$destdir$prefix/bin/python" -c "import importlib.util as u, sys
+sys.exit(u.find_spec('$1') is None)" 2>/dev/null
 }
 
 install_files() {

@@ -34,9 +34,12 @@ esac
 PYTHON = """#!/bin/sh
 case "$1 $2 $3" in
   "-c import sys"*) exit "${TOO_OLD:-0}" ;;
+  "-c import importlib"*"'$HAS'"*) exit 0 ;;
+  "-c import importlib"*) exit 1 ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip install")
     [ -z "$PIP_FAILS" ] || exit 1
+    echo "pip ${6##*[}" >> "$RECORD"
     printf '#!/bin/sh\\n[ "$1" != check ] || exit "${CHECK_CODE:-0}"\\n' > "${0%/*}/esp-gateway"
     chmod +x "${0%/*}/esp-gateway" ;;
   --version*) echo "Python 3.9.2" ;;
@@ -167,6 +170,15 @@ def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(machine: Mach
     [venv] = machine.venvs()
     assert venv not in first
     assert machine.path("opt/esp-gateway/bin/esp-gateway").exists()
+
+
+def test_an_upgrade_keeps_what_was_installed_beside_the_old_version(machine: Machine) -> None:
+    machine.install()
+    assert "pip web,mdns]" in machine.asked()
+    machine.install(HAS="esptool")
+    assert "pip web,mdns,flash]" in machine.asked()
+    machine.install(HAS="uvloop")
+    assert "pip web,mdns,fast]" in machine.asked()
 
 
 def test_an_upgrade_that_fails_leaves_the_old_version(machine: Machine) -> None:
