@@ -294,6 +294,7 @@ async def test_a_client_that_asks_and_never_reads_the_answers_is_read_no_more(
                 assert not sending.done()
                 sending.cancel()
                 # Having read them, it is served again.
+                client.set_receive_buffer(1 << 20)
                 reading = asyncio.create_task(client.receive_to_end())
                 await until(session._transport.is_reading)
                 reading.cancel()

@@ -94,6 +94,10 @@ class TcpClient:
         n_bytes = len(self.received)
         await self.receive(lambda: len(self.received) > n_bytes)
 
+    def set_receive_buffer(self, n_bytes: int) -> None:
+        """Of a small one, the kernel makes much use only every 40 ms."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, n_bytes)
+
     def has_more(self) -> bool:
         """Whether anything has come that has not been read."""
         return bool(select.select([self._socket], [], [], 0)[0])
