@@ -279,11 +279,20 @@ async def test_detaching_sends_what_was_written_then_restores_lines_and_settings
             assert device.status.settings == SETTINGS
 
 
+async def until_it_takes_no_more(device: Device) -> None:
+    """Wait until the kernel has taken all that it will: it makes room in a pty a moment later."""
+    unsent_bytes = -1
+    while device.unsent_bytes != unsent_bytes:
+        unsent_bytes = device.unsent_bytes
+        await turns(200)
+
+
 async def test_bytes_that_the_board_does_not_take_are_dropped_for_the_next(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board, LoopClock() as clock, capture_logs() as logs:
         async with started(board) as device:
             user = await attached(device)
             device.write(b"x" * 200_000)
+            await until_it_takes_no_more(device)
             device.detach(user)
             await clock.advance(9.9)
             assert device.state is DeviceState.RELEASING

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.device import Device
+from gateway.end_of_use import EndOfUse
 from gateway.protocol import telnet
 from gateway.protocol.telnet import Telnet
 from gateway.request_queue import RequestQueue
@@ -112,7 +112,7 @@ def test_a_byte_that_is_lost_at_a_cut_is_found(
 
 
 def test_lines_that_are_left_on_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "_release_lines", Device._become_idle)
+    monkeypatch.setattr(EndOfUse, "_bring_back", lambda _self, done: done())
     reason = planted_defect_is_found(tmp_path)
     assert "are left at" in reason or "is left on" in reason
 

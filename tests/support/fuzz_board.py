@@ -161,7 +161,9 @@ class _BoardTty(Tty):
 class _LoopThread:
     """A control thread that runs its calls on the loop, one after the other, a moment later."""
 
-    def __init__(self, name: str, on_stuck: Callable[[float], None]) -> None:
+    def __init__(
+        self, name: str, on_stuck: Callable[[float], None], took: Callable[[float], None]
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Callable[[], None]] = deque()
         self._next: asyncio.TimerHandle | None = None
