@@ -114,7 +114,10 @@ def test_an_attack_leaves_the_service_as_it_was(tmp_path: Path, name: str) -> No
             attack(client, ATTACKS[name])
             grown_kib = resident_kib(lab) - before_kib
             reset(client)
-        lab.service.wait_for_line(rf'"client": "{attacker}".*"event": "client_disconnected"')
+        # What it had sent is let out first, at 115200 baud.
+        lab.service.wait_for_line(
+            rf'"client": "{attacker}".*"event": "client_disconnected"', limit_s=200
+        )
         events = events_of(lab, attacker)
         assert events["client_connected"] == events["client_disconnected"] == 1
         assert events["client_violated_protocol"] <= 1

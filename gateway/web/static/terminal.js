@@ -56,6 +56,8 @@ export class ConsoleTerminal {
       minimumContrastRatio: 4.5,
       // A link in a board's output leads where the board wants: it stays text.
       linkHandler: { activate() {} },
+      // What a board sends at a wrong baud rate is no error of the page.
+      logLevel: 'off',
       theme: this.theme(),
     });
     this.fit = new FitAddon();
