@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,9 @@ async def test_a_client_that_asks_and_never_reads_the_answers_is_read_no_more(
         async with serving(board) as served:
             with await TcpClient.connect(served.tcp_port, receive_buffer_bytes=4096) as client:
                 session = await served.session()
+                # The kernel would take megabytes of answers, each of which has to be made.
+                connection = session._transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
                 sending = asyncio.create_task(client.send(command(AYT) * 8_000_000))
                 await until(lambda: not session._transport.is_reading())
                 await turns(100)
