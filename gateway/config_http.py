@@ -20,7 +20,7 @@ from gateway.config_choices import Tls
 from gateway.config_networks import EVERYBODY, NETWORKS, Networks
 from gateway.config_tls import TLS, check_tls_fits
 from gateway.config_unique import Section
-from gateway.config_values import Address, read_address
+from gateway.config_values import ABSOLUTE_PATH, Address, read_address
 from gateway.errors import GatewayError
 from gateway.yaml_lines import (
     Kind,
@@ -100,13 +100,6 @@ def _read_listen(node: yaml.Node) -> Address:
     return read_address(scalar_text(node), first_port=0)
 
 
-def _read_path(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    if not text.isprintable() or not text.startswith("/") or text.endswith("/"):
-        raise ValueError
-    return text
-
-
 LISTEN: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_listen)
 
 #: The keys of `http`.
@@ -114,7 +107,7 @@ HTTP_KEYS: Final = {
     "listen": LISTEN,
     "allow": NETWORKS,
     "tls": TLS,
-    "token_file": Kind("an absolute path", _read_path),
+    "token_file": ABSOLUTE_PATH,
 }
 _ACCEPTED: Final = f"{LISTEN.accepted}, or a mapping of {', '.join(HTTP_KEYS)}"
 

@@ -12,7 +12,7 @@ import yaml
 
 from gateway.config_choices import Tls
 from gateway.config_unique import Section
-from gateway.config_values import HOST
+from gateway.config_values import ABSOLUTE_PATH, HOST
 from gateway.errors import ConfigProblem
 from gateway.tls_files import doubtful_files, wrong_files
 from gateway.yaml_lines import (
@@ -26,22 +26,12 @@ from gateway.yaml_lines import (
     scalar_text,
 )
 
-
-def _read_path(node: yaml.Node) -> str:
-    text = scalar_text(node)
-    if not text.isprintable() or not text.startswith("/") or text.endswith("/"):
-        raise ValueError
-    return text
-
-
-_PATH: Final = Kind("an absolute path", _read_path)
-
 #: The keys of `tls`; what each is read to is the field of Tls of that name.
 TLS_KEYS: Final = {
-    "cert": _PATH,
-    "key": _PATH,
-    "client_ca": _PATH,
-    "ca": _PATH,
+    "cert": ABSOLUTE_PATH,
+    "key": ABSOLUTE_PATH,
+    "client_ca": ABSOLUTE_PATH,
+    "ca": ABSOLUTE_PATH,
     "server_name": HOST,
 }
 

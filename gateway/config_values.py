@@ -92,18 +92,21 @@ def read_address(text: str, *, first_port: int = 1) -> Address:
     return Address(host, int(number))
 
 
-def _read_log_file(node: yaml.Node) -> str | None:
+def _read_path(node: yaml.Node) -> str:
     text = scalar_text(node)
-    if text == "none":
-        return None
     if not text.isprintable() or not text.startswith("/") or text.endswith("/"):
         raise ValueError
     return text
 
 
+def _read_log_file(node: yaml.Node) -> str | None:
+    return None if scalar_text(node) == "none" else _read_path(node)
+
+
 NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
 HOST: Final = Kind("an IP address or a host name", _read_host)
 ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
+ABSOLUTE_PATH: Final = Kind("an absolute path", _read_path)
 LOG_FILE: Final = Kind("an absolute path or none", _read_log_file)
 
 
