@@ -39,6 +39,7 @@ FLOORS: list[set[str]] = [
     {"tally"},
     {"door", "handshakes"},
     {"mdns_*"},
+    {"bound_sockets"},
     {"listener", "dialer"},
     {"esptool_*", "flash_*"},
     {"sd_report"},

@@ -1,4 +1,4 @@
-"""The TCP socket of a port: bound now or later, how many it takes, and how it ends."""
+"""A port that clients connect to: served now or later, how many it takes, and how it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from gateway.bound_sockets import is_free
 from gateway.config_choices import Access
 from gateway.config_networks import Networks
 from gateway.device import DeviceState
 from gateway.door import Refusal
-from gateway.listener import Listener, is_free
-from tests.support.processes import free_tcp_port
+from gateway.listener import Listener
 from tests.support.pty_board import (
     LoopClock,
     PtyBoard,
@@ -35,10 +35,10 @@ from tests.support.tcp_client import GREETING, TcpClient
 
 @asynccontextmanager
 async def listener_without_a_board(
-    folder: Path, tcp_port: int = 0, host: str = "127.0.0.1", access: Access | None = None
+    folder: Path, tcp_port: int = 0, access: Access | None = None
 ) -> AsyncIterator[Listener]:
     """A listener that has been started; whoever connects is told that no board is there."""
-    config = replace(port_config(tcp_port=tcp_port), host=host, access=access or Access())
+    config = replace(port_config(tcp_port=tcp_port), access=access or Access())
     with PtyBoard(folder, plugged_in=False) as board:
         device = device_of(board)
         device.start()
@@ -69,16 +69,6 @@ async def test_an_address_that_is_in_use_is_served_when_it_is_free(tmp_path: Pat
     events = [entry["event"] for entry in logs if entry["event"].startswith("listen_")]
     # Said once, however often it was tried.
     assert events == ["listen_failed", "listen_started"]
-
-
-async def test_an_address_of_another_machine_is_told_and_tried_again(tmp_path: Path) -> None:
-    host = "192.0.2.1"  # TEST-NET-1, RFC 5737
-    with capture_logs() as logs:
-        async with listener_without_a_board(tmp_path, host=host) as listener:
-            assert listener.tcp_port is None
-    (failure,) = [entry for entry in logs if entry["event"] == "listen_failed"]
-    assert failure["host"] == host
-    assert failure["reason"] == "no interface of this machine has the address"
 
 
 #: What the tests below are served with; one of them has the device.
@@ -170,7 +160,9 @@ async def test_an_ipv4_client_of_an_ipv6_socket_is_known_by_its_ipv4_address(
         await until(lambda: device.state is DeviceState.IDLE)
         listener = Listener(config, device, access_server, structlog.get_logger())
         # asyncio makes sockets that are for IPv6 only; systemd or another kernel may not.
-        server = await asyncio.get_running_loop().create_server(listener._new_arrival, sock=both)
+        server = await asyncio.get_running_loop().create_server(
+            listener._sockets._new_arrival, sock=both
+        )
         with await TcpClient.connect(both.getsockname()[1]) as client:
             if is_served:
                 await client.receive_wire(GREETING)
@@ -233,18 +225,3 @@ async def test_a_connection_that_comes_while_stopping_is_closed(
                 assert not served.sessions
                 with suppress(ConnectionResetError):  # the kernel had it, and nobody else
                     await client.receive_to_end()
-
-
-async def test_stopping_before_the_address_could_be_bound_is_fine(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as blocker:
-        async with listener_without_a_board(tmp_path, blocker.getsockname()[1]) as listener:
-            await listener.stop("closing time")
-            assert listener.tcp_port is None
-
-
-def test_an_address_is_free_until_somebody_listens() -> None:
-    tcp_port = free_tcp_port()
-    assert is_free("127.0.0.1", tcp_port)
-    with socket.create_server(("127.0.0.1", tcp_port)):
-        assert not is_free("127.0.0.1", tcp_port)
-    assert is_free("127.0.0.1", tcp_port)

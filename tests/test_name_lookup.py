@@ -6,48 +6,19 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import structlog
-from structlog.testing import capture_logs
 
 from gateway import name_lookup
-from gateway.listener import Listener
 from gateway.name_lookup import MOST_THREADS, hosts_of, look_up
-from tests.support.pty_board import (
-    LoopClock,
-    PtyBoard,
-    access_server,
-    device_of,
-    port_config,
-    until,
-)
-
-
-class Resolver:
-    """Stands in for the machine's; while `answers` is not set, it hangs."""
-
-    def __init__(self) -> None:
-        self.answers = threading.Event()
-        self.asked: list[str] = []
-
-    def getaddrinfo(self, host: str, tcp_port: int, *, type: int) -> list[object]:  # noqa: A002
-        self.asked.append(host)
-        assert self.answers.wait(60)
-        if host == "nowhere":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        ends = ["127.0.0.1", "127.0.0.2"]
-        return [(socket.AF_INET, type, 0, "", (end, tcp_port)) for end in ends]
+from tests.support.pty_board import until
+from tests.support.resolver import Resolver, resolver_that_hangs
 
 
 @pytest.fixture
 def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
-    stands_in = Resolver()
-    monkeypatch.setattr("gateway.name_lookup.socket.getaddrinfo", stands_in.getaddrinfo)
-    yield stands_in
-    stands_in.answers.set()
+    with resolver_that_hangs(monkeypatch) as stands_in:
+        yield stands_in
 
 
 async def test_a_name_has_its_addresses_and_one_without_is_an_error(resolver: Resolver) -> None:
@@ -93,25 +64,3 @@ async def test_threads_are_few_and_every_name_gets_its_turn(resolver: Resolver) 
     await asyncio.gather(*waiting)
     assert sorted(resolver.asked) == sorted(names)
     assert not name_lookup._pending
-
-
-async def test_a_port_whose_name_is_not_found_in_time_is_served_when_it_is(
-    tmp_path: Path, resolver: Resolver
-) -> None:
-    config = port_config()
-    config = replace(config, host="lab")
-    with PtyBoard(tmp_path) as board, capture_logs() as logs:
-        device = device_of(board)
-        listener = Listener(config, device, access_server, structlog.get_logger())
-        with LoopClock() as clock:
-            starting = asyncio.create_task(listener.start())
-            await clock.advance(5.1)
-            await starting
-            assert not listener.is_ready
-            resolver.answers.set()
-            while not listener.is_ready:
-                await clock.advance(1.0)
-        await listener.stop("over")
-        await device.stop()
-    (failed,) = [entry for entry in logs if entry["event"] == "listen_failed"]
-    assert failed["reason"] == "the resolver does not answer"

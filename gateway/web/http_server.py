@@ -1,13 +1,12 @@
-"""The HTTP server's life: bound, bound again when that fails, who connects, and its end.
+"""The HTTP server's life: what speaks HTTP on each connection that comes, and its end.
 
-What it serves is added by the modules in ROOMS. Who may connect is `door`'s matter, what a request
-may do `http_access`'s.
+What it serves is added by the modules in ROOMS. The address is `bound_sockets`' matter, who may
+connect `door`'s, what a request may do `http_access`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -16,11 +15,11 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.bound_sockets import BoundSockets
 from gateway.client_socket import peer_host
 from gateway.config_choices import Access
 from gateway.config_http import HttpConfig
 from gateway.door import Door
-from gateway.listener import Arriving, bind_failure
 from gateway.running_port import RunningPort
 from gateway.tls_contexts import TlsNow
 from gateway.web import (
@@ -63,9 +62,6 @@ _IDLE_LIMIT_S: Final = 30.0
 #: How long what is being answered may take to end when the server stops; twice, by aiohttp's count.
 _SHUTDOWN_LIMIT_S: Final = 0.4
 
-_RETRY_FIRST_S: Final = 0.25
-_RETRY_LONGEST_S: Final = 5.0
-
 
 class HttpServer:
     """Serves what the YAML says from `start` to `stop`; made and used on the loop."""
@@ -82,6 +78,7 @@ class HttpServer:
         self._log = structlog.get_logger()
         self._lab = Lab(ports, version, Policy(token, config.is_loopback), self._log)
         self._door = Door(Access(config.allow, MAX_CONNECTIONS), self._log)
+        self._sockets = BoundSockets(config.host, config.tcp_port, self._door, self)
         self._runner = web.AppRunner(
             self._app(),
             access_log=None,
@@ -93,17 +90,11 @@ class HttpServer:
         self._https: Https | None = None
         if tls is not None:
             self._https = Https(tls, self._protocol_for, self._door.not_secured)
-        self._server: asyncio.Server | None = None
-        self._binding: asyncio.Task[None] | None = None
-        self._last_failure = ""
 
     @property
     def tcp_port(self) -> int | None:
         """The port that is listened on, None while it could not be bound."""
-        if self._server is None or not self._server.sockets:
-            return None
-        tcp_port: int = self._server.sockets[0].getsockname()[1]
-        return tcp_port
+        return self._sockets.tcp_port
 
     def use_token(self, token: str | None) -> None:
         """Ask for this token from now on."""
@@ -112,17 +103,11 @@ class HttpServer:
     async def start(self) -> None:
         """Listen; an address that can't be bound now is tried again until it can."""
         await self._runner.setup()
-        if not await self._bind():
-            self._binding = asyncio.create_task(self._bind_later())
+        await self._sockets.open()
 
     async def stop(self) -> None:
         """Accept nobody any more and end what is being answered; bounded to 1 s."""
-        if self._binding is not None:
-            self._binding.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._binding
-        if self._server is not None:
-            self._server.close()
+        await self._sockets.close()
         if self._https is not None:
             await self._https.stop()
         self._door.close()
@@ -136,40 +121,19 @@ class HttpServer:
             add_routes(app)
         return app
 
-    async def _bind(self) -> bool:
-        loop = asyncio.get_running_loop()
-        try:
-            self._server = await loop.create_server(
-                self._new_arrival, self._config.host, self._config.tcp_port
-            )
-        except OSError as error:
-            self._log_failure(bind_failure(error))
-            return False
+    # What the sockets report (bound_sockets.SocketsOwner).
+
+    def bound(self) -> None:
+        """Log it."""
         self._log.info("http_started", host=self._config.host, tcp_port=self.tcp_port)
-        return True
 
-    def _log_failure(self, reason: str) -> None:
-        if reason != self._last_failure:  # said once, however often it is tried
-            self._last_failure = reason
-            self._log.warning("http_failed_to_listen", address=str(self._config), reason=reason)
+    def not_bound(self, reason: str) -> None:
+        """Log it."""
+        self._log.warning("http_failed_to_listen", address=str(self._config), reason=reason)
 
-    async def _bind_later(self) -> None:
-        wait_s = _RETRY_FIRST_S
-        while True:
-            await asyncio.sleep(wait_s)
-            if await self._bind():
-                return
-            wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
-
-    def _new_arrival(self) -> Arriving:
-        return Arriving(self._arrived)
-
-    def _arrived(self, transport: asyncio.Transport) -> None:
-        """Let a connection in, or close it before anything is sent on it."""
-        # When stopping, the kernel had accepted it before.
-        if self._runner.server is None or not self._door.allows(peer_host(transport)):
-            transport.abort()
-        elif self._https is not None:
+    def arrived(self, transport: asyncio.Transport) -> None:
+        """Secure a connection, if the server is to, and have HTTP spoken on it."""
+        if self._https is not None:
             self._https.begin(transport)
         elif (protocol := self._protocol_for(transport)) is None:
             transport.abort()

@@ -13,7 +13,8 @@ from gateway.config_http import HttpConfig
 from gateway.config_networks import Networks
 from gateway.web import http_server as module
 from tests.support.http_lab import client_of, http_client, http_server
-from tests.support.pty_board import until
+from tests.support.pty_board import LoopClock, until
+from tests.support.resolver import resolver_that_hangs
 
 
 async def test_who_is_not_allowed_is_closed_without_a_byte() -> None:
@@ -44,6 +45,25 @@ async def test_one_that_could_never_be_bound_can_be_stopped() -> None:
         config = HttpConfig("127.0.0.1", blocker.getsockname()[1])
         async with http_server([], config=config) as server:
             assert server.tcp_port is None
+
+
+async def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = HttpConfig("lab", 0)
+    server = module.HttpServer(config, None, list, "1.2.3")
+    with resolver_that_hangs(monkeypatch) as resolver, LoopClock() as clock:
+        with capture_logs() as logs:
+            starting = asyncio.create_task(server.start())
+            await until(lambda: resolver.asked)
+            while not starting.done():
+                await clock.advance(1.0)
+            assert server.tcp_port is None
+            resolver.answers.set()
+            while server.tcp_port is None:
+                await clock.advance(1.0)
+        await server.stop()
+    events = [(each["event"], each.get("reason")) for each in logs]
+    assert events[0] == ("http_failed_to_listen", "the resolver does not answer")
+    assert ("http_started", None) in events
 
 
 async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
