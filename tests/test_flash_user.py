@@ -14,7 +14,7 @@ from gateway.config_choices import Sharing
 from gateway.device import Device, DeviceState
 from gateway.flash_outcome import Outcome
 from gateway.flash_user import FlashUser, NoBoardError
-from tests.support.pty_board import PtyBoard, device_of, until
+from tests.support.pty_board import LoopClock, PtyBoard, device_of, until
 from tests.test_device import User
 
 LABEL = "flash of ann@desk"
@@ -191,3 +191,25 @@ async def test_a_port_that_was_released_to_somebody_is_theirs(tmp_path: Path) ->
             assert refused.value.outcome is Outcome.BUSY
             user.leave()
             device.resume()
+
+
+async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            # Time stands still: no limit of lending or of stopping can be over, however slow it is.
+            with LoopClock():
+                user = FlashUser(device, LABEL)
+                await user.take()
+                await user.lend()
+                assert device.state is DeviceState.AWAY
+                await device.stop()
+                with pytest.raises(NoBoardError, match="desk: stopped") as gone:
+                    await user.take_back()
+                assert gone.value.outcome is Outcome.ABSENT
+                with pytest.raises(NoBoardError, match="desk: stopped"):
+                    await user.reset()
+                user.leave()
+                again = FlashUser(device, LABEL)
+                with pytest.raises(NoBoardError, match="desk: stopped"):
+                    await again.take()
+                again.leave()

@@ -23,6 +23,7 @@ from tests.support.boards import RunningBoard
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import Service, run_tool
 from tests.support.shim import build_shim
+from tests.support.small_disk import names_on, with_small_disk
 
 #: For hung tests only; a run takes 4 s on a quiet machine.
 LIMIT_S = 240.0
@@ -244,3 +245,43 @@ def test_what_can_t_be_flashed_is_told_by_the_exit_code(tmp_path: Path, build: P
         assert done.returncode == Outcome.REFUSED.exit_code
         assert "This chip is ESP32, not ESP32-S3" in done.stdout
         assert board.wait_for_boots(3) == ["app", "download", "app"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("disk", "sizes", "reason"),
+    [
+        # Found before the images are taken, and by the kernel while they come: for the folder and
+        # one image in it there is room, for a second one there is not.
+        ("size=256k", [1 << 20], "1048576 bytes are needed, 262144 are free"),
+        ("nr_inodes=3", [5000, 5000], "No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_and_the_board_is_left_alone(
+    tmp_path: Path, disk: str, sizes: list[int], reason: str
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    what: list[str | Path] = []
+    for number, size in enumerate(sizes):
+        image = tmp_path / f"{number}.bin"
+        image.write_bytes(random.Random(number).randbytes(size))
+        what += [hex(0x10000 + number * 0x10000), image]
+    lab = Lab(tmp_path, {"desk": ""}, http=True, env={"TMPDIR": str(folder)})
+    lab.service.args = [*with_small_disk(folder, disk), *lab.service.args]
+    with lab:
+        board = lab.boards["desk"]
+        board.wait_for_app()
+        before = board.log()
+        done = flash(lab, "/desk", *what)
+        assert done.returncode == Outcome.NOT_STORED.exit_code == 12, done.stdout + done.stderr
+        assert f"the gateway can't store the images: {reason}" in done.stdout
+        assert board.log() == before
+        assert (port_of(lab)["state"], port_of(lab)["client"]) == ("idle", "")
+        assert names_on(folder, lab.service.pid) == []
+        small = tmp_path / "small.bin"
+        small.write_bytes(b"x" * 4096)
+        done = flash(lab, "/desk", "0x10000", small)
+        assert done.returncode == 0, done.stdout + done.stderr
+        until(lambda: names_on(folder, lab.service.pid) == [])
+    assert not list(folder.iterdir())
