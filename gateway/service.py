@@ -11,11 +11,11 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import structlog
 
+from gateway import __version__
 from gateway.config import GatewayConfig, PortConfig
 from gateway.device import DeviceState
 from gateway.http_front import HttpFront
@@ -56,14 +56,13 @@ class Service:
     def __init__(self, state_folder: Path | None = None, usb: UsbSource | None = None) -> None:
         self._ports: list[RunningPort] = []
         self._log = structlog.get_logger()
-        self._version = version("esp-serial-gateway")
         folder = state_folder or default_folder(os.environ)
         self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
         self._tls_contexts = TlsContexts(self._log)
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
-        self._http = HttpFront(lambda: self._ports, self._version, self._tls_contexts)
+        self._http = HttpFront(lambda: self._ports, __version__, self._tls_contexts)
         self._announcer = Announcer(self._announced)
         self._stopping = False
 
@@ -75,7 +74,7 @@ class Service:
         """
         self._tell_warnings(config)
         entries = len(config.ports) + len(config.pools)
-        self._log.info("service_started", version=self._version, ports=entries)
+        self._log.info("service_started", version=__version__, ports=entries)
         async with self._reconciling:
             await self._inventory.start(config)
             for failure in (await self._reconcile()).failures:
@@ -113,7 +112,7 @@ class Service:
 
     def snapshot(self) -> str:
         """How all ports are now, as one line of JSON (see `status`)."""
-        return to_json(self._version, (port.snapshot() for port in self._ports))
+        return to_json(__version__, (port.snapshot() for port in self._ports))
 
     def _announced(self) -> Iterator[PortFacts]:
         for port in self._ports:
@@ -186,7 +185,7 @@ class Service:
 
     async def _start_ports(self, ports: list[PortConfig]) -> list[BaseException]:
         """Start these; return what has failed. All are waited for, so that `stop` knows them."""
-        signature = f"esp-serial-gateway {self._version}"
+        signature = f"esp-serial-gateway {__version__}"
         results = await asyncio.gather(
             *(
                 start_port(
