@@ -41,6 +41,7 @@ class ClientOutput:
         self._backlog = Backlog(1024 * limits.client_buffer_kib)
         self._is_active = False
         self._is_client_slow = False  # more waits in its connection than should
+        self._keeps_back = False  # some output is kept here
         self._wants_past = limits.replay
         self._replay: ClientReplay | None = None  # output is held for what was before
 
@@ -82,12 +83,18 @@ class ClientOutput:
             return
         if self._replay is not None and not self._replay.is_over:
             self._replay.add(data)
+        elif self._keeps_back or self.is_suspended or self._is_client_slow:
+            self._deliver_late(data)
         else:
-            self._deliver(data)
+            self._owner.send(data)
 
     def _deliver(self, data: bytes) -> None:
-        is_behind = self.is_suspended or self._is_client_slow
-        if self._backlog or (is_behind and not self._device.waits_for(self._owner)):
+        """What was held for what was before, and is not any more."""
+        self._replay = None
+        self.add(data)
+
+    def _deliver_late(self, data: bytes) -> None:
+        if self._keeps_back or not self._device.waits_for(self._owner):
             self._keep_back(data)
         else:
             self._owner.send(data)
@@ -95,6 +102,7 @@ class ClientOutput:
     def purge(self) -> None:
         """The client does not want any more what is kept for it."""
         self._backlog.take_all()
+        self._keeps_back = False
 
     def suspend(self, suspended: bool) -> None:
         """The client wants no output for now, or wants it again."""
@@ -111,6 +119,7 @@ class ClientOutput:
         if self._slow_client is SlowClient.DISCONNECT and not self._backlog.fits(data):
             self._owner.close("does not take the board's output", is_fault=True)
             return
+        self._keeps_back = True
         dropped_bytes = self._backlog.add(data)
         self._device.users.output_dropped_bytes += dropped_bytes
         if 0 < dropped_bytes == self._backlog.dropped_bytes:  # the first
@@ -120,6 +129,7 @@ class ClientOutput:
         """Send what was kept back, as far as the client takes it."""
         while self._backlog and not self.is_suspended and not self._is_client_slow:
             self._owner.send(self._backlog.take())
+        self._keeps_back = bool(self._backlog)
         self._read_board_or_not()
 
     def _read_board_or_not(self) -> None:

@@ -355,7 +355,7 @@ class Device(DeviceControls, HasState):
     def _tell_users(self) -> None:
         if self.users.told:
             return
-        self.users.told = True
+        self.users.tell()
         for user in tuple(self.users.drivers):  # they may have left meanwhile
             self._introduce(user)
         self._serve_waiting()

@@ -88,6 +88,7 @@ class LastingPort:
         self._location: TtyLocation | None = None  # where it is open, or was tried last
         self._initial_settings = settings
         self._owner = owner
+        self.data_received = owner.data_received  # passed on
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._port: SerialPort | AwayPort | None = None
@@ -198,7 +199,7 @@ class LastingPort:
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board."""
-        self._present.write(data)
+        (self._port or self._present).write(data)
 
     def pause_reading(self) -> None:
         """Leave what the board sends in the kernel."""
@@ -249,10 +250,6 @@ class LastingPort:
         self._ask(ask, lambda: done(read))
 
     # What the open port reports (serial_port.PortOwner)
-
-    def data_received(self, data: bytes) -> None:
-        """Passed on."""
-        self._owner.data_received(data)
 
     def pause_writing(self) -> None:
         """Passed on."""

@@ -48,7 +48,7 @@ class Recorder:
 
     def __init__(self, limit_bytes: int) -> None:
         self.end = 0
-        self._followers: list[Follower] = []
+        self._followers: tuple[Follower, ...] = ()
         self._limit_bytes = limit_bytes
         self._entries: deque[_Entry] = deque()
         self._n_bytes = 0
@@ -59,7 +59,7 @@ class Recorder:
         self.end += len(data)
         if self._limit_bytes:
             self._keep(at, data[-self._limit_bytes :])
-        for follower in tuple(self._followers):
+        for follower in self._followers:
             follower(seq, data)
 
     @property
@@ -69,11 +69,13 @@ class Recorder:
 
     def follow(self, follower: Follower) -> None:
         """Tell `follower` of all that comes from now on, at once."""
-        self._followers.append(follower)
+        self._followers = (*self._followers, follower)
 
     def unfollow(self, follower: Follower) -> None:
         """Tell it no more."""
-        self._followers.remove(follower)
+        left = list(self._followers)
+        left.remove(follower)
+        self._followers = tuple(left)
 
     def pieces(self, since: int) -> list[Piece]:
         """What is kept from the position `since` on, oldest first."""
@@ -98,7 +100,8 @@ class Recorder:
         else:
             self._entries.append(_Entry(at, bytearray(data)))
         self._n_bytes += len(data)
-        self._forget()
+        if self._n_bytes > self._limit_bytes or len(self._entries) > _MOST_ENTRIES:
+            self._forget()
 
     def tail(self) -> bytes:
         """All that is kept, oldest first."""

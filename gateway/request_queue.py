@@ -129,6 +129,12 @@ class RequestQueue:
 
     def add(self, events: list[access_server.Event]) -> None:
         """Carry these out behind what waits."""
+        if len(events) == 1 and self.is_empty and isinstance(data := events[0], SerialData):
+            # Most of all that comes: nothing to wait for, and nothing to answer it.
+            self._device.write(data.data)
+            if self._conversation.unsent_bytes:
+                self._owner.queue_moved()
+            return
         for event in events:
             match event:
                 case SerialData():

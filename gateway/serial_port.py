@@ -112,6 +112,8 @@ class SerialPort:
             high_bytes=UNSENT_HIGH_BYTES,
             low_bytes=UNSENT_LOW_BYTES,
         )
+        #: Send bytes to the board; what the kernel does not take now is kept.
+        self.write = self._transport.write
 
     @property
     def settings(self) -> SerialSettings:
@@ -132,10 +134,6 @@ class SerialPort:
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
         return self._transport.get_write_buffer_size()
-
-    def write(self, data: bytes) -> None:
-        """Send bytes to the board; what the kernel does not take now is kept."""
-        self._transport.write(data)
 
     def pause_reading(self) -> None:
         """Leave what the board sends in the kernel's buffer."""

@@ -87,6 +87,7 @@ class Session(asyncio.BufferedProtocol):
         self._seat = Seat(device)
         self._requests = RequestQueue(self._seat, conversation, self)
         self._output = ClientOutput(device, self, limits)
+        self.data_received = self._output.add
         self._early = b""  # has come before the device was ours
         self._violated = False
         self._identified = False
@@ -131,11 +132,11 @@ class Session(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """The client has sent bytes."""
-        if self.state is SessionState.WAITING:  # uvloop reads once before it pauses
+        if self.state is SessionState.ACTIVE:
+            self._receive(bytes(_RECEIVE_BUFFER[:nbytes]))
+        elif self.state is SessionState.WAITING:  # uvloop reads once before it pauses
             self._early += _RECEIVE_BUFFER[:nbytes]
             self._pause_while_waiting()
-        elif self.state is SessionState.ACTIVE:
-            self._receive(bytes(_RECEIVE_BUFFER[:nbytes]))
 
     def _receive(self, data: bytes) -> None:
         self.received_bytes += len(data)
@@ -194,10 +195,6 @@ class Session(asyncio.BufferedProtocol):
         self._log.warning("client_refused", reason=str(error))
         self._transport.write(f"{error}\r\n".encode())
         self._hang_up()
-
-    def data_received(self, data: bytes) -> None:
-        """Pass the board's bytes on."""
-        self._output.add(data)
 
     def board_busy(self) -> None:
         """The board does not keep up: read no more from the client."""

@@ -96,6 +96,7 @@ class Users:
         self.output_dropped_bytes = 0  # that clients were too slow for
         self.refused = 0  # clients that were told why they can't have the device
         self.told = False  # the drivers know that the device is theirs
+        self.audience: tuple[DeviceUser, ...] = ()  # who gets what the board sends
         self._muted: list[DeviceUser] = []  # who was muted last drives next
         self._since = local_now()
         self._holding: set[DeviceUser] = set()
@@ -114,11 +115,6 @@ class Users:
         if self.drivers:
             return f"in use by {self.names} since {self.since}"
         return f"in use by {self.watchers}"
-
-    @property
-    def audience(self) -> list[DeviceUser]:
-        """Who gets what the board sends."""
-        return [*self.drivers, *self._muted] if self.told else list(self._muted)
 
     @property
     def may_be_followed(self) -> bool:
@@ -168,27 +164,34 @@ class Users:
             self._doubted.discard(user)
 
     def enter(self, user: DeviceUser) -> None:
-        """`user` drives the device, perhaps with others; it has not been told yet."""
+        """`user` drives the device, perhaps with others; the first has not been told yet."""
         if not self.drivers:
             self._since = local_now()
             self.told = False
         self.drivers.append(user)
+        self._set_audience()
+
+    def tell(self) -> None:
+        """The drivers are about to be told that the device is theirs."""
+        self.told = True
+        self._set_audience()
 
     def leave(self, user: DeviceUser) -> bool:
         """`user` has left; returns whether nobody drives any more because of it."""
         self._holding.discard(user)
         self._doubted.discard(user)
-        if user in self._muted:
-            self._muted.remove(user)
-        if user not in self.drivers:
-            return False
-        self.drivers.remove(user)
-        return not self.drivers
+        is_driver = user in self.drivers
+        for users in (self.drivers, self._muted):
+            if user in users:
+                users.remove(user)
+        self._set_audience()
+        return is_driver and not self.drivers
 
     def mute(self) -> list[DeviceUser]:
         """Those who drive only watch from here on; returns them."""
         muted, self.drivers = self.drivers, []
         self._muted += muted
+        self._set_audience()
         return muted
 
     def resume(self) -> DeviceUser | None:
@@ -197,7 +200,7 @@ class Users:
             return None
         user = self._muted.pop()
         self.enter(user)
-        self.told = True
+        self.tell()
         return user
 
     def dismiss(self) -> Dismissed:
@@ -206,6 +209,7 @@ class Users:
         had = [user for user in self if user not in awaited]
         self.drivers.clear()
         self._muted.clear()
+        self._set_audience()
         self._holding.clear()
         self._doubted.clear()
         return Dismissed(had, awaited)
@@ -216,6 +220,11 @@ class Users:
             self._holding.add(user)
         else:
             self._holding.discard(user)
+
+    def _set_audience(self) -> None:
+        # Kept, for it is asked for at each read of the board.
+        drivers = self.drivers if self.told else ()
+        self.audience = (*drivers, *self._muted)
 
 
 def local_now() -> datetime:

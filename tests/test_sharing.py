@@ -31,7 +31,7 @@ def driven_by(*drivers: DeviceUser, sharing: Sharing = Sharing.PREEMPT) -> Users
     users = Users(sharing)
     for each in drivers:
         users.enter(each)
-    users.told = True
+    users.tell()
     return users
 
 
@@ -59,7 +59,7 @@ def test_who_was_muted_last_drives_next() -> None:
     users = driven_by(A)
     assert users.mute() == [A]
     users.enter(B)
-    users.told = True
+    users.tell()
     assert users.mute() == [B]
     users.enter(C)
     assert state(users) == ("c", "a, b")
@@ -119,19 +119,19 @@ def test_of_several_that_drive_the_fastest_sets_the_pace() -> None:
 
 def test_output_goes_to_all_but_who_has_not_been_told() -> None:
     users = driven_by(A)
-    assert users.audience == [A]
+    assert [*users.audience] == [A]
     users.mute()
     users.enter(B)
-    assert users.audience == [A]
-    users.told = True
-    assert users.audience == [B, A]
+    assert [*users.audience] == [A]
+    users.tell()
+    assert [*users.audience] == [B, A]
 
 
 def test_nobody_follows_one_that_is_leaving_or_waits_for_its_board() -> None:
     users = Users(Sharing.PREEMPT)
     users.enter(A)
     assert not users.may_be_followed
-    users.told = True
+    users.tell()
     assert users.may_be_followed
     assert not driven_by(user("d", is_leaving=True)).may_be_followed
 

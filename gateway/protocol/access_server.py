@@ -196,6 +196,7 @@ class AccessServer:
         self._signature = signature
         self._telnet = telnet.Telnet()
         self._telnet.offer_console()
+        self.escape = self._telnet.escape
         self._com_port = False
         self._linestate_mask = _DEFAULT_LINESTATE_MASK
         self._modemstate_mask = _DEFAULT_MODEMSTATE_MASK
@@ -238,10 +239,6 @@ class AccessServer:
     def say(self, text: bytes) -> None:
         """Queue text for a person, as if the board had sent it."""
         self._telnet.queue(self._telnet.escape(text))
-
-    def escape(self, data: bytes) -> bytes:
-        """Frame data from the board for the wire."""
-        return self._telnet.escape(data)
 
     def answer(self, request: PortRequest, status: PortStatus) -> None:
         """Queue the acknowledgement of a request with what is in force now."""
