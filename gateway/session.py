@@ -87,7 +87,7 @@ class Session(asyncio.BufferedProtocol):
         self._seat = Seat(device)
         self._requests = RequestQueue(self._seat, conversation, self)
         self._output = ClientOutput(device, self, limits)
-        self.data_received = self._output.add
+        self.data_received = self._output.add  # a call less for each read
         self._early = b""  # has come before the device was ours
         self._violated = False
         self._identified = False
