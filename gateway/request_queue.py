@@ -54,6 +54,10 @@ class Conversation(Protocol):
         """Take what came from the client; return what it asks for, in stream order."""
 
     @property
+    def is_amid_command(self) -> bool:
+        """Whether the client has begun a command and not ended it: what follows belongs to it."""
+
+    @property
     def unsent_bytes(self) -> int:
         """How much `data_to_send` would return."""
 

@@ -79,7 +79,7 @@ class Session(asyncio.BufferedProtocol):
         self._device = device
         self._log = log
         self._ended = ended
-        self._watch = ClientWatch(self, limits.idle_timeout_s)
+        self._watch = ClientWatch(self, limits.idle_timeout_s, conversation)
         self._doubt = ClientDoubt(self, device.users)
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()

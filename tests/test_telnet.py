@@ -234,6 +234,25 @@ def test_cuts_change_nothing(chunks: list[bytes]) -> None:
     assert receive(*chunks) == receive(b"".join(chunks))
 
 
+@pytest.mark.parametrize(
+    ("begun", "rest"),
+    [
+        (b"\xff", b"\xff"),
+        (b"\xff\xfd", b"\x2a"),
+        (b"\xff\xfa", b"\x2c\x08\xff\xf0"),
+        (b"\xff\xfa\x2c\0\xff\xff", b"\xff\xf0"),
+        (b"\xff\xfa\x2c\0\xff", b"\xf0"),
+    ],
+)
+def test_a_client_is_amid_a_command_until_its_last_byte(begun: bytes, rest: bytes) -> None:
+    telnet = Telnet()
+    assert not telnet.is_amid_command
+    telnet.receive_data(b"data" + begun)
+    assert telnet.is_amid_command
+    telnet.receive_data(rest)
+    assert not telnet.is_amid_command
+
+
 @given(cut())
 def test_memory_and_answers_are_bounded(chunks: list[bytes]) -> None:
     telnet = Telnet()

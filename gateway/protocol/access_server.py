@@ -202,6 +202,11 @@ class AccessServer:
         self._modemstate_mask = _DEFAULT_MODEMSTATE_MASK
 
     @property
+    def is_amid_command(self) -> bool:
+        """Whether the client has begun a telnet command and not ended it."""
+        return self._telnet.is_amid_command
+
+    @property
     def takes_text(self) -> bool:
         """Whether a line may be put among the board's output: a program may be confused by it.
 

@@ -17,6 +17,7 @@ class RawPipe:
     #: Nothing is put among the board's bytes: there is no telling who reads them.
     takes_text = False
     unsent_bytes = 0
+    is_amid_command = False
 
     def receive_data(self, data: bytes) -> list[Event]:
         """All that comes from the client is for the board."""

@@ -251,6 +251,11 @@ class Telnet:
         self._negotiator.offer(WILL, ECHO)
         self._negotiator.offer(WILL, SGA)
 
+    @property
+    def is_amid_command(self) -> bool:
+        """Whether the client has begun a command and not ended it."""
+        return bool(self._partial)
+
     def data_to_send(self) -> bytes:
         """Telnet answers that wait to be sent, as they go on the wire."""
         data = bytes(self.unsent)
