@@ -1,14 +1,13 @@
-"""Measure esptool by every way to a board over networks of several delays, and write the table.
+"""Measure flashing by every way to a board over networks of several delays, and write the table.
 
     python -m tests.remote_flashing                 what is missing, then docs/remote-flashing.md
     python -m tests.remote_flashing --delays 0      these delays only (ms each way)
     python -m tests.remote_flashing --ways gateway  ways whose name has this in it
     python -m tests.remote_flashing --again         measures anew what has been measured
+    python -m tests.remote_flashing --at-once 4     so many at once that wait for the network
 
 Each cell is kept in `.remote-flashing.json` when it is measured, so that a run that was stopped
-goes on where it was. The same simulated board, its UART at its real speed, is behind every server;
-its lines are those of a circuit whose EN rises in 10 ms, so that servers that pass each line on by
-itself have their chance.
+goes on where it was. What the ways are is `support.flashing_ways`' matter.
 """
 
 from __future__ import annotations
@@ -17,21 +16,30 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.__main__ import machine
 from tests.benchmarks.report import replaced
-from tests.benchmarks.servers import ESP_SERVER, OURS, SER2NET_TUNED, RunningServer, Server
-from tests.support.boards import RunningBoard
-from tests.support.delay_proxy import DelayProxy
-from tests.support.gateway_client import ROOT, client_env
+from tests.support.flashing_ways import (
+    COMMANDS,
+    LOCAL,
+    ON_GATEWAY,
+    SIZE_BYTES,
+    WAYS,
+    Reached,
+    Way,
+    reached,
+)
+from tests.support.gateway_client import ROOT
 from tests.support.shim import Shim, build_shim
 
 DOCUMENT = ROOT / "docs" / "remote-flashing.md"
@@ -39,52 +47,87 @@ RESULTS = ROOT / ".remote-flashing.json"
 
 BAUDRATES = (921600, 2_000_000)
 DELAYS_MS = (0, 20, 50, 100)
-SIZE_BYTES = 1024 * 1024
 
 #: A command that takes longer is of no use to anybody.
 LIMIT_S = 600.0
 
 BEGIN = "<!-- make remote-flashing writes from here -->"
 
-#: What docs/remote-flashing.md recommends for the plain client on slow links.
-ESPTOOL_CFG = ROOT / "tests" / "esptool-slow-link.cfg"
+#: Of a command behind one that has failed: it would fail too, or have nothing to read.
+NOT_TRIED = "not tried"
 
-Url = Callable[[int], str]
+#: What a round also knows: how many cells were measured at once, and when esptool was started on
+#: the gateway, in seconds since the command was, which is when the images were there.
+AT_ONCE, UPLOADED = "at once", "uploaded"
+
+_HEAD = (
+    "| each way | way | flash-id, s | write 1 MB, s | read 1 MB, s |",
+    "|---|---|---|---|---|",
+)
+
+#: What came of one round of a cell: of each command seconds, or why there are none.
+Round = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Way:
-    """How esptool comes to the board: through which server, by which URL; None: the tty itself."""
+class Cell:
+    """A row of a table."""
 
-    name: str
-    server: Server | None
-    scheme: str = ""
-    query: str = ""
-    env: tuple[tuple[str, str], ...] = ()
-    is_for_slow_links: bool = False
+    way: Way
+    baudrate: int
+    delay_ms: int
 
-    def missing(self) -> str:
-        """What there is not, or ""."""
-        return self.server.missing() if self.server else ""
+    @property
+    def key(self) -> str:
+        """Under which it is kept."""
+        return f"{self.way.name} {self.baudrate} {self.delay_ms}"
+
+    @property
+    def exists(self) -> bool:
+        """Nothing local is far away, and settings for slow links are for these."""
+        if self.delay_ms:
+            return not self.way.is_local
+        return not self.way.is_for_slow_links
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing else may be measured meanwhile: it is not the network that it waits for.
+
+        On the gateway it is the board's, however far away who asked for it is.
+        """
+        return not self.delay_ms or self.way.is_on_gateway
 
 
-WAYS = (
-    Way("local", None),
-    Way("`gateway://`, this gateway", OURS, "gateway"),
-    Way("`rfc2217://`, this gateway", OURS, "rfc2217"),
-    Way("the same with esptool.cfg", OURS, "rfc2217", "?timeout=10", (
-        ("ESPTOOL_CFGFILE", str(ESPTOOL_CFG)),
-    ), is_for_slow_links=True),
-    Way("`rfc2217://`, esp_rfc2217_server", ESP_SERVER, "rfc2217", "?ign_set_control"),
-    Way("`rfc2217://`, ser2net tuned", SER2NET_TUNED, "rfc2217"),
-    Way("`gateway://`, esp_rfc2217_server", ESP_SERVER, "gateway"),
-    Way("`gateway://`, ser2net tuned", SER2NET_TUNED, "gateway"),
-)  # fmt: skip
+@dataclass
+class Results:
+    """What has been measured so far."""
 
-#: Commands, in the order in which one board gets them.
-COMMANDS = ("flash-id", "write", "read")
+    machine: str = ""
+    cells: dict[str, list[Round]] = field(default_factory=dict)
 
-Results = dict[str, dict[str, str]]
+    def rounds(self, cell: Cell) -> list[Round]:
+        """Those of a cell."""
+        return self.cells.get(cell.key, [])
+
+    def median(self, cell: Cell, name: str) -> float | None:
+        """None if there is none, or not of each round."""
+        seconds = [_number(each.get(name, "")) for each in self.rounds(cell)]
+        known = [each for each in seconds if each is not None]
+        return statistics.median(known) if known and len(known) == len(seconds) else None
+
+    def shown(self, cell: Cell, name: str) -> str:
+        """The median, or what has gone wrong in a round, or "-" if there is no such command."""
+        if (median := self.median(cell, name)) is not None:
+            return f"{median:.1f}"
+        texts = [each[name] for each in self.rounds(cell) if name in each]
+        return next((text for text in texts if _number(text) is None), "-")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def main() -> int:
@@ -94,141 +137,207 @@ def main() -> int:
     parser.add_argument("--bauds", default="", help="with commas")
     parser.add_argument("--ways", default="", help="part of a way's name")
     parser.add_argument("--again", action="store_true", help="what has been measured, too")
+    parser.add_argument("--at-once", type=int, default=1, help="cells that wait for the network")
     parser.add_argument("--write-only", action="store_true", help="the document, nothing measured")
     arguments = parser.parse_args()
+    if arguments.at_once < 1:
+        parser.error("--at-once: at least 1")
     delays = [int(each) for each in arguments.delays.split(",") if each] or DELAYS_MS
     bauds = [int(each) for each in arguments.bauds.split(",") if each] or BAUDRATES
-    results: Results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = Results(**json.loads(RESULTS.read_text())) if RESULTS.exists() else Results()
     if not arguments.write_only:
-        cells = [
-            (way, baud, delay)
-            for delay in delays
-            for baud in bauds
-            for way in WAYS
-            if arguments.ways in way.name
-        ]
-        measure(cells, results, again=arguments.again)
+        ways = [way for way in WAYS if arguments.ways in way.name]
+        cells = [Cell(way, baud, delay) for delay in delays for baud in bauds for way in ways]
+        if arguments.again:
+            for cell in cells:
+                results.cells.pop(cell.key, None)
+        measure(cells, results, at_once=arguments.at_once)
     DOCUMENT.write_text(replaced(DOCUMENT.read_text(), report(results), BEGIN))
     print(report(results))
     return 0
 
 
-def key_of(way: Way, baudrate: int, delay_ms: int) -> str:
-    """Under which a cell is kept."""
-    return f"{way.name} {baudrate} {delay_ms}"
+def missing_rounds(cells: Sequence[Cell], results: Results) -> Iterator[Cell]:
+    """What is to be measured: cells that are compared come in turn, not each as often in a row."""
+    for number in range(max(way.rounds for way in WAYS)):
+        for cell in cells:
+            if cell.exists and len(results.rounds(cell)) <= number < cell.way.rounds:
+                yield cell
 
 
-def measure(cells: Iterable[tuple[Way, int, int]], results: Results, *, again: bool) -> None:
+def measure(cells: Sequence[Cell], results: Results, *, at_once: int) -> None:
     """Measure the cells that are missing, keeping each as soon as it is known."""
-    results["machine"] = {"": machine()}
+    results.machine = machine()
+    missing = list(missing_rounds(cells, results))
     with tempfile.TemporaryDirectory() as name:
-        shim = build_shim(Path(name))
-        for number, (way, baudrate, delay_ms) in enumerate(cells):
-            key = key_of(way, baudrate, delay_ms)
-            if not is_measured(way, delay_ms) or (key in results and not again):
-                continue
-            folder = Path(name) / str(number)
-            folder.mkdir()
-            results[key] = one_cell(way, baudrate, delay_ms, folder, shim)
-            print(f"{key}: {results[key]}", file=sys.stderr, flush=True)
-            RESULTS.write_text(json.dumps(results, indent=1))
+        measuring = _Measuring(results, Path(name), build_shim(Path(name)).library)
+        for cell in missing:
+            if cell.is_alone:
+                measuring.round_of(cell, 1)
+        side_by_side = [cell for cell in missing if not cell.is_alone]
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                running = [pool.submit(measuring.round_of, cell, at_once) for cell in side_by_side]
+                for each in as_completed(running):
+                    each.result()
+            except KeyboardInterrupt:
+                # What is under way is interrupted by it too, and has not failed.
+                measuring.is_interrupted = True
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
-def is_measured(way: Way, delay_ms: int) -> bool:
-    """Whether there is such a cell: nothing local is far away."""
-    if delay_ms and way.server is None:
-        return False
-    return bool(delay_ms) or not way.is_for_slow_links
+class _Measuring:
+    """Rounds of cells; several threads may have one each measured."""
+
+    def __init__(self, results: Results, folder: Path, shim_library: Path) -> None:
+        self.is_interrupted = False
+        self._results = results
+        self._folder = folder
+        self._shim_library = shim_library
+        self._lock = threading.Lock()
+
+    def round_of(self, cell: Cell, at_once: int) -> None:
+        """Measure it once more."""
+        folder = Path(tempfile.mkdtemp(dir=self._folder))
+        # Its files tell of one board only.
+        measured = one_round(cell, folder, Shim(self._shim_library, folder))
+        measured[AT_ONCE] = str(at_once)
+        with self._lock:
+            if self.is_interrupted:
+                return
+            self._results.cells.setdefault(cell.key, []).append(measured)
+            content = {"machine": self._results.machine, "cells": self._results.cells}
+            RESULTS.write_text(json.dumps(content, indent=1))
+            print(f"{cell.key}: {measured}", file=sys.stderr, flush=True)
 
 
-def one_cell(way: Way, baudrate: int, delay_ms: int, folder: Path, shim: Shim) -> dict[str, str]:
+def one_round(cell: Cell, folder: Path, shim: Shim) -> Round:
     """Seconds of each command, or why there are none."""
-    if reason := way.missing():
-        return dict.fromkeys(COMMANDS, reason)
+    if reason := cell.way.missing():
+        return dict.fromkeys(cell.way.commands, reason)
+    with reached(cell.way, cell.delay_ms, folder, shim) as board:
+        return run_all(board, cell.baudrate, folder)
+
+
+def run_all(board: Reached, baudrate: int, folder: Path) -> Round:
+    """One command after the other, until one fails."""
     image, back = folder / "image.bin", folder / "back.bin"
     image.write_bytes(random.Random(0).randbytes(SIZE_BYTES))
-    baud = ["--baud", str(baudrate)]
-    commands = {
-        "flash-id": ["flash-id"],
-        "write": [*baud, "write-flash", "0x10000", str(image)],
-        "read": [*baud, "read-flash", "0x10000", str(SIZE_BYTES), str(back)],
-    }
-    seconds = {}
-    with way_to_board(way, delay_ms, folder, shim) as (port, env):
-        for name, arguments in commands.items():
-            begin_s = time.monotonic()
-            failure = run([*arguments], port, env)
-            seconds[name] = failure or f"{time.monotonic() - begin_s:.1f}"
-    if "." in seconds["read"] and back.read_bytes() != image.read_bytes():
-        seconds["read"] = "wrong data"
-    return seconds
+    measured: Round = {}
+    has_failed = False
+    for name, command in board.commands(baudrate, image, back).items():
+        if has_failed:
+            measured[name] = NOT_TRIED
+            continue
+        measured[name], started_s = run(command, board.env)
+        if started_s is not None:
+            measured[UPLOADED] = f"{started_s:.2f}"
+        has_failed = _number(measured[name]) is None
+    if _number(measured.get("read", "")) is not None and back.read_bytes() != image.read_bytes():
+        measured["read"] = "wrong data"
+    return measured
 
 
-def run(arguments: list[str], port: str, env: dict[str, str]) -> str:
-    """Run esptool; "" or how it failed."""
-    command = [sys.executable, "-m", "esptool", "--port", port, *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            env={**os.environ, **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"> {LIMIT_S:g}"
-    if done.returncode == 0:
-        return ""
-    print(done.stdout[-600:], file=sys.stderr)
-    return "fails"
-
-
-@contextmanager
-def way_to_board(
-    way: Way, delay_ms: int, folder: Path, shim: Shim
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """A board and all that is in front of it; what `--port` gets, and the environment."""
-    with RunningBoard(f"sim://esp32?dir={folder / 'board'}&en_rise_ms=10") as board:
-        board.wait_for("app_started")
-        shim.set_controls({board.tty_path: board.control_path})
-        if way.server is None:
-            yield str(board.tty_path), shim.env()
-            return
-        with RunningServer(way.server, [str(board.tty_path)], folder, shim.env()) as server:
-            env = {**client_env(folder), **dict(way.env)}
-            [tcp_port] = server.tcp_ports
-            if not delay_ms:
-                yield url_of(way, tcp_port), env
-                return
-            with DelayProxy(tcp_port, delay_ms / 1000) as proxy:
-                yield url_of(way, proxy.port), env
-
-
-def url_of(way: Way, tcp_port: int) -> str:
-    """What esptool gets."""
-    return f"{way.scheme}://127.0.0.1:{tcp_port}{way.query}"
+def run(command: Sequence[str], env: Mapping[str, str]) -> tuple[str, float | None]:
+    """Run it; how many seconds it took, or how it failed, and when the gateway started esptool."""
+    begin_s = time.monotonic()
+    started_s = None
+    said: list[str] = []
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if '"event": "started"' in line:
+                    started_s = time.monotonic() - begin_s
+            code = process.wait()
+        finally:
+            limit.cancel()
+            process.kill()
+    took_s = time.monotonic() - begin_s
+    if code == 0:
+        return f"{took_s:.1f}", started_s
+    if took_s >= LIMIT_S:
+        return f"> {LIMIT_S:g}", started_s
+    print("".join(said)[-600:], file=sys.stderr)
+    return "fails", started_s
 
 
 def report(results: Results) -> str:
-    """A table for each baud rate: a row for each delay and way."""
-    parts = [results.get("machine", {}).get("", "")]
+    """How it was measured, a table for each baud rate, and what the gateway's esptool adds."""
+    parts = [" ".join([results.machine, *_how_measured(results)]).strip()]
     for baudrate in BAUDRATES:
-        lines = [
-            f"### {baudrate} baud",
-            "",
-            "| each way | way | flash-id, s | write 1 MB, s | read 1 MB, s |",
-            "|---|---|---|---|---|",
-        ]
+        lines = []
+        for cell in _known(results, baudrate):
+            shown = " | ".join(results.shown(cell, command) for command in COMMANDS)
+            each_way = "any" if cell.way.is_local else f"{cell.delay_ms} ms"
+            lines.append(f"| {each_way} | {cell.way.name} | {shown} |")
+        if lines:
+            parts.append("\n".join([f"### {baudrate} baud", "", *_HEAD, *lines]))
+    return "\n\n".join([*parts, *_against_local(results)])
+
+
+def _known(results: Results, baudrate: int) -> Iterable[Cell]:
+    cells = (Cell(way, baudrate, delay_ms) for delay_ms in DELAYS_MS for way in WAYS)
+    return [cell for cell in cells if results.rounds(cell)]
+
+
+def _how_measured(results: Results) -> Iterator[str]:
+    known = [cell for baudrate in BAUDRATES for cell in _known(results, baudrate)]
+    repeated = [cell for cell in known if cell.way.rounds > 1]
+    if repeated:
+        least = min(len(results.rounds(cell)) for cell in repeated)
+        yield (
+            f"`{LOCAL.name}` and `{ON_GATEWAY.name}` are medians of {least} runs, taken in turn;"
+            " all else ran once."
+        )
+    rounds = [each for cell in known for each in results.rounds(cell)]
+    at_once = max((int(each[AT_ONCE]) for each in rounds), default=1)
+    if at_once > 1:
+        yield (
+            f"Rows with a delay were measured up to {at_once} at once, but for"
+            f" `{ON_GATEWAY.name}`; all else alone."
+        )
+    elif rounds:
+        yield "One row was measured after the other."
+
+
+def _against_local(results: Results) -> Iterator[str]:
+    """What a write on the gateway takes besides the upload, against one at the board."""
+    lines = []
+    for baudrate in BAUDRATES:
+        local_s = results.median(Cell(LOCAL, baudrate, 0), "write")
         for delay_ms in DELAYS_MS:
-            for way in WAYS:
-                cell = results.get(key_of(way, baudrate, delay_ms))
-                if cell is not None:
-                    shown = " | ".join(cell[command] for command in COMMANDS)
-                    lines.append(f"| {delay_ms} ms | {way.name} | {shown} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+            cell = Cell(ON_GATEWAY, baudrate, delay_ms)
+            write_s, upload_s = results.median(cell, "write"), results.median(cell, UPLOADED)
+            if local_s is not None and write_s is not None and upload_s is not None:
+                more = 100 * ((write_s - upload_s) / local_s - 1)
+                lines.append(
+                    f"| {baudrate} | {delay_ms} ms | {local_s:.1f} | {write_s:.1f}"
+                    f" | {upload_s:.1f} | {more:+.1f} % |"
+                )
+    if lines:
+        yield "\n".join(
+            [
+                f"### `{ON_GATEWAY.name}` against `{LOCAL.name}`",
+                "",
+                "| baud rate | each way | local, s | on this gateway, s"
+                " | of that before esptool starts, s | the rest against local |",
+                "|---|---|---|---|---|---|",
+                *lines,
+            ]
+        )
 
 
 if __name__ == "__main__":
