@@ -85,6 +85,11 @@ class Dialer:
         """The session that has not ended, if any."""
         return set() if self._session is None else {self._session}
 
+    def rival_came(self, host: str) -> None:
+        """Somebody at this address waits for the device: does who has it live?"""
+        if self._session is not None:
+            self._session.rival_came(host)
+
     async def start(self) -> None:
         """Dial, now and whenever there is no connection."""
         self._dialling = asyncio.create_task(self._dial_for_ever())

@@ -20,7 +20,7 @@ from gateway.device import Device
 from gateway.door import Door, Refusal
 from gateway.handshakes import Handshakes
 from gateway.request_queue import Conversation
-from gateway.session import Session
+from gateway.session import Session, SessionState
 from gateway.tls_contexts import TlsNow
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
@@ -91,6 +91,11 @@ class Listener:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._nobody_left.wait(), _STOP_LIMIT_S)
 
+    def rival_came(self, host: str) -> None:
+        """Somebody at this address waits for the device: does who has it live?"""
+        for session in tuple(self._sessions):
+            session.rival_came(host)
+
     # What the sockets report (bound_sockets.SocketsOwner).
 
     def bound(self) -> None:
@@ -117,8 +122,8 @@ class Listener:
         session = self._new_session()
         transport.set_protocol(session)
         session.connection_made(transport)
-        for other in tuple(self._sessions):
-            other.rival_came(session)
+        if session.state is SessionState.WAITING:
+            self.rival_came(peer_host(transport))
 
     def _new_session(self) -> Session:
         session = Session(

@@ -249,13 +249,10 @@ class Session(asyncio.BufferedProtocol):
         """Whether the client has been told the last that it will be, and only has to read it."""
         return self.state in {SessionState.REFUSED, SessionState.CLOSED}
 
-    def rival_came(self, rival: Session) -> None:
-        """Another client waits: if its address shows that the network is there, does ours live?"""
-        if self.state is SessionState.ACTIVE and rival.state is SessionState.WAITING:
-            ours, theirs = (peer_host(each._transport) for each in (self, rival))
-            connection = self._transport.get_extra_info("socket")
-            if ours == theirs:
-                self._doubt.raise_for(connection)
+    def rival_came(self, host: str) -> None:
+        """Another waits: if it comes from our client's address, the network is there; is ours?"""
+        if self.state is SessionState.ACTIVE and peer_host(self._transport) == host:
+            self._doubt.raise_for(self._transport.get_extra_info("socket"))
 
     def died(self, reason: str) -> None:
         """The client's machine does not answer any more: as if it had left."""

@@ -10,29 +10,11 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from gateway import client_doubt
-from gateway.client_socket import TcpLink, tcp_link
+from gateway.client_socket import TcpLink
 from gateway.config_choices import Sharing
-from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, until
+from tests.support.pty_board import LoopClock, PtyBoard, serving, until
+from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient
-
-#: Longer than a client is believed in without being asked.
-QUIET_S = 1.05
-
-
-async def quiet_client(served: Served) -> TcpClient:
-    """A client that has the port and of which nothing has been heard for a while."""
-    client = await TcpClient.connect(served.tcp_port)
-    await client.receive_wire(GREETING)
-    session = await served.session()
-    connection = session._transport.get_extra_info("socket")
-
-    def is_quiet() -> bool:
-        link = tcp_link(connection)
-        assert link is not None
-        return link.silence_s > QUIET_S
-
-    await until(is_quiet)
-    return client
 
 
 def reasons(logs: list[EventDict]) -> list[object]:

@@ -18,11 +18,10 @@ import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from gateway.client_output import ClientOutput
-from gateway.client_socket import set_options
+from gateway.client_socket import peer_host, set_options
 from gateway.client_watch import ClientWatch
-from gateway.config_choices import ClientLimits
-from gateway.device import Device
 from gateway.errors import ClientError, DeviceError
+from gateway.running_port import RunningPort
 from gateway.seat import Seat
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.http_access import CONSOLE_PROTOCOL
@@ -78,7 +77,7 @@ async def open_console(request: web.Request) -> web.StreamResponse:
     set_options(request.transport)
     log = request.app[LAB].log.bind(device=port.config.name)
     label = f"{client_name(request)} (web)"
-    console = Console(socket, port.device, label, log, port.config.limits)
+    console = Console(socket, port, label, log)
     consoles.add(console)
     try:
         await console.run(request.transport)
@@ -98,15 +97,16 @@ class Console:
     def __init__(
         self,
         socket: web.WebSocketResponse,
-        device: Device,
+        port: RunningPort,
         label: str,
         log: structlog.typing.FilteringBoundLogger,
-        limits: ClientLimits,
     ) -> None:
+        device, limits = port.device, port.config.limits
         self.label = label
         self.received_bytes = 0
         self.sent_bytes = 0
         self._socket = socket
+        self._way_in = port.way_in
         self._device = device
         self._log = log.bind(client=label)
         # Who opens a console has the log beside it.
@@ -130,6 +130,8 @@ class Console:
         """From the moment that it is connected to its end."""
         self._transport = transport
         self._device.attach(self)
+        if not self._is_ours.is_set():
+            self._way_in.rival_came(peer_host(transport))
         reading = asyncio.create_task(self._read())
         writing = asyncio.create_task(self._write())
         try:

@@ -20,6 +20,7 @@ from gateway.running_port import RunningPort
 from gateway.web import console as module
 from tests.support.http_lab import HttpClient, check_schema, http_client, running
 from tests.support.pty_board import PtyBoard, Served, serving, until
+from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient
 
 TOKEN = "0123456789abcdef"  # noqa: S105 - nobody's
@@ -135,6 +136,26 @@ async def test_a_port_in_use_is_refused_with_who_has_it(tmp_path: Path) -> None:
                     assert terminal.socket.close_code == 4409
                 await board.write(b"still")
                 await user.receive_data(b"still")
+
+
+async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            with await quiet_client(served) as dead:
+                dead.fall_silent()
+                async with console(client) as terminal:
+                    await terminal.notice("attached")
+                    assert served.device.users.names.endswith(" (web)")
+
+
+async def test_a_client_that_lives_keeps_its_port_from_it(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            with await quiet_client(served) as quiet:
+                async with console(client) as terminal:
+                    assert (await terminal.end()).startswith(f"desk: in use by {quiet.name} since ")
+                await board.write(b"still here")
+                await quiet.receive_data(b"still here")
 
 
 async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> None:
