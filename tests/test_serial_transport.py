@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -20,11 +21,13 @@ class Protocol(asyncio.Protocol):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.received = b""
+        self.sizes: list[int] = []  # of what it was told at a time
         self.lost: list[Exception | None] = []
         self.on_resume: Callable[[], None] = lambda: None
 
     def data_received(self, data: bytes) -> None:
         self.received += data
+        self.sizes.append(len(data))
 
     def pause_writing(self) -> None:
         self.events.append("pause")
@@ -38,10 +41,13 @@ class Protocol(asyncio.Protocol):
 
 
 class Bench:
-    """A transport on one end of a socket pair, whose descriptor behaves like a tty's."""
+    """A transport on one end of a socket pair, whose descriptor behaves like a tty's.
 
-    def __init__(self) -> None:
-        self.far, self.near = socket.socketpair()
+    With datagrams each read gives what was sent at a time, as a tty gives 4095 bytes at most.
+    """
+
+    def __init__(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
+        self.far, self.near = socket.socketpair(type=kind)
         for end in (self.far, self.near):
             end.setblocking(False)
         self.protocol = Protocol()
@@ -86,8 +92,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Bench]:
-    bench = Bench()
+async def running(kind: socket.SocketKind = socket.SOCK_STREAM) -> AsyncIterator[Bench]:
+    bench = Bench(kind)
     try:
         yield bench
     finally:
@@ -321,3 +327,42 @@ async def test_a_gate_is_not_reached_after_abort() -> None:
         while bench.read_some():
             await turns(1)
         assert reached == []
+
+
+async def test_a_burst_is_read_on_at_once() -> None:
+    async with running(socket.SOCK_DGRAM) as bench:
+        for size in (4095, 4095, 100, 50):
+            bench.far.send(bytes(size))
+        await until(lambda: len(bench.protocol.received) == 8340)
+        assert bench.protocol.sizes == [8290, 50]
+
+
+async def test_a_burst_without_end_is_told_in_pieces() -> None:
+    async with running(socket.SOCK_DGRAM) as bench:
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += bench.far.send(bytes(16384))
+        await until(lambda: len(bench.protocol.received) == sent)
+        assert bench.protocol.sizes[0] == 65536 < sent
+
+
+async def test_what_came_before_the_port_failed_is_told_before_the_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcomes: list[bytes | OSError] = [bytes(4095), OSError("gone"), OSError("gone")]
+
+    def read(_fd: int, _size: int) -> bytes:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    async with running() as bench:
+        await turns(2)
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.serial_transport.os.read", read)
+            bench.far.send(b"!")
+            await until(lambda: bool(bench.protocol.lost))
+        assert bench.protocol.sizes == [4095]
+        assert [str(error) for error in bench.protocol.lost] == ["gone"]
