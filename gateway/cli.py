@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__, cli_flash, cli_lan
-from gateway.config import GatewayConfig, PortConfig, load_config
-from gateway.config_device import tcp_text
+from gateway.config.device import tcp_text
+from gateway.config.document import GatewayConfig, PortConfig, load_config
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:

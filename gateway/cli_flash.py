@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.flash_display import Display, JsonLines, Lines
-from gateway.flash_files import WhatError, read_images
-from gateway.flash_outcome import Outcome
-from gateway.flash_plan import DEFAULT_BAUDRATE, PlanError
-from gateway.flash_target import TargetError, find_names, read_address, read_target
+from gateway.flash.display import Display, JsonLines, Lines
+from gateway.flash.files import WhatError, read_images
+from gateway.flash.outcome import Outcome
+from gateway.flash.plan import DEFAULT_BAUDRATE, PlanError
+from gateway.flash.target import TargetError, find_names, read_address, read_target
 
 #: What `add_subparsers` returns; argparse's own name for it is private.
 Commands = Any
@@ -113,7 +113,8 @@ def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    from gateway import flash_boards, flash_client  # noqa: PLC0415 - TLS takes time to load
+    from gateway.flash.boards import Boards  # noqa: PLC0415 - TLS takes time to load
+    from gateway.flash.client import GatewayClient, RequestError  # noqa: PLC0415 - so it does here
 
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     if arguments.esptool_force:
@@ -127,14 +128,14 @@ def _flash(arguments: argparse.Namespace) -> int:
         return _failed(Outcome.WRONG_INPUT, error)
     images = replace(images, plan=replace(images.plan, label=_label()))
     try:
-        client = flash_client.GatewayClient(address, token, arguments.ca)
+        client = GatewayClient(address, token, arguments.ca)
         names = find_names(target.boards, client.ports(), str(address))
     except TargetError as error:
         return _failed(Outcome.UNREACHABLE, error)
-    except flash_client.RequestError as error:
+    except RequestError as error:
         return _failed(error.outcome, error)
     display = _display(arguments, names)
-    boards = flash_boards.Boards(client, images, display, force=arguments.force)
+    boards = Boards(client, images, display, force=arguments.force)
     return boards.flash(names)
 
 

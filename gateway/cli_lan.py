@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.config import GatewayConfig, load_config
+from gateway.config.document import GatewayConfig, load_config
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def add_discover(commands: Commands) -> None:
 
 def print_warnings(config: GatewayConfig) -> None:
     """Tell the operator what in a valid file will not do what it may be meant to."""
-    from gateway import mdns_network  # noqa: PLC0415 - `run` tells it in its log
+    from gateway.mdns import network  # noqa: PLC0415 - `run` tells it in its log
 
-    for warning in mdns_network.warnings(config):
+    for warning in network.warnings(config):
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -126,11 +126,11 @@ def _exported(arguments: argparse.Namespace) -> Export:
 
 
 def _discover(arguments: argparse.Namespace) -> int:
-    from gateway import mdns_browser  # noqa: PLC0415 - as above
+    from gateway.mdns import browser  # noqa: PLC0415 - as above
 
     try:
-        ports = asyncio.run(mdns_browser.discover(arguments.timeout, arguments.interface))
+        ports = asyncio.run(browser.discover(arguments.timeout, arguments.interface))
     except KeyboardInterrupt:
         return 130  # as a shell has it for SIGINT
-    print(mdns_browser.to_json(ports) if arguments.json else mdns_browser.to_table(ports))
+    print(browser.to_json(ports) if arguments.json else browser.to_table(ports))
     return 0

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from gateway.backlog import Backlog
 from gateway.client_replay import ClientReplay
-from gateway.config_choices import ClientLimits, SlowClient
+from gateway.config.choices import ClientLimits, SlowClient
 from gateway.device import Device
 from gateway.protocol.access_server import Event
 from gateway.sharing import DeviceUser

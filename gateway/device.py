@@ -12,8 +12,8 @@ import contextlib
 
 import structlog
 
-from gateway.config import OnAbsent, OnDisconnect, PortConfig
-from gateway.config_choices import Opening
+from gateway.config.choices import Opening
+from gateway.config.document import OnAbsent, OnDisconnect, PortConfig
 from gateway.device_controls import DeviceControls
 from gateway.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
 from gateway.end_of_use import HANDOVER_S, EndOfUse

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.config import OnConnect
+from gateway.config.document import OnConnect
 from gateway.lendable_port import LendablePort
 from gateway.line_driver import LineDriver
 from gateway.port_counts import PortCounts

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.assignment import assign
-from gateway.config import GatewayConfig
-from gateway.config_device import pool_member_name
+from gateway.config.device import pool_member_name
+from gateway.config.document import GatewayConfig
 from gateway.pool_store import today
 from gateway.pool_table import PoolTable
 from gateway.protocol.board_kinds import BoardKind, kind_of, row_of

@@ -20,15 +20,15 @@ from typing import ClassVar
 
 import structlog
 
-from gateway.config import PortConfig
-from gateway.config_values import Address
+from gateway.config.document import PortConfig
+from gateway.config.values import Address
 from gateway.device import Device
 from gateway.door import Refusal
 from gateway.name_lookup import look_up
 from gateway.request_queue import Conversation
 from gateway.session import Session
-from gateway.tls_connection import TlsConnection
-from gateway.tls_contexts import TlsNow
+from gateway.tls.connection import TlsConnection
+from gateway.tls.contexts import TlsNow
 
 #: First and longest wait before dialling again. Each is shortened at random by up to half, so
 #: that the gateways of a lab do not all come at once when the far end is there again.
@@ -194,7 +194,7 @@ async def _connected(far_end: Address) -> socket.socket:
 
 
 class _Securing:
-    """Waits for the handshake of one connection (tls_connection.TlsOwner)."""
+    """Waits for the handshake of one connection (tls.connection.TlsOwner)."""
 
     def __init__(self) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

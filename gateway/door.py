@@ -11,8 +11,8 @@ from enum import Enum
 
 import structlog
 
-from gateway.config_choices import Access
-from gateway.config_networks import peer_network
+from gateway.config.choices import Access
+from gateway.config.networks import peer_network
 from gateway.tally import Tally
 
 

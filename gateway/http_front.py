@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.config_http import HttpConfig, TokenFileError, read_token
+from gateway.config.http import HttpConfig, TokenFileError, read_token
 from gateway.running_port import RunningPort
-from gateway.tls_contexts import TlsContexts, TlsNow
-from gateway.tls_files import TlsFileError
+from gateway.tls.contexts import TlsContexts, TlsNow
+from gateway.tls.files import TlsFileError
 
 if TYPE_CHECKING:
     from gateway.web.http_server import HttpServer

@@ -15,8 +15,8 @@ from typing import Protocol
 import structlog
 
 from gateway.assignment import Assignment, assign
-from gateway.config import GatewayConfig, PortConfig
-from gateway.config_device import pool_member_name
+from gateway.config.device import pool_member_name
+from gateway.config.document import GatewayConfig, PortConfig
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.hotplug import Monitor, Watcher, open_udev_monitor
 from gateway.pool_store import PoolStore, today

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from gateway.config import GatewayConfig, PortConfig
-from gateway.config_values import is_loopback, is_wildcard
+from gateway.config.document import GatewayConfig, PortConfig
+from gateway.config.values import is_loopback, is_wildcard
 from gateway.pool_table import PoolTable
 from gateway.status import PortSnapshot
 

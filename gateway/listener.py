@@ -15,13 +15,13 @@ import structlog
 
 from gateway.bound_sockets import BoundSockets
 from gateway.client_socket import peer_host
-from gateway.config import PortConfig
+from gateway.config.document import PortConfig
 from gateway.device import Device
 from gateway.door import Door, Refusal
-from gateway.handshakes import Handshakes
 from gateway.request_queue import Conversation
 from gateway.session import Session, SessionState
-from gateway.tls_contexts import TlsNow
+from gateway.tls.contexts import TlsNow
+from gateway.tls.handshakes import Handshakes
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5

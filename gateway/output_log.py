@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway.config_choices import Recording
+from gateway.config.choices import Recording
 
 #: What may wait for a slow disk; what comes beyond is dropped. 12 s of output at 921600 baud.
 MAX_WAITING_BYTES = 1 << 20

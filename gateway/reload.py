@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from gateway.config import GatewayConfig
+from gateway.config.document import GatewayConfig
 from gateway.errors import ConfigError
 
 

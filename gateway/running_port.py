@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.config import PortConfig, Protocol
+from gateway.config.document import PortConfig, Protocol
 from gateway.device import Device
 from gateway.device_state import DeviceState
 from gateway.dialer import Dialer
@@ -19,13 +19,13 @@ from gateway.door import Refusal
 from gateway.errors import DeviceError
 from gateway.lasting_port import Locate
 from gateway.listener import Listener
-from gateway.mdns_records import PortFacts
+from gateway.mdns.records import PortFacts
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.board_kinds import row_of
 from gateway.protocol.raw import RawPipe
 from gateway.serial_tty import TtyLocation
 from gateway.status import PortSnapshot
-from gateway.tls_contexts import TlsContexts, TlsNow
+from gateway.tls.contexts import TlsContexts, TlsNow
 from gateway.usb_match import UsbTty
 
 if TYPE_CHECKING:

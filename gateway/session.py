@@ -20,7 +20,7 @@ from gateway.client_doubt import ClientDoubt
 from gateway.client_output import ClientOutput
 from gateway.client_socket import peer_host, peer_name, reason_of, sends_no_more, set_options
 from gateway.client_watch import ClientWatch
-from gateway.config_choices import ClientLimits
+from gateway.config.choices import ClientLimits
 from gateway.device import Device
 from gateway.end_of_use import FINISH_LIMIT_S
 from gateway.errors import ClientError, DeviceError

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from gateway.config_choices import Sharing
+from gateway.config.choices import Sharing
 from gateway.errors import ClientError, DeviceError
 
 

@@ -1,6 +1,6 @@
 """Which plugged-in device an entry of the YAML means: identities, matches, choices.
 
-Pure: what is plugged in is `sysfs`'s matter, how a choice is written in YAML `config_device`'s,
+Pure: what is plugged in is `sysfs`'s matter, how a choice is written in YAML `config.device`'s,
 and who gets a device that several want `assignment`'s.
 """
 

@@ -28,20 +28,20 @@ FLOORS: list[set[str]] = [
     },
     {"protocol.access_server", "protocol.raw"},
     {"client.*"},
-    {"yaml_lines", "usb_match", "config*", "tls_files"},
+    {"usb_match", "config.*", "tls.files"},
     {"control_thread", "serial_*", "sysfs", "hotplug", "assignment", "pool_table", "state_file"},
     {"pool_store", "inventory", "device_list"},
     {"recorder", "output_log", "sharing", "local_use", "replay", "progress_limit"},
     {"away_port", "retry_plan", "lasting_port", "lendable_port", "line_driver", "waiting_line"},
     {"device", "device_controls", "device_state", "end_of_use"},
     {"states_poll", "seat", "backlog", "client_*", "request_queue", "session"},
-    {"tls_connection", "tls_contexts"},
+    {"tls.connection", "tls.contexts"},
     {"tally"},
-    {"door", "handshakes"},
-    {"mdns_*"},
+    {"door", "tls.handshakes"},
+    {"mdns.*"},
     {"bound_sockets"},
     {"listener", "dialer"},
-    {"esptool_*", "flash_*"},
+    {"flash.*"},
     {"sd_report"},
     {"status", "status_socket"},
     {"labgrid_export"},
@@ -72,9 +72,12 @@ ONLY_IMPORTED_BY = {
     "pyudev": {"hotplug"},
     "aiohttp": {"web.*"},
     "prometheus_client": {"web.metrics", "web.exposition"},
-    "zeroconf": {"mdns_*"},
-    "ifaddr": {"mdns_*"},
+    "zeroconf": {"mdns.*"},
+    "ifaddr": {"mdns.*"},
 }
+
+#: Packages whose tests are in `tests` itself, beside those of the modules that use them.
+WITHOUT_A_FOLDER_OF_TESTS = {"protocol"}
 
 #: No machine's paths and no promises in what is published. In pieces, since this file is too.
 NOT_IN_TRACKED_FILES = re.compile(
@@ -236,17 +239,22 @@ def test_a_third_party_package_stays_in_its_room(package: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODULES if is_package_file(name)])
 def test_a_package_file_holds_no_code(name: str) -> None:
-    body = ast.parse(MODULES[name].read_text()).body
-    # A package's front door may hold constants such as a version.
-    assert all(isinstance(node, ast.Expr | ast.Assign | ast.AnnAssign) for node in body)
+    docstring, *others = ast.parse(MODULES[name].read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    # The whole's front door may hold constants such as a version. Not even names of its modules:
+    # who imports one of them would load them all.
+    assert all(isinstance(node, ast.Assign | ast.AnnAssign) for node in others)
+    assert not others or not name
 
 
 @pytest.mark.parametrize(
     "name", [name for name in MODULES if MODULES[name].name not in {"__init__.py", "__main__.py"}]
 )
 def test_a_module_has_a_test_file_of_its_name(name: str) -> None:
-    file_name = f"test_{name.rpartition('.')[2]}.py"
-    assert list((ROOT / "tests").rglob(file_name)), f"{file_name} is missing"
+    package, _, module = name.rpartition(".")
+    folder = "" if package in WITHOUT_A_FOLDER_OF_TESTS else package
+    path = ROOT / "tests" / folder / f"test_{module}.py"
+    assert path.is_file(), f"{path} is missing"
 
 
 @pytest.mark.parametrize("name", MODULES)

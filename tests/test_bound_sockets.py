@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from gateway.bound_sockets import BoundSockets, is_free
-from gateway.config_choices import Access
-from gateway.config_networks import EVERYBODY, Networks
+from gateway.config.choices import Access
+from gateway.config.networks import EVERYBODY, Networks
 from gateway.door import Door, Refusal
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until

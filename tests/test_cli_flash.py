@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from gateway.flash_outcome import Outcome
+from gateway.flash.outcome import Outcome
 from tests.support.processes import free_tcp_port
 
 

@@ -11,7 +11,7 @@ from structlog.typing import EventDict
 
 from gateway import client_doubt
 from gateway.client_socket import TcpLink
-from gateway.config_choices import Sharing
+from gateway.config.choices import Sharing
 from tests.support.pty_board import LoopClock, PtyBoard, serving, until
 from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient

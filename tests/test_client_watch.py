@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway import client_watch
 from gateway.client_socket import USER_TIMEOUT_MS, TcpLink
-from gateway.config_choices import ClientLimits
+from gateway.config.choices import ClientLimits
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.telnet import MAX_SUBNEGOTIATION_BYTES
 from gateway.session import Session

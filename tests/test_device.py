@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 import gateway.sharing
-from gateway.config import OnDisconnect
-from gateway.config_choices import Recording
+from gateway.config.choices import Recording
+from gateway.config.document import OnDisconnect
 from gateway.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP

@@ -9,7 +9,7 @@ import pytest
 
 import gateway.sysfs
 from gateway import cli
-from gateway.config import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig, parse_config
 from gateway.device_list import Listing, listing, to_json, to_table, to_yaml
 from gateway.pool_store import FILE_NAME
 from gateway.pool_table import PoolTable

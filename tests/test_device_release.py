@@ -14,8 +14,8 @@ import pytest
 import serial
 from structlog.testing import capture_logs
 
-from gateway.config import OnAbsent
-from gateway.config_choices import Opening, Sharing
+from gateway.config.choices import Opening, Sharing
+from gateway.config.document import OnAbsent
 from gateway.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceAbsentError
 from gateway.protocol.reset import BOTH, IDLE, RESET

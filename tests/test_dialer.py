@@ -19,15 +19,15 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import dialer as dialer_module
-from gateway.config_choices import Tls
-from gateway.config_values import Address
+from gateway.config.choices import Tls
+from gateway.config.values import Address
 from gateway.device import DeviceState
 from gateway.dialer import Dialer
 from gateway.protocol.raw import RawPipe
 from gateway.request_queue import Conversation
 from gateway.session import SessionState
-from gateway.tls_contexts import TlsNow
-from gateway.tls_files import client_context, server_context
+from gateway.tls.contexts import TlsNow
+from gateway.tls.files import client_context, server_context
 from tests.support.certificates import Authority
 from tests.support.pty_board import (
     LoopClock,

@@ -5,8 +5,8 @@ from ipaddress import ip_network
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.config_choices import Access
-from gateway.config_networks import Networks
+from gateway.config.choices import Access
+from gateway.config.networks import Networks
 from gateway.door import Door, Refusal
 from tests.support.pty_board import LoopClock
 

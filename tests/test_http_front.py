@@ -10,11 +10,11 @@ import aiohttp
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.config import parse_config
-from gateway.config_http import HttpConfig
+from gateway.config.document import parse_config
+from gateway.config.http import HttpConfig
 from gateway.http_front import HttpFront
 from gateway.service import Service
-from gateway.tls_contexts import TlsContexts
+from gateway.tls.contexts import TlsContexts
 
 
 async def status_of(tcp_port: int | None, token: str = "") -> int:

@@ -15,8 +15,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.bound_sockets import is_free
-from gateway.config_choices import Access
-from gateway.config_networks import Networks
+from gateway.config.choices import Access
+from gateway.config.networks import Networks
 from gateway.device import DeviceState
 from gateway.door import Refusal
 from gateway.listener import Listener

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.config import OnConnect, OnDisconnect
+from gateway.config.document import OnConnect, OnDisconnect
 from gateway.device import DeviceState
 from gateway.protocol.access_server import SerialData
 from gateway.protocol.raw import RawPipe

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig, parse_config
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.reload import Reloader
 from gateway.simulator.app import pattern

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import structlog
 
-from gateway.config import parse_config
+from gateway.config.document import parse_config
 from gateway.device import DeviceState
 from gateway.running_port import start_port
 from gateway.serial_tty import TtyLocation
-from gateway.tls_contexts import TlsContexts
+from gateway.tls.contexts import TlsContexts
 from tests.support.pty_board import PtyBoard, until
 from tests.support.tcp_client import TcpClient
 

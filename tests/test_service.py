@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import running_port, service
-from gateway.config import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig, parse_config
 from gateway.errors import DeviceError
 from gateway.protocol.rfc2217 import Control
 from gateway.service import serve

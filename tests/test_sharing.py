@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 import gateway.sharing
-from gateway.config_choices import Sharing
+from gateway.config.choices import Sharing
 from gateway.sharing import ARRIVALS, Arrival, DeviceUser, Users
 
 

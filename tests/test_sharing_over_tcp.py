@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from gateway.config_choices import ClientLimits, Sharing
+from gateway.config.choices import ClientLimits, Sharing
 from gateway.device import DeviceState
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.protocol.rfc2217 import Control

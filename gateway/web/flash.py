@@ -1,9 +1,9 @@
 """`POST /api/ports/{name}/flash`: takes images, writes them to the board, tells how it goes.
 
-The request is multipart/form-data: first the part `plan` (`flash_plan`, JSON), then a part for each
+The request is multipart/form-data: first the part `plan` (`flash.plan`, JSON), then a part for each
 image, named by its offset as in `0x10000`. The answer is a line of JSON for each event, the last of
 them `done`; what is refused before anything was done to the board is an error with a status. What
-is done to the board is `flash_job`'s matter.
+is done to the board is `flash.job`'s matter.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import structlog
 from aiohttp import BodyPartReader, MultipartReader, web
 
 from gateway.errors import GatewayError
-from gateway.esptool_process import NoEsptoolError
-from gateway.flash_events import FlashEvents
-from gateway.flash_job import Flasher, FlashRequest, FlashResult
-from gateway.flash_outcome import Outcome
-from gateway.flash_plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
-from gateway.flash_store import ImageStore, NoRoomError, NotStoredError
-from gateway.flash_user import NoBoardError
+from gateway.flash.esptool_process import NoEsptoolError
+from gateway.flash.events import FlashEvents
+from gateway.flash.job import Flasher, FlashRequest, FlashResult
+from gateway.flash.outcome import Outcome
+from gateway.flash.plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
+from gateway.flash.store import ImageStore, NoRoomError, NotStoredError
+from gateway.flash.user import NoBoardError
 from gateway.running_port import RunningPort
 from gateway.web.http_answers import answer, client_name, takes
 from gateway.web.lab import LAB

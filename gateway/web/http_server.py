@@ -17,11 +17,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.bound_sockets import BoundSockets
 from gateway.client_socket import peer_host
-from gateway.config_choices import Access
-from gateway.config_http import HttpConfig
+from gateway.config.choices import Access
+from gateway.config.http import HttpConfig
 from gateway.door import Door
 from gateway.running_port import RunningPort
-from gateway.tls_contexts import TlsNow
+from gateway.tls.contexts import TlsNow
 from gateway.web import (
     console,
     controls_api,

@@ -1,7 +1,7 @@
 """TLS below HTTP: a connection that has been accepted is secured, or never reaches the server.
 
 The handshake is asyncio's own. That it forgets the end of what a client has sent before it closed,
-for which ports have `tls_connection`, does not matter to HTTP: a request says how long it is.
+for which ports have `tls.connection`, does not matter to HTTP: a request says how long it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gateway.client_socket import peer_host
-from gateway.tls_contexts import TlsNow
+from gateway.tls.contexts import TlsNow
 
 #: From the TCP connection to the end of the handshake, and the most of them at a time.
 _HANDSHAKE_LIMIT_S: Final = 10.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from gateway.config import PortConfig
+from gateway.config.document import PortConfig
 from gateway.protocol.board_kinds import UsbIds, row_of
 from gateway.running_port import RunningPort
 

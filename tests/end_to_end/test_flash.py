@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from gateway.flash_outcome import Outcome
+from gateway.flash.outcome import Outcome
 from tests.support.boards import RunningBoard
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import Service, run_tool

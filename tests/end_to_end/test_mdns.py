@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import parse_config
-from gateway.mdns_records import FoundPort
+from gateway.config.document import parse_config
+from gateway.mdns.records import FoundPort
 from tests.support.fake_sysfs import CP2102N
 from tests.support.lan import ADDRESS, in_a_lan
 from tests.support.mdns import find, gateway_name

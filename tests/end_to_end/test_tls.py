@@ -16,7 +16,7 @@ import pytest
 import serial
 
 from gateway.client.protocol_gateway import Serial
-from gateway.config_choices import Tls
+from gateway.config.choices import Tls
 from gateway.simulator.app import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool
 from tests.support.certificates import Authority

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trustme
 
-from gateway.config_choices import Tls
+from gateway.config.choices import Tls
 
 
 class Authority:

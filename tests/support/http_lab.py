@@ -11,9 +11,9 @@ from typing import Any, cast
 import aiohttp
 import jsonschema
 
-from gateway.config_http import HttpConfig
+from gateway.config.http import HttpConfig
 from gateway.running_port import RunningPort
-from gateway.tls_contexts import TlsNow
+from gateway.tls.contexts import TlsNow
 from gateway.web.http_server import HttpServer
 from gateway.web.page import interface
 from tests.support.pty_board import Served

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from itertools import count
 
-from gateway.mdns_browser import discover
-from gateway.mdns_records import FoundPort
+from gateway.mdns.browser import discover
+from gateway.mdns.records import FoundPort
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 60.0

@@ -26,8 +26,8 @@ from typing import Self
 
 import structlog
 
-from gateway.config import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.config_choices import Access, ClientLimits, Opening, Recording, Sharing
+from gateway.config.choices import Access, ClientLimits, Opening, Recording, Sharing
+from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
 from gateway.device import Device, DeviceState
 from gateway.listener import Listener
 from gateway.protocol.access_server import AccessServer
@@ -38,7 +38,7 @@ from gateway.request_queue import Conversation
 from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
-from gateway.tls_contexts import TlsNow
+from gateway.tls.contexts import TlsNow
 from gateway.usb_match import DeviceChoice
 
 #: Far above what anything takes that a test waits for.

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.config import parse_config
+from gateway.config.document import parse_config
 from gateway.device import Device, DeviceState
 from gateway.inventory import UsbSource
 from gateway.service import Service

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config_choices import ClientLimits, Sharing, SlowClient
+from gateway.config.choices import ClientLimits, Sharing, SlowClient
 from gateway.device import DeviceState
 from gateway.protocol.reset import IDLE, RESET
 from gateway.running_port import RunningPort

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import OnConnect, OnDisconnect
-from gateway.config_choices import Sharing
+from gateway.config.choices import Sharing
+from gateway.config.document import OnConnect, OnDisconnect
 from gateway.device import DeviceState
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP

@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-import gateway.flash_store
-from gateway.config_choices import Sharing
-from gateway.esptool_process import COMMAND_VARIABLE
-from gateway.flash_plan import MAX_BYTES, FlashImage, FlashPlan
+import gateway.flash.store
+from gateway.config.choices import Sharing
+from gateway.flash.esptool_process import COMMAND_VARIABLE
+from gateway.flash.plan import MAX_BYTES, FlashImage, FlashPlan
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.http_lab import (
     Answered,
@@ -251,7 +251,7 @@ async def test_a_full_disk_is_told(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(gateway.flash_store._Writer, "write", full)
+    monkeypatch.setattr(gateway.flash.store._Writer, "write", full)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             answered = await client.post(PATH, data=right())

@@ -9,8 +9,8 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config_http import HttpConfig
-from gateway.config_networks import Networks
+from gateway.config.http import HttpConfig
+from gateway.config.networks import Networks
 from gateway.web import http_server as module
 from tests.support.http_lab import client_of, http_client, http_server
 from tests.support.pty_board import LoopClock, until

@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.tls_contexts import TlsNow
-from gateway.tls_files import server_context
+from gateway.tls.contexts import TlsNow
+from gateway.tls.files import server_context
 from gateway.web import https, page
 from tests.support.certificates import Authority
 from tests.support.http_lab import http_server

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config_choices import Recording
+from gateway.config.choices import Recording
 from gateway.web import output_api
 from tests.support.http_lab import Answered, HttpClient, http_client, running
 from tests.support.pty_board import PtyBoard, Served, serving, until

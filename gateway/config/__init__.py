@@ -1,0 +1,1 @@
+"""The operator's YAML file: what it may say, every check of it and each message."""

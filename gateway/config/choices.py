@@ -1,0 +1,101 @@
+"""What an operator chooses for a port besides its settings: who may use it, what is kept of it.
+
+How the values are written in the YAML is document.py's and values.py's matter, what the
+choices do that of whoever has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from gateway.config.networks import EVERYBODY, Networks
+
+
+class Opening(Enum):
+    """While which the gateway has a port's tty open."""
+
+    ALWAYS = "always"  # whenever it is there
+    ON_CONNECT = "on_connect"  # while a client is connected; local tools have it otherwise
+
+
+class Sharing(Enum):
+    """What becomes of a client when another comes."""
+
+    EXCLUSIVE = "exclusive"  # it keeps the port, the other is refused
+    TAKEOVER = "takeover"  # it is closed, the other gets the port
+    PREEMPT = "preempt"  # it watches until the other has left
+    SHARED = "shared"  # both use the port
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The operator's keys of these names.
+
+    `record_kib` of the board's output are kept in memory, 0 for none. With a `log_file`, an
+    absolute path, it is also written there; at `log_max_kib` the file is put aside, `log_keep` of
+    those are kept.
+    """
+
+    record_kib: int = 64
+    log_file: str | None = None
+    log_max_kib: int = 1024
+    log_keep: int = 3
+
+    def of_port(self, name: str) -> Recording:
+        """The same with the port's name in the place of `{name}`."""
+        if self.log_file is None:
+            return self
+        return replace(self, log_file=self.log_file.replace("{name}", name))
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may connect to a port that is listened at: the operator's keys of these names.
+
+    `max_sessions` counts those who are refused, too, until they are gone.
+    """
+
+    allow: Networks = EVERYBODY
+    max_sessions: int = 32
+
+
+class SlowClient(Enum):
+    """What becomes of the board's output that its client does not take."""
+
+    PAUSE = "pause"  # it stays in the kernel, then at the board, until the client takes it
+    DROP_OLDEST = "drop_oldest"  # some is kept, then the oldest is dropped
+    DISCONNECT = "disconnect"  # some is kept, then the client is closed
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """What a client gets, and how long it is kept: the operator's keys of these names.
+
+    `idle_timeout_s` without a byte either way end a session; 0 never does. Of the board's output
+    that is not left in the kernel, `client_buffer_kib` are kept for a client that does not take it.
+    With `replay`, a new client gets what was recorded before it came.
+    """
+
+    idle_timeout_s: float = 0.0
+    slow_client: SlowClient = SlowClient.PAUSE
+    client_buffer_kib: int = 256
+    replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of a port: files and names, as the operator wrote them.
+
+    Who listens shows `cert` and lets in who shows a certificate of `client_ca`, or everybody
+    without one. Who connects wants a certificate of `ca` (None: of an authority that the machine
+    trusts) for `server_name` (None: for the host it connects to), and shows `cert`, if any.
+    Without `cert` there is no `key`. `lines` is where the keys stand in the file.
+    """
+
+    cert: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+    ca: str | None = None
+    server_name: str | None = None
+    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)

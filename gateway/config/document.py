@@ -1,0 +1,342 @@
+"""The operator's YAML file as frozen dataclasses; every check of it and each message.
+
+One table, PORT_KEYS, says which keys a port has: the reader, the messages, the documentation's
+test and the example's test all go by it, so a new key is a row there and a field of PortConfig.
+How YAML is read with line numbers is yaml_lines.py's matter, what no two ports may have in common
+unique.py's. Nothing here looks at hardware: an absent device is no mistake in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from gateway.config.choices import (
+    Access,
+    ClientLimits,
+    Opening,
+    Recording,
+    Sharing,
+    SlowClient,
+    Tls,
+)
+from gateway.config.device import DEVICE, TCP, pool_member_name
+from gateway.config.http import HttpConfig, check_http_files, http_section, read_http
+from gateway.config.mdns import MdnsConfig, read_mdns
+from gateway.config.networks import NETWORKS
+from gateway.config.sections import (
+    REQUIRED,
+    TCP_OR_CONNECT,
+    Key,
+    overlaid,
+    read_keys,
+    read_section,
+)
+from gateway.config.tls import TLS, check_tls_files, check_tls_fits
+from gateway.config.unique import Section, check_unique
+from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
+from gateway.config.yaml_lines import (
+    Problems,
+    clipped,
+    compose,
+    is_nothing,
+    is_refused,
+    join,
+    known_entries,
+    line_of,
+    one_of,
+    read_text,
+    refuse,
+    seconds,
+    true_or_false,
+    whole_number,
+)
+from gateway.errors import ConfigProblem
+from gateway.protocol.reset import DEFAULT_HOLD_S
+from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
+from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.usb_match import DeviceChoice
+
+_ACCESS = Access()
+_LIMITS = ClientLimits()
+_RECORDING = Recording()
+
+
+class Protocol(Enum):
+    """What is spoken on a port's TCP connection."""
+
+    RFC2217 = "rfc2217"  # Telnet with COM-PORT-OPTION: clients set baud rate and lines
+    RAW = "raw"  # a plain byte pipe: settings are the YAML's, lines the gateway's
+
+
+class OnConnect(Enum):
+    """What is done to the board for a client of a raw port, before its first byte."""
+
+    NOTHING = "nothing"
+    BOOTLOADER = "bootloader"
+    RESET = "reset"
+
+
+class OnDisconnect(Enum):
+    """What is done to the board when a client of a raw port has left, behind its last byte."""
+
+    NOTHING = "nothing"
+    RESET = "reset"
+
+
+class OnAbsent(Enum):
+    """What a client gets whose device is not plugged in."""
+
+    REFUSE = "refuse"  # one line that says so
+    WAIT = "wait"  # its turn when the device is there
+
+
+@dataclass(frozen=True, slots=True)
+class PortConfig:
+    """One entry of `ports`: a device, and how its clients come to it.
+
+    Either they connect to `tcp_port` at `host` (0: any free port), or `tcp_port` is None and the
+    gateway connects to the client at `connect`. `resets` says what becomes of DTR and RTS,
+    `grace_s` how long a client is kept when its board leaves the bus.
+    """
+
+    name: str
+    host: str
+    tcp_port: int | None
+    connect: Address | None
+    device: DeviceChoice
+    serial: SerialSettings
+    resets: ResetChoice
+    grace_s: float
+    on_absent: OnAbsent
+    protocol: Protocol
+    on_connect: OnConnect
+    on_disconnect: OnDisconnect
+    access: Access = _ACCESS
+    open: Opening = Opening.ALWAYS
+    tls: Tls | None = None
+    sharing: Sharing = Sharing.EXCLUSIVE
+    limits: ClientLimits = _LIMITS
+    recording: Recording = _RECORDING
+
+    def named(self, name: str) -> PortConfig:
+        """The same under a name, which also takes the place of `{name}` in its values."""
+        return replace(self, name=name, recording=self.recording.of_port(name))
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """An entry of `ports` that serves each device it fits at a TCP port of its own.
+
+    `pattern` is what its ports have in common; its name is the pool's.
+    """
+
+    tcp_ports: range
+    pattern: PortConfig
+
+    @property
+    def name(self) -> str:
+        """The pool's name."""
+        return self.pattern.name
+
+    def port(self, tcp_port: int) -> PortConfig:
+        """One port of it."""
+        name = pool_member_name(self.name, tcp_port)
+        return replace(self.pattern.named(name), tcp_port=tcp_port)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """The whole file; one port or pool at least, names, addresses and devices each unique.
+
+    `warnings` are what can be served, and will not do what the operator means.
+    """
+
+    ports: tuple[PortConfig, ...]
+    pools: tuple[PoolConfig, ...] = ()
+    http: HttpConfig | None = None
+    mdns: MdnsConfig | None = None
+    warnings: tuple[ConfigProblem, ...] = field(default=(), compare=False)
+
+
+def load_config(path: Path, *, with_files: bool = True) -> GatewayConfig:
+    """Read and check a file, with the files that it names if `with_files`.
+
+    Raises ConfigError with every problem of them, nothing else.
+    """
+    return parse_config(read_text(path), str(path), with_files=with_files)
+
+
+def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayConfig:
+    """Check the text of a file, `file` being its name in messages.
+
+    Raises ConfigError with every problem, nothing else whatever the text is.
+    """
+    problems = Problems(file)
+    root = compose(text, problems)
+    ports, defaults = _read_file(root, problems)
+    http = read_section(root, "http", read_http, problems)
+    mdns = read_section(root, "mdns", read_mdns, problems)
+    others = [http_section(http)] if http is not None else []
+    check_unique(ports, problems, others)
+    warnings = []
+    if with_files:
+        check_http_files(http, problems)
+        warnings = check_tls_files([*defaults, *ports, *others], problems)
+    problems.raise_if_any()
+    return replace(_built(ports), http=http, mdns=mdns, warnings=tuple(warnings))
+
+
+_SERIAL = SerialSettings()
+
+PORT_KEYS: Final = (
+    Key("name", NAME, REQUIRED),
+    Key("tcp", TCP, TCP_OR_CONNECT),
+    Key("host", HOST, "127.0.0.1"),
+    Key("connect", ADDRESS, TCP_OR_CONNECT),
+    Key("allow", NETWORKS, _ACCESS.allow),
+    Key("max_sessions", whole_number(1, 1000), _ACCESS.max_sessions),
+    Key("tls", TLS, None),
+    Key("device", DEVICE, REQUIRED),
+    Key("baudrate", whole_number(1, 2**32 - 1), _SERIAL.baudrate),
+    Key("bytesize", whole_number(5, 8), _SERIAL.bytesize),
+    Key("parity", one_of(Parity), _SERIAL.parity),
+    Key("stopbits", one_of(StopBits), _SERIAL.stopbits),
+    Key("flow_control", one_of(FlowControl), _SERIAL.flow_control),
+    Key("protocol", one_of(Protocol), Protocol.RFC2217),
+    Key("on_connect", one_of(OnConnect), OnConnect.NOTHING),
+    Key("on_disconnect", one_of(OnDisconnect), OnDisconnect.NOTHING),
+    # Below 0.05 s the next command of a client on the same host comes too late (pyserial polls
+    # every 50 ms); above 5 s a client that really wants both lines on would take it for a hang.
+    Key("hold_s", seconds(0.05, 5), DEFAULT_HOLD_S),
+    # Boards come back from a reset within 2.5 s, over a slow hub within 5.
+    Key("grace_s", seconds(0, 300), 10.0),
+    Key("reset", RESET, Reset.AUTO),
+    Key("hard_reset", HARD_RESET, HardReset.AUTO),
+    Key("open", one_of(Opening), Opening.ALWAYS),
+    Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
+    Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
+    Key("slow_client", one_of(SlowClient), _LIMITS.slow_client),
+    Key("client_buffer_kib", whole_number(0, 65536), _LIMITS.client_buffer_kib),
+    Key("replay", true_or_false(), _LIMITS.replay),
+    Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
+    Key("log_file", LOG_FILE, _RECORDING.log_file),
+    Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
+    Key("log_keep", whole_number(0, 99), _RECORDING.log_keep),
+    Key("on_absent", one_of(OnAbsent), OnAbsent.REFUSE),
+)
+
+_DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
+_KEYS_OF_EACH: Final = tuple(key.name for key in PORT_KEYS if not key.has_default)
+#: For ports that clients connect to; one that connects does so when its device is open.
+_LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
+_FILE_KEYS: Final = ("defaults", "ports", "http", "mdns")
+_ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
+_ACCEPTED_FILE: Final = "a mapping with the key `ports`"
+_ACCEPTED_PORTS: Final = "a list of one port or more"
+
+
+def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section], list[Section]]:
+    """The ports, and the defaults if there are any."""
+    if root is None or is_nothing(root):
+        problems.add(1, "", "an empty file", _ACCEPTED_FILE)
+        return [], []
+    if not isinstance(root, yaml.MappingNode) or is_refused(root):
+        refuse(root, "", _ACCEPTED_FILE, problems)
+        return [], []
+    found = known_entries(root, "", _FILE_KEYS, problems)
+    defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
+    given = []
+    if "defaults" in found and not is_nothing(found["defaults"].value):
+        section = read_keys(
+            found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems, _KEYS_OF_EACH
+        )
+        defaults = overlaid(defaults, section)
+        given = [section]
+        if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
+            accepted = "a path with {name} in it, which stands for the name of each port"
+            problems.add(
+                section.lines["log_file"], "defaults.log_file", clipped(log_file), accepted
+            )
+    if "ports" not in found:
+        problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
+        return [], given
+    return _read_ports(found["ports"].value, defaults, problems), given
+
+
+def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
+    if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
+        refuse(node, "ports", _ACCEPTED_PORTS, problems)
+        return []
+    ports = []
+    for index, item in enumerate(node.value):
+        port = read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
+        ports.append(Section(port.path, overlaid(defaults, port), port.lines))
+        if isinstance(item, yaml.MappingNode) and not is_refused(item):
+            _check_fit(ports[-1], line_of(item), problems)
+            check_tls_fits(ports[-1], line_of(item), problems)
+    return ports
+
+
+def _check_fit(port: Section, line: int, problems: Problems) -> None:
+    """Refuse keys of one port that do not go together; a default that does not fit is not used."""
+
+    def refuse_key(key: str, found: str, accepted: str) -> None:
+        problems.add(port.lines.get(key, line), join(port.path, key), found, accepted)
+
+    if "connect" not in port.lines:
+        if "tcp" not in port.lines:
+            accepted = f"{_ACCEPTED_TCP}, or connect: {ADDRESS.accepted}"
+            refuse_key("tcp", "neither tcp nor connect", accepted)
+    else:
+        for key in _LISTENING_KEYS:
+            if key in port.lines:
+                found = f"{key} beside connect (line {port.lines['connect']})"
+                refuse_key(key, found, f"connect without {key}, or tcp")
+    for key in ("on_connect", "on_disconnect"):
+        is_given = key in port.lines and key in port.values
+        if is_given and port.values.get("protocol") is Protocol.RFC2217:
+            refuse_key(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
+
+
+#: The fields of PortConfig that hold the keys of their own fields' names.
+_GROUPS: Final[dict[str, Any]] = {
+    "serial": SerialSettings,
+    "resets": ResetChoice,
+    "access": Access,
+    "limits": ClientLimits,
+    "recording": Recording,
+}
+
+
+def _built(ports: list[Section]) -> GatewayConfig:
+    built: list[PortConfig] = []
+    pools: list[PoolConfig] = []
+    for port in ports:
+        tcp = port.values.get("tcp")
+        if isinstance(tcp, range):
+            pools.append(PoolConfig(tcp, _built_port(port, tcp.start)))
+        else:
+            built.append(_built_port(port, tcp).named(port.values["name"]))
+    return GatewayConfig(tuple(built), tuple(pools))
+
+
+def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
+    """The checked values as a PortConfig; `{name}` still stands where it was written."""
+    values = {"connect": None} | port.values | {"tcp_port": tcp_port}
+    values.pop("tcp", None)
+    if values["protocol"] is not Protocol.RAW:
+        values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
+    if values["connect"] is not None:
+        values["open"] = Opening.ALWAYS
+    if values["on_connect"] is OnConnect.BOOTLOADER:
+        values["replay"] = False  # who comes is a flasher, even before it says so
+    grouped = {
+        name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        for name, kind in _GROUPS.items()
+    }
+    return PortConfig(**grouped, **values)

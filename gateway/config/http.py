@@ -1,0 +1,171 @@
+"""How the HTTP server is written in the YAML: where it listens, who may ask, by which token.
+
+An address alone is enough for this machine; whoever lets others in must name a file with a token.
+What is served there is the package `web`'s matter.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from gateway.config.choices import Tls
+from gateway.config.networks import EVERYBODY, NETWORKS, Networks
+from gateway.config.tls import TLS, check_tls_fits
+from gateway.config.unique import Section
+from gateway.config.values import ABSOLUTE_PATH, Address, read_address
+from gateway.config.yaml_lines import (
+    Kind,
+    Problems,
+    WrongPartsError,
+    is_refused,
+    known_entries,
+    line_of,
+    refuse,
+    scalar_text,
+)
+from gateway.errors import GatewayError
+
+#: The Python packages that the server is made with, and how they are installed.
+PACKAGES: Final = ("aiohttp", "prometheus_client")
+_INSTALLED: Final = "what pip install 'esp-serial-gateway[web]' installs"
+
+#: What may be in a token: all that can be offered as a WebSocket protocol, which is how a browser
+#: sends it (RFC 6455, 4.1), and that needs no quoting in a shell.
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{16,256}")
+_TOKEN_FILE: Final = "a file with one line of 16 to 256 of a-z A-Z 0-9 . _ ~ -"  # noqa: S105
+_TOKEN_FILE_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
+
+    It speaks TLS with `tls`. State is changed by who shows the token in `token_file`, an absolute
+    path; None asks for none.
+    """
+
+    host: str
+    tcp_port: int
+    allow: Networks = EVERYBODY
+    tls: Tls | None = None
+    token_file: str | None = None
+    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    def __str__(self) -> str:
+        return str(Address(self.host, self.tcp_port))
+
+
+class TokenFileError(GatewayError):
+    """For the operator: why there is no token in a file."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what listens at `host` can be reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
+def read_token(path: str) -> str:
+    """The token in a file; blocks. Raises TokenFileError with what is found instead."""
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise TokenFileError(f"{path}, which is no file")
+        with Path(path).open("rb") as file:
+            text = file.read(_TOKEN_FILE_BYTES + 1).decode("latin-1")
+    except OSError as error:
+        reason = error.strerror or error
+        raise TokenFileError(f"{path}: no readable file ({reason})") from error
+    token = text.removesuffix("\n").removesuffix("\r")
+    if not _TOKEN.fullmatch(token):
+        raise TokenFileError(f"{path}, which has no token in it")  # never what is in it
+    return token
+
+
+def _read_listen(node: yaml.Node) -> Address:
+    return read_address(scalar_text(node), first_port=0)
+
+
+LISTEN: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_listen)
+
+#: The keys of `http`.
+HTTP_KEYS: Final = {
+    "listen": LISTEN,
+    "allow": NETWORKS,
+    "tls": TLS,
+    "token_file": ABSOLUTE_PATH,
+}
+_ACCEPTED: Final = f"{LISTEN.accepted}, or a mapping of {', '.join(HTTP_KEYS)}"
+
+
+def read_http(line: int, node: yaml.Node, problems: Problems) -> HttpConfig | None:
+    """The section `http`, whose key is in `line`; None if it has problems, which are added."""
+    before = len(problems.found)
+    values: dict[str, Any] = {}
+    lines = {"listen": line}
+    if isinstance(node, yaml.MappingNode) and not is_refused(node):
+        found = known_entries(node, "http", tuple(HTTP_KEYS), problems)
+        lines = {name: entry.line for name, entry in found.items()}
+        for name, entry in found.items():
+            _read_into(values, name, f"http.{name}", entry.value, problems)
+        if "listen" not in found:
+            problems.add(line_of(node), "http.listen", "nothing", LISTEN.accepted)
+    else:
+        _read_into(values, "listen", "http", node, problems)
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        problems.add(line, "http", f"http without the Python package {missing[0]}", _INSTALLED)
+    if len(problems.found) > before or "listen" not in values:
+        return None
+    listen = values.pop("listen")
+    http = HttpConfig(listen.host, listen.tcp_port, **values, lines=tuple(lines.items()))
+    check_tls_fits(http_section(http), line, problems)
+    if http.token_file is None and not http.is_loopback:
+        found_there = f"{listen} without token_file"
+        accepted = "token_file, or an address that only this machine reaches (127.0.0.1:8080)"
+        problems.add(lines["listen"], "http", found_there, accepted)
+    return http
+
+
+def check_http_files(http: HttpConfig | None, problems: Problems) -> None:
+    """Refuse files that can't be used; blocks."""
+    if http is None or http.token_file is None:
+        return
+    try:
+        read_token(http.token_file)
+    except TokenFileError as error:
+        line = dict(http.lines)["token_file"]
+        problems.add(line, "http.token_file", str(error), _TOKEN_FILE)
+
+
+def http_section(http: HttpConfig) -> Section:
+    """What it has in common with a port, for the checks of addresses and of files for TLS."""
+    values = {"tcp": http.tcp_port, "host": http.host, "tls": http.tls}
+    lines = dict(http.lines)
+    return Section("http", values, lines | {"tcp": lines["listen"]})
+
+
+def _read_into(
+    values: dict[str, Any], name: str, path: str, node: yaml.Node, problems: Problems
+) -> None:
+    try:
+        values[name] = HTTP_KEYS[name].read(node)
+    except WrongPartsError as parts:
+        problems.add_parts(path, parts)
+    except ValueError as exc:
+        accepted = _ACCEPTED if path == "http" else HTTP_KEYS[name].accepted
+        refuse(node, path, accepted, problems, reason=str(exc))

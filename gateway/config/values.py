@@ -1,0 +1,130 @@
+"""How the values of a port are written in the YAML: names, hosts, addresses, resets.
+
+Which keys take them, and what must be unique, is document.py's matter.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+import yaml
+
+from gateway.config.yaml_lines import MAX_REASON_CHARS, Kind, clipped, one_of, scalar_text
+from gateway.protocol.reset_sequence import parse_sequence
+from gateway.protocol.reset_strategy import HardReset, Reset
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address that the gateway connects to; `host` is an IP address or a host name."""
+
+    host: str
+    tcp_port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.tcp_port}"
+
+
+def _read_name(node: yaml.Node) -> str:
+    text = scalar_text(node)
+    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,32}", text):
+        raise ValueError
+    return text
+
+
+#: Underscores are no part of host names by the RFCs, but of names in use.
+_HOST_LABEL: Final = r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?"
+
+
+def _read_host(node: yaml.Node) -> str:
+    return _checked_host(scalar_text(node))
+
+
+def _checked_host(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        # A name that ends in a number is a mistyped IPv4 address (RFC 1123, 2.1).
+        is_name = len(text) <= 253 and re.fullmatch(
+            rf"({_HOST_LABEL}\.)*(?![0-9]+\.?$){_HOST_LABEL}\.?", text
+        )
+        if not is_name:
+            raise ValueError from None
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who connects to this host can only be on the same machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether it stands for all addresses of the machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _read_address(node: yaml.Node) -> Address:
+    return read_address(scalar_text(node))
+
+
+def read_address(text: str, *, first_port: int = 1) -> Address:
+    """HOST:PORT with a port number from `first_port` on; ValueError for everything else."""
+    host, colon, number = text.rpartition(":")
+    is_number = re.fullmatch(r"0|[1-9][0-9]{0,4}", number)
+    if not colon or not is_number or not first_port <= int(number) <= 65535:
+        raise ValueError
+    in_brackets = host.startswith("[") and host.endswith("]")
+    host = _checked_host(host[1:-1] if in_brackets else host)
+    # Without brackets there is no telling where an IPv6 address ends; around others they are odd.
+    if in_brackets != (":" in host):
+        raise ValueError
+    return Address(host, int(number))
+
+
+def _read_path(node: yaml.Node) -> str:
+    text = scalar_text(node)
+    if not text.isprintable() or not text.startswith("/") or text.endswith("/"):
+        raise ValueError
+    return text
+
+
+def _read_log_file(node: yaml.Node) -> str | None:
+    return None if scalar_text(node) == "none" else _read_path(node)
+
+
+NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
+HOST: Final = Kind("an IP address or a host name", _read_host)
+ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
+ABSOLUTE_PATH: Final = Kind("an absolute path", _read_path)
+LOG_FILE: Final = Kind("an absolute path or none", _read_log_file)
+
+
+def _name_or_sequence(names: type[Enum]) -> Kind:
+    """The kind of value that is one of some names or a reset sequence."""
+    named = one_of(names)
+
+    def read(node: yaml.Node) -> object:
+        text = scalar_text(node)
+        if "|" not in text and not re.fullmatch("[DRUWB][0-9.,]+", text, re.IGNORECASE):
+            return named.read(node)
+        try:
+            return parse_sequence(text)
+        except ValueError as exc:
+            raise ValueError(clipped(str(exc), MAX_REASON_CHARS)) from exc
+
+    return Kind(f"{named.accepted} or a reset sequence", read)
+
+
+RESET: Final = _name_or_sequence(Reset)
+HARD_RESET: Final = _name_or_sequence(HardReset)

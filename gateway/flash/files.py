@@ -1,0 +1,135 @@
+"""What a person names on the command line to be flashed, read into images and a plan.
+
+`0x1000 bootloader.bin 0x10000 app.bin`, an ESP-IDF build folder or its flasher_args.json, or one
+merged image. Nothing is sent here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gateway.errors import GatewayError
+from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan, checked
+
+#: What ESP-IDF's build leaves in its folder for whoever flashes.
+_ARGS_NAME = "flasher_args.json"
+_MAX_ARGS_BYTES = 1 << 20
+
+_PAIRS = (
+    "accepted: OFFSET FILE [OFFSET FILE ...], a build folder, its flasher_args.json, or an image"
+)
+
+
+class WhatError(GatewayError):
+    """For whoever types the command: what is wrong with what is to be flashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """A plan, and the data of its images in the same order."""
+
+    plan: FlashPlan
+    data: tuple[bytes, ...]
+
+
+def read_images(what: Sequence[str], given: dict[str, Any]) -> Images:
+    """Read what is named; `given` are the options that were named too (fields of FlashOptions).
+
+    Raises WhatError, or PlanError where the gateway would.
+    """
+    if len(what) == 1:
+        path = Path(what[0])
+        if path.is_dir():
+            path = _args_file(path)
+        if path.suffix == ".json":
+            files, options = _flasher_args(path)
+        else:
+            files, options = [(0, path)], {}
+    else:
+        files, options = _pairs(what), {}
+    data = {offset: _read(path) for offset, path in files}
+    if len(data) < len(files):
+        raise WhatError("two images are for the same offset")
+    images = [
+        FlashImage(offset, len(data[offset]), hashlib.sha256(data[offset]).hexdigest(), path.name)
+        for offset, path in files
+    ]
+    plan = checked(FlashPlan(tuple(images), replace(FlashOptions(**options), **given)))
+    return Images(plan, tuple(data[image.offset] for image in plan.images))
+
+
+def _pairs(what: Sequence[str]) -> list[tuple[int, Path]]:
+    if len(what) % 2:
+        raise WhatError(f"found {len(what)} arguments; {_PAIRS}")
+    return [
+        (_offset(offset), Path(file)) for offset, file in zip(what[::2], what[1::2], strict=True)
+    ]
+
+
+def _offset(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise WhatError(f"{text!r} is no offset, such as 0x10000; {_PAIRS}") from None
+
+
+def _args_file(folder: Path) -> Path:
+    for path in (folder / _ARGS_NAME, folder / "build" / _ARGS_NAME):
+        if path.exists():
+            return path
+    raise WhatError(f"{folder} has no {_ARGS_NAME}: has it been built?")
+
+
+def _flasher_args(path: Path) -> tuple[list[tuple[int, Path]], dict[str, Any]]:
+    """Files and options of ESP-IDF's flasher_args.json; its paths start in its own folder."""
+    try:
+        content = json.loads(_read(path, _MAX_ARGS_BYTES))
+        files = [
+            (_offset(offset), path.parent / file) for offset, file in content["flash_files"].items()
+        ]
+        settings = dict(content.get("flash_settings") or {})
+        extra = dict(content.get("extra_esptool_args") or {})
+        encrypted = "--encrypt" in list(content.get("write_flash_args") or []) or any(
+            isinstance(part, dict) and part.get("encrypted") in {"true", True}
+            for part in content.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WhatError(f"{path} is no flasher_args.json of ESP-IDF: {error!r}") from None
+    if encrypted:
+        raise WhatError(
+            f"{path} wants images encrypted while they are written, which is not supported:"
+            " run esptool over rfc2217:// for that"
+        )
+    return files, _options_of(settings, extra)
+
+
+def _options_of(settings: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """ESP-IDF's words, which are esptool 4's, as options."""
+    options: dict[str, Any] = {}
+    for name in ("flash_mode", "flash_freq", "flash_size"):
+        if name in settings:
+            options[name] = settings[name]
+    for name in ("before", "after"):
+        if isinstance(extra.get(name), str):
+            options[name] = extra[name].replace("_", "-")
+    if isinstance(extra.get("chip"), str):
+        options["chip"] = extra["chip"]
+    if extra.get("stub") is False:
+        options["stub"] = False
+    return options
+
+
+def _read(path: Path, limit: int = MAX_BYTES) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise WhatError(f"{path}: {error.strerror or error}") from None
+    if len(data) > limit:
+        raise WhatError(f"{path} has more than {limit} bytes")
+    return data

@@ -1,0 +1,94 @@
+"""zeroconf, loaded when it is wanted, and where on this host's networks it is to speak.
+
+An extra, `mdns`: a gateway that is not to be found by itself does without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.config.document import GatewayConfig
+from gateway.config.values import is_loopback
+from gateway.errors import GatewayError
+
+MISSING = "the Python package zeroconf is not installed: pip install 'esp-serial-gateway[mdns]'"
+
+
+class MdnsError(GatewayError):
+    """For the operator: why multicast DNS can't be spoken."""
+
+
+def is_installed() -> bool:
+    """Whether zeroconf could be loaded; looks for it without loading it."""
+    return importlib.util.find_spec("zeroconf") is not None
+
+
+def warnings(config: GatewayConfig) -> Iterator[str]:
+    """What the operator should know of a configuration that asks for announcements."""
+    if config.mdns is None:
+        return
+    if not is_installed():
+        yield f"mdns: nothing is announced, {MISSING}"
+    if any(is_loopback(each) or each == "lo" for each in config.mdns.interfaces):
+        return  # it is known what is wanted
+    for name, host in [(each.name, each.host) for each in config.ports if each.connect is None] + [
+        (pool.name, pool.pattern.host) for pool in config.pools
+    ]:
+        if is_loopback(host):
+            yield f"{name}: not announced, it listens at {host} for this machine only"
+
+
+def load() -> None:
+    """Load zeroconf, which takes up to a second. Raises MdnsError if it is not installed."""
+    try:
+        import zeroconf.asyncio  # noqa: F401, PLC0415 - an extra, imported where it is used
+    except ImportError as error:
+        raise MdnsError(MISSING if error.name == "zeroconf" else f"zeroconf: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAddresses:
+    """Addresses of this host, and the networks that they are in."""
+
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...]
+
+    @property
+    def to_speak_at(self) -> list[str]:
+        """Where multicast DNS is spoken: over IPv4 where there is any, one protocol is enough."""
+        by_version = {
+            version: [a for a in self.addresses if ipaddress.ip_address(a).version == version]
+            for version in (4, 6)
+        }
+        return by_version[4] or by_version[6]
+
+
+def own_addresses(interfaces: Sequence[str]) -> OwnAddresses:
+    """The addresses of these interfaces, given by name or address; of none: all but loopback."""
+    import ifaddr  # noqa: PLC0415 - comes with zeroconf
+
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            text = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address = ipaddress.ip_address(text.partition("%")[0])
+            if _is_wanted(address, adapter.name, interfaces):
+                found.append(ipaddress.ip_interface(f"{address}/{ip.network_prefix}"))
+    return OwnAddresses(
+        _texts(interface.ip for interface in found), _texts(each.network for each in found)
+    )
+
+
+def _texts(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({str(value) for value in values}))
+
+
+def _is_wanted(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, name: str, interfaces: Sequence[str]
+) -> bool:
+    if not interfaces:
+        return not address.is_loopback
+    return name in interfaces or str(address) in interfaces

@@ -1,0 +1,1 @@
+"""TLS: certificates and keys of the operator's, handshakes, and the connection behind one."""

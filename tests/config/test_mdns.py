@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.config.document import parse_config
+from gateway.config.mdns import MdnsConfig
+from gateway.errors import ConfigError
+
+
+def mdns(text: str) -> MdnsConfig | None:
+    return parse_config(f"{text}\nports: [{{name: a, tcp: 1, device: /dev/a}}]\n", "f.yaml").mdns
+
+
+@pytest.mark.parametrize(
+    ("text", "config"),
+    [
+        ("", None),
+        ("mdns: false", None),
+        ("mdns: true", MdnsConfig()),
+        ("mdns: {}", MdnsConfig()),
+        ('mdns: {instance_name: "lab (2nd floor)"}', MdnsConfig("lab (2nd floor)")),
+        ("mdns: {interfaces: [eth0, wlan0.1]}", MdnsConfig(None, ("eth0", "wlan0.1"))),
+        (
+            'mdns: {interfaces: [192.0.2.7, "FD00:0::1"]}',
+            MdnsConfig(None, ("192.0.2.7", "fd00::1")),
+        ),
+    ],
+)
+def test_it_is_off_unless_asked_for(text: str, config: MdnsConfig | None) -> None:
+    assert mdns(text) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("mdns: yes", "mdns: found yes (which YAML reads as true"),
+        ('mdns: "true"', 'mdns: found "true"'),
+        ("mdns:", "mdns: found nothing"),
+        ("mdns: [eth0]", "mdns: found a list"),
+        ("mdns: {instance: x}", "mdns.instance: found an unknown key"),
+        ("mdns: {instance_name: }", "mdns.instance_name: found nothing"),
+        (f"mdns: {{instance_name: {'x' * 28}}}", "mdns.instance_name: found xxx"),
+        ('mdns: {instance_name: "läb"}', "mdns.instance_name: found"),
+        ('mdns: {instance_name: "lab "}', "mdns.instance_name: found"),
+        ("mdns: {interfaces: eth0}", "mdns.interfaces: found eth0 (not a list)"),
+        ("mdns: {interfaces: []}", "mdns.interfaces: found an empty list"),
+        ("mdns: {interfaces: [eth0/1]}", "mdns.interfaces: found a list"),
+        ("mdns: {interfaces: [[eth0]]}", "mdns.interfaces: found a list"),
+        ('mdns: {interfaces: ["fd00::1::2"]}', "mdns.interfaces: found a list"),
+        ("mdns: &a true", "an anchor"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        mdns(text)
+    assert problem in str(error.value)
+    assert str(error.value).startswith("f.yaml:1: ")

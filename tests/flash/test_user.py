@@ -1,0 +1,215 @@
+"""Who has a port when its board is to be flashed, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.config.choices import Sharing
+from gateway.config.document import OnAbsent
+from gateway.device import Device, DeviceState
+from gateway.flash.outcome import Outcome
+from gateway.flash.user import FlashUser, NoBoardError
+from tests.support.pty_board import LoopClock, PtyBoard, device_of, until
+from tests.test_device import User
+
+LABEL = "flash of ann@desk"
+
+
+@asynccontextmanager
+async def started(
+    board: PtyBoard,
+    sharing: Sharing = Sharing.EXCLUSIVE,
+    on_absent: OnAbsent = OnAbsent.REFUSE,
+) -> AsyncIterator[Device]:
+    device = device_of(board, sharing=sharing, on_absent=on_absent)
+    device.start()
+    await until(lambda: device.state is not DeviceState.OPENING)
+    try:
+        yield device
+    finally:
+        await device.stop()
+
+
+async def with_client(device: Device) -> User:
+    client = User("10.0.0.5:51234")
+    device.attach(client)
+    await until(lambda: client.said == ["attached"])
+    return client
+
+
+async def test_the_tty_is_closed_while_it_is_lent_and_the_port_is_free_afterwards(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            user = FlashUser(device, LABEL)
+            await user.take()
+            assert device.users.names == LABEL
+            assert await user.lend() == board.location.path
+            assert device.state.value == "away"
+            assert device.reason == f"lent to {LABEL}"
+            await user.take_back()
+            assert device.state.value == "in use"
+            await user.reset()
+            user.leave()
+            await until(lambda: device.state is DeviceState.IDLE)
+
+
+async def test_an_exclusive_port_is_not_taken_from_its_client_unless_by_force(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            client = await with_client(device)
+            user = FlashUser(device, LABEL)
+            with pytest.raises(NoBoardError, match="desk: in use by 10") as refused:
+                await user.take()
+            assert refused.value.outcome is Outcome.BUSY
+            user.leave()
+            assert client.has_device
+            forced = FlashUser(device, LABEL)
+            await forced.take(force=True)
+            assert client.said[1:] == [f"lost: released for {LABEL}"]
+            assert device.users.names == LABEL
+            forced.leave()
+            await until(lambda: device.state is DeviceState.IDLE)
+
+
+async def test_a_client_of_a_takeover_port_is_told_who_takes_it(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, Sharing.TAKEOVER) as device:
+            client = await with_client(device)
+            user = FlashUser(device, LABEL)
+            taking = asyncio.ensure_future(user.take())
+            await until(lambda: client.said == ["attached", f"replaced by {LABEL}"])
+            device.detach(client)
+            await taking
+            user.leave()
+
+
+async def test_a_client_of_a_preempt_port_watches_meanwhile_and_goes_on(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, Sharing.PREEMPT) as device:
+            client = await with_client(device)
+            user = FlashUser(device, LABEL)
+            await user.take()
+            assert client.said == ["attached", f"muted by {LABEL}"]
+            await user.lend()
+            assert device.users.watchers == client.label
+            await user.take_back()
+            user.leave()
+            await until(lambda: client.said == ["attached", f"muted by {LABEL}", "resumed"])
+            await board.write(b"the app runs")
+            await until(lambda: client.received == b"the app runs")
+
+
+async def test_clients_of_a_shared_port_watch_meanwhile_too(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, Sharing.SHARED) as device:
+            client = await with_client(device)
+            user = FlashUser(device, LABEL)
+            await user.take()
+            await user.lend()
+            assert client.said == ["attached", f"muted by {LABEL}"]
+            await user.take_back()
+            user.leave()
+            assert client.said[2:] == ["resumed"]
+            assert device.users.names == client.label
+
+
+@pytest.mark.parametrize("sharing", list(Sharing))
+async def test_nobody_takes_a_port_over_whose_board_is_being_written(
+    tmp_path: Path, sharing: Sharing
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board, sharing) as device:
+            user = FlashUser(device, LABEL)
+            await user.take()
+            await user.lend()
+            client = User()
+            device.attach(client)
+            if sharing is Sharing.EXCLUSIVE:
+                await until(lambda: client.said)
+                assert client.said[0].startswith(f"refused: desk: in use by {LABEL} since")
+            assert not user.lost.done()
+            assert LABEL in device.users.names
+            await user.take_back()
+            user.leave()
+            if sharing is not Sharing.EXCLUSIVE:
+                await until(lambda: "attached" in client.said)
+
+
+async def test_a_board_that_is_absent_is_not_waited_for(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path, plugged_in=False) as board:
+        async with started(board, on_absent=OnAbsent.WAIT) as device:
+            user = FlashUser(device, LABEL)
+            with pytest.raises(NoBoardError, match="desk: absent: not plugged in") as refused:
+                await user.take()
+            assert refused.value.outcome is Outcome.ABSENT
+            user.leave()
+
+
+async def test_a_device_that_is_taken_away_says_why(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            user = FlashUser(device, LABEL)
+            await user.take()
+            await user.lend()
+            await device.release("for bob", force=True)
+            assert await user.lost == "released for bob"
+            with pytest.raises(NoBoardError, match="desk: released for bob"):
+                await user.take_back()
+            user.leave()
+            device.resume()
+            await until(lambda: device.state is DeviceState.IDLE)
+
+
+async def test_one_that_leaves_without_taking_back_leaves_no_dead_port(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            user = FlashUser(device, LABEL)
+            await user.take()
+            await user.lend()
+            user.leave()
+            await until(lambda: device.state is DeviceState.IDLE)
+            client = await with_client(device)
+            assert client.has_device
+
+
+async def test_a_port_that_was_released_to_somebody_is_theirs(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            await device.release("for bob")
+            user = FlashUser(device, LABEL)
+            with pytest.raises(NoBoardError, match="desk: released: for bob") as refused:
+                await user.take()
+            assert refused.value.outcome is Outcome.BUSY
+            user.leave()
+            device.resume()
+
+
+async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            # Time stands still: no limit of lending or of stopping can be over, however slow it is.
+            with LoopClock():
+                user = FlashUser(device, LABEL)
+                await user.take()
+                await user.lend()
+                assert device.state is DeviceState.AWAY
+                await device.stop()
+                with pytest.raises(NoBoardError, match="desk: stopped") as gone:
+                    await user.take_back()
+                assert gone.value.outcome is Outcome.ABSENT
+                with pytest.raises(NoBoardError, match="desk: stopped"):
+                    await user.reset()
+                user.leave()
+                again = FlashUser(device, LABEL)
+                with pytest.raises(NoBoardError, match="desk: stopped"):
+                    await again.take()
+                again.leave()
