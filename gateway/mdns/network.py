@@ -44,7 +44,9 @@ def warnings(config: GatewayConfig) -> Iterator[str]:
 def load() -> None:
     """Load zeroconf, which takes up to a second. Raises MdnsError if it is not installed."""
     try:
-        import zeroconf.asyncio  # noqa: F401, PLC0415 - an extra, imported where it is used
+        # By itself first: so it is the one that is named when it is missing.
+        import zeroconf  # noqa: PLC0415 - an extra, imported where it is used
+        import zeroconf.asyncio  # noqa: F401, PLC0415
     except ImportError as error:
         raise MdnsError(MISSING if error.name == "zeroconf" else f"zeroconf: {error}") from error
 

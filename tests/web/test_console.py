@@ -301,7 +301,11 @@ async def test_who_does_not_read_is_treated_as_the_port_says(
                 if slow_client is SlowClient.DISCONNECT:
                     assert "does not take the board's output" in await terminal.end()
                 else:
+                    # One that does not take its messages stops reading, after one or two.
+                    taking = asyncio.create_task(terminal.end())
                     await until(lambda: not users.hold_output)
+                    taking.cancel()
+                    await asyncio.gather(taking, return_exceptions=True)
 
 
 async def test_the_token_is_wanted_and_taken_as_a_protocol(tmp_path: Path) -> None:
