@@ -198,7 +198,7 @@ def monitor(board: LabBoard, rng: random.Random, n_bytes: int | None = None) -> 
     """A long output arrives whole."""
     console = Console(board, rng)
     try:
-        typed, wanted = output_of(rng.randrange(20_000) if n_bytes is None else n_bytes)
+        typed, wanted = output_of(rng.randrange(1, 20_000) if n_bytes is None else n_bytes)
         console.send(typed)
         return console.expect(wanted)
     finally:
