@@ -86,7 +86,7 @@ class Cell:
     def exists(self) -> bool:
         """Nothing local is far away, and settings for slow links are for these."""
         if self.delay_ms:
-            return not self.way.is_local
+            return not self.way.is_local and not self.way.is_only_near
         return not self.way.is_for_slow_links
 
     @property

@@ -26,6 +26,7 @@ from tests.support.gateway_client import ROOT
 from tests.support.shim import Shim
 
 GATEWAY, PLAIN, SLOW_LINKS = WAYS[2:5]
+[NEAR_PEER] = [way for way in WAYS if way.is_only_near]
 ROUND = {"flash-id": "1.0", "write": "2.0", "read": "3.0", AT_ONCE: "1"}
 
 
@@ -85,6 +86,8 @@ def test_ways_that_are_compared_come_in_turn() -> None:
         (Cell(GATEWAY, 921600, 20), True, False),
         (Cell(SLOW_LINKS, 921600, 0), False, True),
         (Cell(SLOW_LINKS, 921600, 20), True, False),
+        (Cell(NEAR_PEER, 921600, 0), True, True),
+        (Cell(NEAR_PEER, 921600, 20), False, False),
     ],
 )
 def test_which_cells_there_are_and_which_of_them_wait_for_the_network(

@@ -46,7 +46,6 @@ class Effort:
     idle_s: float
     duplex_ports: tuple[int, ...]
     flash_bauds: tuple[int, ...]
-    esptool_bytes: int
     rounds: int
     #: Rows that are measured, by how their names begin.
     rows: tuple[str, ...] = ("",)
@@ -61,7 +60,6 @@ FULL = Effort(
     idle_s=10,
     duplex_ports=(1, 8, 32, 64),
     flash_bauds=(115200, 921600, 2_000_000),
-    esptool_bytes=1_000_000,
     rounds=5,
 )
 QUICK = replace(
@@ -74,7 +72,6 @@ QUICK = replace(
     idle_s=0.5,
     duplex_ports=(8,),
     flash_bauds=(921600,),
-    esptool_bytes=0,
     rounds=1,
     rows=(
         "bulk to serial, random",

@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.servers import ESP_SERVER, OURS, SER2NET_TUNED, RunningServer, Server
+from tests.benchmarks.servers import (
+    ESP_SERVER,
+    OURS,
+    PYSERIAL,
+    SER2NET_TUNED,
+    RunningServer,
+    Server,
+)
 from tests.support.boards import RunningBoard
 from tests.support.delay_proxy import DelayProxy
 from tests.support.gateway_client import ROOT, client_env
@@ -38,8 +45,8 @@ class Way:
     """How what flashes comes to the board: through which server, by which URL.
 
     No server and not `is_on_gateway`: esptool on the tty itself. `is_on_gateway`: `esp-gateway
-    flash`, with the network between it and the gateway's HTTP server. `rounds` is how often a cell
-    is measured.
+    flash`, with the network between it and the gateway's HTTP server. `is_only_near`: a peer more,
+    of which far networks would tell nothing new. `rounds` is how often a cell is measured.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Way:
     query: str = ""
     env: tuple[tuple[str, str], ...] = ()
     is_for_slow_links: bool = False
+    is_only_near: bool = False
     is_on_gateway: bool = False
     rounds: int = 1
 
@@ -79,6 +87,7 @@ WAYS = (
     ), is_for_slow_links=True),
     Way("`rfc2217://`, esp_rfc2217_server", ESP_SERVER, "rfc2217", "?ign_set_control"),
     Way("`rfc2217://`, ser2net tuned", SER2NET_TUNED, "rfc2217"),
+    Way("`rfc2217://`, pyserial's example", PYSERIAL, "rfc2217", is_only_near=True),
     Way("`gateway://`, esp_rfc2217_server", ESP_SERVER, "gateway"),
     Way("`gateway://`, ser2net tuned", SER2NET_TUNED, "gateway"),
 )  # fmt: skip
