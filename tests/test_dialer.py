@@ -19,7 +19,6 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import dialer as dialer_module
-from gateway.config.choices import Tls
 from gateway.config.values import Address
 from gateway.device import DeviceState
 from gateway.dialer import Dialer
@@ -27,7 +26,7 @@ from gateway.protocol.raw import RawPipe
 from gateway.request_queue import Conversation
 from gateway.session import SessionState
 from gateway.tls.contexts import TlsNow
-from gateway.tls.files import client_context, server_context
+from gateway.tls.files import Tls, client_context, server_context
 from tests.support.certificates import Authority
 from tests.support.pty_board import (
     LoopClock,

@@ -6,7 +6,7 @@ choices do that of whoever has them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from gateway.config.networks import EVERYBODY, Networks
@@ -81,21 +81,3 @@ class ClientLimits:
     slow_client: SlowClient = SlowClient.PAUSE
     client_buffer_kib: int = 256
     replay: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """TLS of a port: files and names, as the operator wrote them.
-
-    Who listens shows `cert` and lets in who shows a certificate of `client_ca`, or everybody
-    without one. Who connects wants a certificate of `ca` (None: of an authority that the machine
-    trusts) for `server_name` (None: for the host it connects to), and shows `cert`, if any.
-    Without `cert` there is no `key`. `lines` is where the keys stand in the file.
-    """
-
-    cert: str | None = None
-    key: str | None = None
-    client_ca: str | None = None
-    ca: str | None = None
-    server_name: str | None = None
-    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)

@@ -22,7 +22,6 @@ from gateway.config.choices import (
     Recording,
     Sharing,
     SlowClient,
-    Tls,
 )
 from gateway.config.device import DEVICE, TCP, pool_member_name
 from gateway.config.http import HttpConfig, check_http_files, http_section, read_http
@@ -59,6 +58,7 @@ from gateway.errors import ConfigProblem
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.tls.files import Tls
 from gateway.usb_match import DeviceChoice
 
 _ACCESS = Access()

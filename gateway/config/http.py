@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config.choices import Tls
 from gateway.config.networks import EVERYBODY, NETWORKS, Networks
 from gateway.config.tls import TLS, check_tls_fits
 from gateway.config.unique import Section
@@ -32,6 +31,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import GatewayError
+from gateway.tls.files import Tls
 
 #: The Python packages that the server is made with, and how they are installed.
 PACKAGES: Final = ("aiohttp", "prometheus_client")

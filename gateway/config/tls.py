@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import yaml
 
-from gateway.config.choices import Tls
 from gateway.config.unique import Section
 from gateway.config.values import ABSOLUTE_PATH, HOST
 from gateway.config.yaml_lines import (
@@ -24,7 +23,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import ConfigProblem
-from gateway.tls.files import doubtful_files, wrong_files
+from gateway.tls.files import Tls, doubtful_files, wrong_files
 
 #: The keys of `tls`; what each is read to is the field of Tls of that name.
 TLS_KEYS: Final = {

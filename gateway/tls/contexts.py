@@ -13,8 +13,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from gateway.config.choices import Tls
-from gateway.tls.files import TlsFileError, client_context, server_context
+from gateway.tls.files import Tls, TlsFileError, client_context, server_context
 
 _Make = Callable[[Tls], ssl.SSLContext]
 

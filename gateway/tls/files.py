@@ -10,11 +10,11 @@ import re
 import ssl
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from gateway.config.choices import Tls
 from gateway.errors import GatewayError
 
 #: A chain takes 10 KB, all authorities of the world 250 KB.
@@ -32,6 +32,24 @@ _BLOCK: Final = re.compile(
 #: What OpenSSL says of a certificate when certificate and key are loaded: all else is the key's.
 _CERT_REASONS: Final = {"EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"}
 _OTHER_KEY_REASONS: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS of a port: files and names, as the operator wrote them.
+
+    Who listens shows `cert` and lets in who shows a certificate of `client_ca`, or everybody
+    without one. Who connects wants a certificate of `ca` (None: of an authority that the machine
+    trusts) for `server_name` (None: for the host it connects to), and shows `cert`, if any.
+    Without `cert` there is no `key`. `lines` is where the keys stand in the file.
+    """
+
+    cert: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+    ca: str | None = None
+    server_name: str | None = None
+    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
 
 class TlsFileError(GatewayError):

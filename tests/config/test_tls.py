@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Tls
 from gateway.config.document import GatewayConfig, load_config, parse_config
+from gateway.tls.files import Tls
 from tests.config.test_document import port, ports, problems
 from tests.support.certificates import Authority
 

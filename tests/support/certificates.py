@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trustme
 
-from gateway.config.choices import Tls
+from gateway.tls.files import Tls
 
 
 class Authority:

@@ -9,9 +9,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Tls
 from gateway.tls.contexts import TlsContexts
-from gateway.tls.files import TlsFileError
+from gateway.tls.files import Tls, TlsFileError
 from tests.support.certificates import Authority
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from gateway.config.choices import Tls
 from gateway.tls.files import (
     MAX_FILE_BYTES,
+    Tls,
     TlsFileError,
     client_context,
     doubtful_files,
