@@ -154,8 +154,10 @@ def test_esptool_resets_a_real_port_itself(tmp_path: Path, build: Path) -> None:
 
 
 @contextmanager
-def flashing(lab: Lab, image: Path) -> Iterator[subprocess.Popen[str]]:
-    """A client that has got to writing the image."""
+def flashing(lab: Lab, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A client that has got to writing an image, which takes it a minute and a half."""
+    image = folder / "long.bin"
+    image.write_bytes(random.Random(1).randbytes(1 << 20))
     command = [*FLASH, "--http", lab.http, "--baud", "115200", "lab/desk", "0x10000", str(image)]
     with subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -194,7 +196,7 @@ def test_a_board_that_vanishes_in_the_midst_is_incomplete_and_can_be_flashed_aga
     image = build / "image-10000.bin"
     with Lab(tmp_path, {"desk": ""}, http=True, keys={"grace_s": "0"}) as lab:
         board = lab.boards["desk"]
-        with flashing(lab, image) as process:
+        with flashing(lab, build) as process:
             assert board.ask("unplug") == "ok"
             out, _ = process.communicate(timeout=LIMIT_S)
             last = json.loads(out.splitlines()[-1])
@@ -214,7 +216,7 @@ def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
     build_in(build)
     image = build / "image-10000.bin"
     with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        with flashing(lab, image) as process:
+        with flashing(lab, build) as process:
             assert "esptool for " in port_of(lab)["client"]
             second = flash(lab, "/desk", image)
             assert second.returncode == Outcome.BUSY.exit_code
