@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import inspect
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         f"timeout(seconds): ends the whole run after that time instead of {DEFAULT_TIMEOUT_S:.0f}"
         " s, with a traceback of every thread",
     )
+    # A shell's job in the background ignores it, and so would all that a test starts and ends.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # With its first loop, libuv opens a pipe for the whole process.
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - need not be installed
