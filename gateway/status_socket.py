@@ -99,7 +99,7 @@ def ask(path: Path) -> str:
                 answer += chunk
                 if len(answer) > _LONGEST_ANSWER_BYTES:
                     raise StatusError(f"{path}: the answer has no end")
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionRefusedError):  # one that was killed leaves its socket
         raise StatusError(f"{path}: no service runs here (another one: --socket)") from None
     except OSError as error:
         raise StatusError(f"{path}: {error.strerror or error}") from error

@@ -49,9 +49,12 @@ async def test_the_socket_of_a_service_that_runs_is_left_alone(tmp_path: Path) -
 def test_where_no_service_runs_the_reason_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(StatusError, match="no service runs here"):
         ask(tmp_path / "status.sock")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StatusError, match="file: "):
-        ask(tmp_path / "file")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "left"))
+    with pytest.raises(StatusError, match="no service runs here"):
+        ask(tmp_path / "left")
+    with pytest.raises(StatusError, match="too long"):
+        ask(tmp_path / ("long" * 50))
 
 
 def test_an_answer_without_an_end_is_given_up(
