@@ -35,6 +35,7 @@ FLOORS: list[set[str]] = [
     {"recorder", "output_log", "sharing", "local_use", "replay", "progress_limit"},
     {"away_port", "retry_plan", "lasting_port", "lendable_port", "line_driver", "waiting_line"},
     {"device", "device_controls", "device_state", "end_of_use"},
+    {"visitor"},
     {"states_poll", "seat", "backlog", "client_*", "request_queue", "session"},
     {"tls.connection", "tls.contexts"},
     {"tally"},

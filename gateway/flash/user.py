@@ -16,6 +16,7 @@ from gateway.errors import ClientError, DeviceError
 from gateway.flash.outcome import Outcome
 from gateway.protocol.board_kinds import BoardKind, kind_of
 from gateway.sharing import DeviceUser
+from gateway.visitor import Visitor
 
 #: How long a control call of the kernel may take, and a board to go through a reset.
 _STEP_LIMIT_S = 15.0
@@ -42,24 +43,17 @@ class NoBoardError(ClientError):
         self.outcome = outcome
 
 
-class FlashUser:
-    """See the module. Implements `sharing.DeviceUser`; made and used on the loop.
+class FlashUser(Visitor):
+    """See the module; made and used on the loop.
 
     `lost` is done when the device has been taken away: its result says why.
     """
 
     def __init__(self, device: Device, label: str) -> None:
-        self.label = label
+        super().__init__(device, label)
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._device = device
-        self._has_it: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._others: list[DeviceUser] = []  # who drove it together with us
         self._lent = False
-
-    @property
-    def is_leaving(self) -> bool:
-        """True: nobody can take a board over that is being written to."""
-        return True
 
     async def take(self, *, force: bool = False) -> None:
         """Get the device; NoBoardError when it is not to be had.
@@ -148,36 +142,12 @@ class FlashUser:
         self.lost.cancel()
         self._has_it.cancel()
 
-    # What the device reports (sharing.DeviceUser).
-
-    def attached(self) -> None:
-        """It is ours."""
-        if not self._has_it.done():
-            self._has_it.set_result(None)
+    # What the device reports (sharing.DeviceUser), as far as a visitor does more than know of it.
 
     def refused(self, error: ClientError) -> None:
         """It is not to be had."""
         self._has_not("refused")
-        if not self._has_it.done():
-            self._has_it.set_exception(error)
-
-    def muted(self, by: str) -> None:
-        """Nobody mutes one that is leaving."""
-
-    def resumed(self) -> None:
-        """Nor can it be resumed."""
-
-    def replaced(self, by: str) -> None:
-        """Nor replaced."""
-
-    def data_received(self, data: bytes) -> None:
-        """What the board says meanwhile is for others."""
-
-    def board_busy(self) -> None:
-        """Nothing is written."""
-
-    def board_ready(self) -> None:
-        """Nothing is written."""
+        super().refused(error)
 
     def device_lost(self, error: DeviceError) -> None:
         """It has been taken away."""

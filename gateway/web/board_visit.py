@@ -15,6 +15,7 @@ from typing import Self
 from gateway.device import Device
 from gateway.device_state import HAS_PORT
 from gateway.errors import ClientError, DeviceError
+from gateway.visitor import Visitor
 
 #: How long a step may take unless its caller knows better: a board with native USB leaves the bus
 #: at a reset, and may be back after 5 s.
@@ -24,18 +25,16 @@ STEP_LIMIT_S = 15.0
 _POLL_S = 0.05
 
 
-class Visit:
-    """An async context: has the device inside. Implements `sharing.DeviceUser`.
+class Visit(Visitor):
+    """An async context: has the device inside.
 
     Entering raises ClientError when the device is not to be had. `resets_at_end` False leaves out
     what `on_disconnect` asks for.
     """
 
     def __init__(self, device: Device, label: str, *, resets_at_end: bool = True) -> None:
-        self.label = label
-        self._device = device
+        super().__init__(device, label)
         self._resets_at_end = resets_at_end
-        self._has_it: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lost = ""  # why it has been taken away
 
     async def __aenter__(self) -> Self:
@@ -66,41 +65,6 @@ class Visit:
     ) -> None:
         """Ask the device for something and wait for its `done`; ClientError if it does not come."""
         await _until_done(self._device, ask, limit_s, lambda: self._lost)
-
-    # What the device reports (sharing.DeviceUser).
-
-    @property
-    def is_leaving(self) -> bool:
-        """True: what was asked for is carried out, whoever comes meanwhile."""
-        return True
-
-    def attached(self) -> None:
-        """It is ours."""
-        if not self._has_it.done():
-            self._has_it.set_result(None)
-
-    def refused(self, error: ClientError) -> None:
-        """It is not to be had."""
-        if not self._has_it.done():
-            self._has_it.set_exception(error)
-
-    def muted(self, by: str) -> None:
-        """Nobody mutes one that is leaving."""
-
-    def resumed(self) -> None:
-        """Nor can it be resumed."""
-
-    def replaced(self, by: str) -> None:
-        """Nor replaced."""
-
-    def data_received(self, data: bytes) -> None:
-        """What the board says is for others."""
-
-    def board_busy(self) -> None:
-        """So little is written that it does not matter."""
-
-    def board_ready(self) -> None:
-        """Nor does this."""
 
     def device_lost(self, error: DeviceError) -> None:
         """It has been taken away."""
