@@ -173,10 +173,10 @@ async def test_a_monitor_of_a_preempt_port_is_told_and_goes_on(
             with await TcpClient.connect(served.tcp_port) as monitor:
                 await monitor.receive_wire(GREETING)
                 assert events_of(await client.post(PATH, data=right()))[-1]["outcome"] == "written"
+                await monitor.receive(lambda: b"yours again" in monitor.data)
+                assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
                 await board.write(b"the new app")
                 await monitor.receive(lambda: b"the new app" in monitor.data)
-                assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
-                assert b"yours again" in monitor.data
             await served.until_idle()
 
 
