@@ -55,6 +55,11 @@ _FIRST_BAUDRATE = termios.B9600
 
 _SLOWEST_BAUD = 50
 
+#: What a host reads first comes through a USB bridge's own buffer, milliseconds after it has opened
+#: its tty and made it raw; through a pty it would come at once, and to a host that is preempted in
+#: between go back to the board as echo. A tty that stays cooked for longer echoes, as anywhere.
+COOKED_LIMIT_S = 0.5
+
 
 class Uart(Protocol):
     """The board's end of the wire, as the link sees it."""
@@ -157,6 +162,12 @@ class _Pty:
         packed = fcntl.ioctl(self.master, _TCGETS2, bytes(_TERMIOS2.size))
         return max(_SLOWEST_BAUD, int(_TERMIOS2.unpack(packed)[-1]))
 
+    @property
+    def echoes(self) -> bool:
+        """Whether what the host gets comes back to the board: until the host makes its tty raw."""
+        local_modes: int = termios.tcgetattr(self.master)[3]
+        return bool(local_modes & termios.ECHO)
+
     def read(self, limit: int) -> bytes:
         """What the host has written; b"" when there is nothing."""
         try:
@@ -213,6 +224,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._pty.edges.fileno(), self._on_edge)
         self._was_open = False
+        self._opened_at = 0.0
         self._to_board = bytearray()  # in the bridge's buffer
         self._to_board_pacer: Pacer | None = None  # None while the line is idle
         self._to_host_pacer: Pacer | None = None
@@ -263,6 +275,8 @@ class Link:
         if self._was_open and not is_open:
             self._pty.discard_unread()
             self._backlog.clear()
+        if is_open and not self._was_open:
+            self._opened_at = self._loop.time()
         self._was_open = is_open
         return is_open
 
@@ -334,8 +348,16 @@ class Link:
             del self._backlog[BACKLOG_BYTES:]
             self._lost(n_lost)
 
+    @property
+    def _is_being_opened(self) -> bool:
+        return self._loop.time() - self._opened_at < COOKED_LIMIT_S and self._pty.echoes
+
     def _write_backlog(self) -> None:
-        while self._backlog and (n_taken := self._pty.write(self._backlog)):
+        while (
+            self._backlog
+            and not self._is_being_opened
+            and (n_taken := self._pty.write(self._backlog))
+        ):
             del self._backlog[:n_taken]
         if (timer := self._timers.pop(self._write_backlog, None)) is not None:
             timer.cancel()

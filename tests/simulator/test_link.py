@@ -4,6 +4,7 @@ import os
 import pytest
 import serial
 
+from gateway.simulator import link
 from gateway.simulator.link import Link, Pacer, carry, garble_table
 
 SECOND = 1_000_000_000
@@ -264,6 +265,22 @@ async def test_fresh_tty_echoes_until_the_host_sets_raw_mode() -> None:
     wire.start_sending(b"log")
     assert await wire.hears(3) == b"log"
     os.close(fd)
+    wire.link.close()
+
+
+async def test_host_between_opening_its_tty_and_raw_mode_causes_no_echo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link, "COOKED_LIMIT_S", 1e9)  # for a machine that is as slow as that
+    wire = Wire()
+    wire.uart.baudrate = wire.link.host_baudrate
+    fd = os.open(wire.link.path, os.O_RDWR | os.O_NOCTTY)
+    await wire.send(b"log")
+    with wire.open_tty(wire.link.host_baudrate) as tty:
+        os.close(fd)
+        assert await read_exactly(tty, 3) == b"log"
+        tty.write(b"x")
+        assert await wire.hears(1) == b"x"
     wire.link.close()
 
 

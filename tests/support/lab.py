@@ -67,11 +67,7 @@ class LabBoard:
             time.sleep(_POLL_S)
 
     def wait_for_app(self) -> None:
-        """Wait until the app runs: what is typed while the ROM boots is lost, as on hardware.
-
-        A board that boots while its tty is being opened may get its own output back, as long as
-        the tty is not raw: begin the first command with CR, which ends that line.
-        """
+        """Wait until the app runs: what is typed while the ROM boots is lost, as on hardware."""
         self.wait_for(lambda log: any(entry["event"] == "app_started" for entry in log))
 
     def boots(self) -> list[object]:
