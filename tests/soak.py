@@ -29,7 +29,7 @@ from pathlib import Path
 
 from gateway.simulator.app import PROMPT, pattern
 from tests.support.lab import Lab, LabBoard
-from tests.support.tcp_client import data_of
+from tests.support.tcp_client import data_so_far
 from tests.support.telnet_wire import RFC2217_CLIENT
 
 BOARDS = 16
@@ -113,7 +113,7 @@ class Console:
         self._socket.settimeout(3.0)
         end = b"? " + token + b"\r\n" + PROMPT
         typed = 0
-        while not data_of(bytes(self._received)).endswith(end):
+        while not data_so_far(bytes(self._received)).endswith(end):
             if time.monotonic() > deadline:
                 raise WrongBytesError("no prompt")
             if not typed:
@@ -124,7 +124,7 @@ class Console:
             except TimeoutError:
                 typed = 0
         self._socket.settimeout(_LIMIT_S)
-        self._taken = len(data_of(bytes(self._received)))
+        self._taken = len(data_so_far(bytes(self._received)))
 
     def _read(self) -> None:
         chunk = self._socket.recv(65536)
@@ -137,7 +137,7 @@ class Console:
 
     def said(self) -> bytes:
         """What the board has said since the prompt."""
-        return data_of(bytes(self._received))[self._taken :]
+        return data_so_far(bytes(self._received))[self._taken :]
 
     def send(self, data: bytes) -> None:
         """Type."""

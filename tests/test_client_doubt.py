@@ -116,7 +116,7 @@ async def test_one_answer_that_is_missing_proves_nothing(
             with await TcpClient.connect(served.tcp_port) as client:
                 await client.receive_wire(GREETING)
                 session = await served.session()
-                with LoopClock(served.device) as clock, await TcpClient.connect(served.tcp_port):
+                with LoopClock() as clock, await TcpClient.connect(served.tcp_port):
                     await until(lambda: served.device.users.are_doubted)
                     kernel.unanswered = unanswered
                     for _ in range(32):

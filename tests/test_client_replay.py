@@ -54,7 +54,7 @@ async def test_a_plain_client_gets_past_and_present_in_order_and_once(
     tmp_path: Path, converse: Callable[[], Conversation]
 ) -> None:
     async with crashed(tmp_path, converse) as (board, served):
-        with LoopClock(served.device) as clock, await TcpClient.connect(served.tcp_port) as client:
+        with LoopClock() as clock, await TcpClient.connect(served.tcp_port) as client:
             await served.session()
             await say(board, served, REBOOT)
             await clock.advance(0.45)

@@ -399,7 +399,7 @@ async def test_a_lost_device_can_not_be_used(tmp_path: Path) -> None:
 async def test_a_user_is_kept_while_the_board_leaves_the_bus_and_comes_back(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with started(board, grace_s=10.0) as device:
-            with LoopClock(device) as clock:
+            with LoopClock() as clock:
                 user = await attached(device)
                 done: list[str] = []
                 device.apply(SerialSettings(baudrate=921600), lambda: done.append("settings"))
@@ -429,7 +429,7 @@ async def test_a_user_is_kept_while_the_board_leaves_the_bus_and_comes_back(tmp_
 async def test_a_user_is_told_when_the_board_stays_away(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with started(board, grace_s=10.0) as device:
-            with LoopClock(device) as clock:
+            with LoopClock() as clock:
                 user = await attached(device)
                 board.unplug()
                 await until(lambda: device.state is DeviceState.AWAY)
@@ -489,7 +489,7 @@ async def test_the_lines_of_a_board_that_is_away_are_seen_to_when_it_is_back(
 async def test_a_board_that_nobody_has_any_more_is_not_waited_for_long(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with started(board, grace_s=60.0) as device:
-            with LoopClock(device) as clock:
+            with LoopClock() as clock:
                 user = await attached(device)
                 board.unplug()
                 await until(lambda: device.state is DeviceState.AWAY)

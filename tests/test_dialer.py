@@ -154,7 +154,7 @@ async def test_dials_again_when_the_connection_has_ended(tmp_path: Path) -> None
                 with await far_end.accept() as client:
                     await active(dialer)
                     end(client)
-                    with LoopClock(dialer._device) as clock:
+                    with LoopClock() as clock:
                         await until(lambda: not dialer.sessions)
                         await clock.advance(ANY_WAIT_S)
 
@@ -164,7 +164,7 @@ async def test_only_one_connection_at_a_time(tmp_path: Path) -> None:
         async with dialling(board, far_end.address) as dialer:
             with await far_end.accept():
                 await active(dialer)
-                with LoopClock(dialer._device) as clock:
+                with LoopClock() as clock:
                     for _ in range(10):
                         await clock.advance(ANY_WAIT_S)
                     assert not far_end.has_call
@@ -174,7 +174,7 @@ async def test_a_far_end_that_listens_later_is_found(tmp_path: Path) -> None:
     far_end = FarEnd()
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock(dialer._device) as clock:
+            with LoopClock() as clock:
                 await until(lambda: named([*logs], "dial_failed"))
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
@@ -189,7 +189,7 @@ async def test_a_failure_is_told_again_after_a_success(tmp_path: Path) -> None:
     far_end = FarEnd()
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock(dialer._device) as clock:
+            with LoopClock() as clock:
                 await until(lambda: len(named([*logs], "dial_failed")) == 1)
                 with far_end:
                     await clock.advance(ANY_WAIT_S)
@@ -212,8 +212,8 @@ async def test_waits_grow_to_ten_seconds_and_are_never_all_alike(
 
     monkeypatch.setattr("gateway.dialer._connected", refused)
     with PtyBoard(tmp_path) as board:
-        async with dialling(board, Address("lab", 1)) as dialer:
-            with LoopClock(dialer._device) as clock:
+        async with dialling(board, Address("lab", 1)):
+            with LoopClock() as clock:
                 while len(dialled) < 20:
                     await clock.advance(0.25)
     waits = [after - before for before, after in pairwise(dialled)]
@@ -251,7 +251,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
 
     with PtyBoard(tmp_path) as board, FarEnd() as far_end:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock(dialer._device) as clock:
+            with LoopClock() as clock:
                 waits = [await wait_after(lasted_s, dialer, clock) for lasted_s in [*6 * [1], 5, 1]]
     assert waits == pytest.approx([0.5, 1, 2, 4, 8, 10, 0.5, 1])
 
@@ -259,7 +259,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
 async def test_nobody_is_called_before_the_board_is_there(tmp_path: Path) -> None:
     with PtyBoard(tmp_path, plugged_in=False) as board, FarEnd() as far_end:
         async with dialling(board, far_end.address) as dialer:
-            with LoopClock(dialer._device) as clock:
+            with LoopClock() as clock:
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
                 assert not far_end.has_call
@@ -275,7 +275,7 @@ async def test_the_connection_ends_with_the_board_and_comes_back_with_it(tmp_pat
                 await active(dialer)
                 board.unplug()
                 assert await client.receive_to_end() == b""
-            with LoopClock(dialer._device) as clock:
+            with LoopClock() as clock:
                 await until(lambda: not dialer.sessions)
                 for _ in range(5):
                     await clock.advance(ANY_WAIT_S)
@@ -331,8 +331,8 @@ async def test_a_far_end_that_does_not_answer_is_given_up_for_the_next_attempt(
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
-        async with dialling(board, Address("127.0.0.1", 1)) as dialer:
-            with LoopClock(dialer._device) as clock:
+        async with dialling(board, Address("127.0.0.1", 1)):
+            with LoopClock() as clock:
                 await turns(20)
                 assert not named([*logs], "dial_failed")
                 await clock.advance(5)
@@ -414,8 +414,8 @@ async def test_a_far_end_that_is_not_who_it_should_be_gets_no_byte_of_the_board(
 async def test_a_far_end_that_never_ends_its_handshake_is_given_up(tmp_path: Path) -> None:
     tls = Tls(ca=str(Authority(tmp_path).path))
     with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
-        async with dialling(board, far_end.address, tls=tls) as dialer:
-            with await far_end.accept() as client, LoopClock(dialer._device) as clock:
+        async with dialling(board, far_end.address, tls=tls):
+            with await far_end.accept() as client, LoopClock() as clock:
                 await client.receive(lambda: client.received)
                 await clock.advance(10.1)
                 await until(lambda: named([*logs], "dial_failed"))

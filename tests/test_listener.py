@@ -56,7 +56,7 @@ async def test_an_address_that_is_in_use_is_served_when_it_is_free(tmp_path: Pat
     with socket.create_server(("127.0.0.1", 0)) as blocker, capture_logs() as logs:
         tcp_port = blocker.getsockname()[1]
         async with listener_without_a_board(tmp_path, tcp_port) as listener:
-            with LoopClock(listener._device) as clock:
+            with LoopClock() as clock:
                 for _ in range(10):
                     await clock.advance(5.0)
                 assert listener.tcp_port is None

@@ -510,7 +510,7 @@ async def test_a_client_that_leaves_while_it_is_not_read_is_noticed(tmp_path: Pa
                 await client.receive_wire(answer(Control.RTS_ON))
                 session = await served.session()
                 await stall(served, client)
-            with LoopClock(served.device) as clock:
+            with LoopClock() as clock:
                 while session.state is SessionState.ACTIVE:
                     await clock.advance(1.0)
                 while served.device.state is not DeviceState.IDLE:
@@ -530,7 +530,7 @@ async def test_a_client_that_leaves_at_once_has_all_sent_that_a_slow_board_takes
             with await TcpClient.connect(served.tcp_port) as client:
                 await client.send(sent)
             await until(lambda: served.device.sent_bytes > 65536)
-            with LoopClock(served.device) as clock:
+            with LoopClock() as clock:
                 began = asyncio.get_running_loop().time()
                 while len(board.received) < len(sent):
                     board.read_some(16384)
@@ -547,7 +547,7 @@ async def test_a_client_that_pauses_on_a_stuck_board_keeps_it(tmp_path: Path) ->
             with await rfc2217_client(served) as client:
                 session = await served.session()
                 await stall(served, client)
-                with LoopClock(served.device) as clock:
+                with LoopClock() as clock:
                     for _ in range(60):
                         await clock.advance(1.0)
                 assert session.state is SessionState.ACTIVE

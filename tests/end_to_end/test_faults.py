@@ -20,7 +20,7 @@ from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import START_LIMIT_S
 from tests.support.pty_board import PtyBoard, Served, serving, until
-from tests.support.tcp_client import GREETING, TcpClient, data_of
+from tests.support.tcp_client import GREETING, TcpClient, data_of, data_so_far
 from tests.support.telnet_wire import ACCEPTS_COM_PORT, RFC2217_CLIENT
 
 UP = random.Random(1).randbytes(200_000)
@@ -261,7 +261,7 @@ def connect(board: LabBoard) -> socket.socket:
 def read_until(client: socket.socket, end: bytes) -> bytes:
     """The board's bytes up to `end`; all until the gateway hangs up if that comes first."""
     received = b""
-    while end not in data_of(received) and (chunk := client.recv(65536)):
+    while end not in data_so_far(received) and (chunk := client.recv(65536)):
         received += chunk
     return data_of(received)
 

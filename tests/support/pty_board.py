@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 import structlog
@@ -35,11 +35,11 @@ from gateway.protocol.reset import Lines
 from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.request_queue import Conversation
-from gateway.serial_port import SerialPort
 from gateway.serial_tty import LineSetter, TtyLocation
 from gateway.session import Session, SessionState
 from gateway.tls.contexts import TlsNow
 from gateway.usb_match import DeviceChoice
+from tests.support.control_threads import ThreadsAtWork
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 150.0
@@ -65,23 +65,21 @@ async def turns(count: int) -> None:
 class LoopClock:
     """The running loop's time in the test's hands: inside the `with` it moves by `advance` only.
 
-    Given a device, it waits for that device's control thread first: on a busy machine, the limits
-    of calls that are made there would be over before the thread has had its turn.
+    Whatever control threads have to do is done before it moves and after: on a busy machine, the
+    limits of calls that are made there would be over before the thread has had its turn. A board
+    whose `answers` is not set is not waited for.
     """
 
-    def __init__(self, device: Device | None = None) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._real_time = self._loop.time
         self._now = self._loop.time()
 
     async def advance(self, seconds: float) -> None:
         """Let what is due now happen, then let time pass, and what is due then happen."""
-        await turns(5)
-        if (device := self._device) is not None:
-            await until(lambda: _awaits_no_call(device))
+        await _threads_rest()
         self._now += seconds
-        await turns(5)
+        await _threads_rest()
 
     def __enter__(self) -> Self:
         self._loop.time = lambda: self._now  # type: ignore[method-assign]
@@ -98,12 +96,17 @@ class LoopClock:
         self._loop.time = lambda: self._real_time() + ahead_s  # type: ignore[method-assign]
 
 
-def _awaits_no_call(device: Device) -> bool:
-    lasting = device._port
-    port = lasting._port
-    return lasting._tried.is_set() and (
-        not isinstance(port, SerialPort) or port._thread._running is None
-    )
+async def _threads_rest() -> None:
+    """Let the loop turn, and again after what control threads have done meanwhile."""
+    await turns(5)
+    at_work = ThreadsAtWork(_hangs)
+    while at_work:
+        await turns(5)
+
+
+def _hangs(frame: FrameType) -> bool:
+    """Whether this is a call on a board that is not to answer."""
+    return frame.f_code is PtyBoard.answer.__code__ and not frame.f_locals["self"].answers.is_set()
 
 
 class RecordedLines:
@@ -113,7 +116,7 @@ class RecordedLines:
         self._board = board
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
-        self._board.answers.wait()
+        self._board.answer()
         if self._board.lines_error is not None:
             raise self._board.lines_error
         self._board.lines.append(Lines(dtr=dtr, rts=rts))
@@ -144,6 +147,10 @@ class PtyBoard:
         self._fds: tuple[int, int] | None = None
         if plugged_in:
             self.plug()
+
+    def answer(self) -> None:
+        """Hang while `answers` is not set."""
+        self.answers.wait()
 
     def plug(self) -> None:
         """The tty appears."""
@@ -242,7 +249,7 @@ class PtyBoard:
 
     def _open_lines(self) -> LineSetter:
         self.tries += 1
-        self.answers.wait()
+        self.answer()
         if self.open_error is not None:
             raise self.open_error
         return RecordedLines(self)

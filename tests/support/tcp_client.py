@@ -22,14 +22,20 @@ _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 _BPF_RET = 0x06
 
-_COMMAND = re.compile(
-    rb"\xff(?:(\xff)|[\xfb-\xfe].|\xfa(?:[^\xff]|\xff\xff)*\xff\xf0|[^\xfa-\xff])", re.DOTALL
-)
+_COMMAND = rb"\xff(?:(\xff)|[\xfb-\xfe].|\xfa(?:[^\xff]|\xff\xff)*\xff\xf0|[^\xfa-\xff])"
+_UNFINISHED = rb"\xff(?:[\xfb-\xfe]|\xfa(?:[^\xff]|\xff\xff)*\xff?)?\Z"
+_WHOLE = re.compile(_COMMAND, re.DOTALL)
+_SO_FAR = re.compile(_COMMAND + b"|" + _UNFINISHED, re.DOTALL)
 
 
 def data_of(wire: bytes) -> bytes:
-    """The data in what the gateway has sent, without telnet commands."""
-    return _COMMAND.sub(lambda match: match[1] or b"", wire)
+    """The data in all that the gateway has sent, without telnet commands."""
+    return _WHOLE.sub(lambda match: match[1] or b"", wire)
+
+
+def data_so_far(wire: bytes) -> bytes:
+    """The data in what has come so far; the last command may lack its end."""
+    return _SO_FAR.sub(lambda match: match[1] or b"", wire)
 
 
 def com_port(code: int, value: bytes = b"") -> bytes:
@@ -76,7 +82,7 @@ class TcpClient:
     @property
     def data(self) -> bytes:
         """The board's bytes in what has been read."""
-        return data_of(bytes(self.received))
+        return data_so_far(bytes(self.received))
 
     async def send(self, data: bytes) -> None:
         """Send all of it; waits while the gateway does not read."""
@@ -115,7 +121,7 @@ class TcpClient:
         """Read until the gateway hangs up; all that was ever received, without telnet commands."""
         while chunk := await self._receive_some():
             self.received += chunk
-        return self.data
+        return data_of(bytes(self.received))
 
     async def _receive_some(self) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._socket, 65536)
