@@ -82,7 +82,20 @@ class BoundSockets:
             self._binding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._binding
+        await self._stop_accepting()
         self._release()
+
+    async def _stop_accepting(self) -> None:
+        """Let those who have been accepted in this turn of the loop arrive.
+
+        asyncio gives them a transport in the next one; if the server has been closed by then, it
+        forgets them open, and they wait for ever (seen up to Python 3.13; uvloop does not).
+        """
+        if self._server is not None:
+            loop = asyncio.get_running_loop()
+            for each in self._server.sockets:
+                loop.remove_reader(each.fileno())
+            await asyncio.sleep(0)
 
     async def _bind(self) -> bool:
         loop = asyncio.get_running_loop()

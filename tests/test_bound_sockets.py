@@ -191,6 +191,24 @@ async def test_a_connection_that_comes_while_closing_is_closed(loop_turns: int) 
                 assert await client.receive_to_end() in {b"", b"hello"}
 
 
+async def test_a_connection_accepted_in_the_turn_before_closing_is_closed() -> None:
+    loop = asyncio.get_running_loop()
+    first, second = socket.socketpair()
+    with first, second:
+        async with bound_sockets() as (sockets, owner, _):
+            await sockets.open()
+            woken = loop.create_future()
+            loop.add_reader(second, woken.set_result, None)
+            first.send(b"x")  # the loop sees this first, then the connection
+            with socket.create_connection(("127.0.0.1", sockets.tcp_port)) as connection:
+                await woken
+                loop.remove_reader(second)
+                await sockets.close()
+                assert owner.connections == []
+                with TcpClient.of(connection) as client, suppress(ConnectionResetError):
+                    assert await client.receive_to_end() == b""
+
+
 @pytest.mark.parametrize("loop_turns", range(8))
 async def test_closing_while_it_is_being_bound_leaves_nothing(loop_turns: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
