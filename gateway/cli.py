@@ -170,7 +170,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _devices(arguments: argparse.Namespace) -> int:
-    from gateway import device_list, pool_store, state_file, sysfs  # noqa: PLC0415 - as above
+    from gateway.usb import device_list, pool_store, state_file, sysfs  # noqa: PLC0415 - as above
 
     config = GatewayConfig(())
     if arguments.config is not None:  # who looks at the boards need not be able to read the keys

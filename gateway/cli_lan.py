@@ -103,13 +103,8 @@ def _export_labgrid(arguments: argparse.Namespace) -> int:
 
 
 def _exported(arguments: argparse.Namespace) -> Export:
-    from gateway import (  # noqa: PLC0415 - as above
-        labgrid_export,
-        pool_store,
-        state_file,
-        status,
-        status_socket,
-    )
+    from gateway import labgrid_export, status, status_socket  # noqa: PLC0415 - as above
+    from gateway.usb import pool_store, state_file  # noqa: PLC0415 - as above
 
     host, is_given = arguments.host or socket.gethostname(), arguments.host is not None
     if arguments.file is not None:

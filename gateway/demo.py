@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from gateway.bound_sockets import is_free
 from gateway.config.document import GatewayConfig, parse_config
 from gateway.config.http import PACKAGES
+from gateway.tcp.bound_sockets import is_free
 
 _HOST = "127.0.0.1"
 _FIRST_TCP_PORT = 4001

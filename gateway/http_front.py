@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.config.http import HttpConfig, TokenFileError, read_token
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.tls.contexts import TlsContexts, TlsNow
 from gateway.tls.files import TlsFileError
 

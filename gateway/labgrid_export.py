@@ -14,8 +14,8 @@ import yaml
 
 from gateway.config.document import GatewayConfig, PortConfig
 from gateway.config.values import is_loopback, is_wildcard
-from gateway.pool_table import PoolTable
 from gateway.status import PortSnapshot
+from gateway.usb.pool_table import PoolTable
 
 #: labgrid renders the file as a Jinja template in which `#` begins a statement, `##` a comment.
 _COMMENT = "## "

@@ -17,19 +17,19 @@ import structlog
 
 from gateway import __version__
 from gateway.config.document import GatewayConfig, PortConfig
-from gateway.device import DeviceState
+from gateway.devices.device import DeviceState
 from gateway.http_front import HttpFront
-from gateway.inventory import Inventory, UsbSource
 from gateway.mdns.announcer import Announcer
 from gateway.mdns.records import PortFacts
+from gateway.ports.running_port import RunningPort, start_port
 from gateway.reload import Reloader
-from gateway.running_port import RunningPort, start_port
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
-from gateway.state_file import default_folder
 from gateway.status import to_json
 from gateway.status_socket import StatusServer
 from gateway.tls.contexts import TlsContexts
+from gateway.usb.inventory import Inventory, UsbSource
+from gateway.usb.state_file import default_folder
 
 #: A device whose board has vanished under its client counts in two ways.
 _OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}

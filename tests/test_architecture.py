@@ -17,7 +17,7 @@ MAX_LINES = 400
 #: From what all may use to what nobody may. A module imports from its own floor and those above
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
-    {"errors", "event_loop", "log", "log_writer", "name_lookup", "port_counts", "sd_notify"},
+    {"errors", "event_loop", "log", "log_writer", "sd_notify"},
     {
         "protocol.serial_settings",
         "protocol.rfc2217",
@@ -28,26 +28,20 @@ FLOORS: list[set[str]] = [
     },
     {"protocol.access_server", "protocol.raw"},
     {"client.*"},
-    {"usb_match", "tls.files"},
+    {"config.usb_match", "tls.files"},
     {"config.*"},
-    {"control_thread", "serial_*", "sysfs", "hotplug", "assignment", "pool_table", "state_file"},
-    {"pool_store", "inventory", "device_list"},
-    {"recorder", "output_log", "sharing", "local_use", "replay", "progress_limit"},
-    {"away_port", "retry_plan", "lasting_port", "lendable_port", "line_driver", "waiting_line"},
-    {"device", "device_controls", "device_state", "end_of_use"},
-    {"visitor"},
-    {"states_poll", "seat", "backlog", "client_*", "request_queue", "session"},
-    {"tls.connection", "tls.contexts"},
-    {"tally"},
-    {"door", "tls.handshakes"},
+    {"tty.*"},
+    {"usb.*"},
+    {"devices.*"},
+    {"tcp.*"},
+    {"tls.*"},
+    {"sessions.*"},
     {"mdns.*"},
-    {"bound_sockets"},
-    {"listener", "dialer"},
     {"flash.*"},
     {"sd_report"},
     {"status", "status_socket"},
     {"labgrid_export"},
-    {"running_port"},
+    {"ports.*"},
     {"web", "web.*"},
     {"http_front", "reload"},
     {"service"},
@@ -56,7 +50,7 @@ FLOORS: list[set[str]] = [
 
 #: What connects sim:// devices to the rest, and who may: everybody else knows of serial ports.
 SIMULATOR_HOST = "simulator.host"
-SIMULATOR_HOST_USERS = {"serial_*", "device", "running_port", "cli*", "demo", "__main__"}
+SIMULATOR_HOST_USERS = {"ports.running_port", "cli*", "demo", "__main__"}
 #: Checking a sim:// address needs no simulator.
 SIMULATOR_URL = "simulator.url"
 
@@ -68,18 +62,15 @@ CLIENT_MAY_IMPORT = {"client.*", "protocol.rfc2217", "protocol.iac"}
 
 #: Third-party packages that one room keeps to itself, so that replacing one touches one room.
 ONLY_IMPORTED_BY = {
-    "serial": {"serial_*", "client.protocol_gateway"},
-    "serial_asyncio": {"serial_*"},
+    "serial": {"tty.serial_*", "client.protocol_gateway"},
+    "serial_asyncio": {"tty.serial_*"},
     "telnetlib3": {"protocol.telnet"},
-    "pyudev": {"hotplug"},
+    "pyudev": {"usb.hotplug"},
     "aiohttp": {"web.*"},
     "prometheus_client": {"web.metrics", "web.exposition"},
     "zeroconf": {"mdns.*"},
     "ifaddr": {"mdns.*"},
 }
-
-#: Packages whose tests are in `tests` itself, beside those of the modules that use them.
-WITHOUT_A_FOLDER_OF_TESTS = {"protocol"}
 
 #: No machine's paths and no promises in what is published. In pieces, since this file is too.
 NOT_IN_TRACKED_FILES = re.compile(
@@ -254,8 +245,7 @@ def test_a_package_file_holds_no_code(name: str) -> None:
 )
 def test_a_module_has_a_test_file_of_its_name(name: str) -> None:
     package, _, module = name.rpartition(".")
-    folder = "" if package in WITHOUT_A_FOLDER_OF_TESTS else package
-    path = ROOT / "tests" / folder / f"test_{module}.py"
+    path = ROOT / "tests" / package / f"test_{module}.py"
     assert path.is_file(), f"{path} is missing"
 
 

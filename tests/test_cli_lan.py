@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from gateway.cli import main
-from gateway.pool_store import FILE_NAME
-from gateway.pool_table import PoolTable, Record
-from gateway.state_file import write_state
+from gateway.usb.pool_store import FILE_NAME
+from gateway.usb.pool_table import PoolTable, Record
+from gateway.usb.state_file import write_state
 from tests.support.processes import Service
 
 PORTS = """\

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.end_of_use import EndOfUse
+from gateway.devices.end_of_use import EndOfUse
 from gateway.protocol import telnet
 from gateway.protocol.telnet import Telnet
-from gateway.request_queue import RequestQueue
-from gateway.session import Session
+from gateway.sessions.request_queue import RequestQueue
+from gateway.sessions.session import Session
 from tests import fuzz
 from tests.support.fuzz_case import Action, Case, Step, from_text, shrink, to_text
 from tests.support.fuzz_generator import CORPUS, floods, load_corpus, make_case

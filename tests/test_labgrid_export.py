@@ -9,7 +9,7 @@ import yaml
 
 from gateway.config.document import GatewayConfig, parse_config
 from gateway.labgrid_export import Export, ExportedPort, from_config, from_service, to_yaml
-from gateway.pool_table import PoolTable, Record
+from gateway.usb.pool_table import PoolTable, Record
 from tests.test_status import DESK
 
 PORTS = """\

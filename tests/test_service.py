@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import running_port, service
+from gateway import service
 from gateway.config.document import GatewayConfig, parse_config
 from gateway.errors import DeviceError
+from gateway.ports import running_port
 from gateway.protocol.rfc2217 import Control
 from gateway.service import serve
 from gateway.simulator.host import SimulatedBoard

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from gateway.config.usb_match import SIMULATED, DeviceChoice, UsbMatch
 from gateway.config.yaml_lines import (
     MAX_REASON_CHARS,
     Kind,
@@ -29,7 +30,6 @@ from gateway.config.yaml_lines import (
     shown,
     whole_number,
 )
-from gateway.usb_match import SIMULATED, DeviceChoice, UsbMatch
 
 #: More alternatives for one board nobody has; each costs a look at every device.
 MAX_ALTERNATIVES = 16

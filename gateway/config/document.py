@@ -37,6 +37,7 @@ from gateway.config.sections import (
 )
 from gateway.config.tls import TLS, check_tls_files, check_tls_fits
 from gateway.config.unique import Section, check_unique
+from gateway.config.usb_match import DeviceChoice
 from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
 from gateway.config.yaml_lines import (
     Problems,
@@ -59,7 +60,6 @@ from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.tls.files import Tls
-from gateway.usb_match import DeviceChoice
 
 _ACCESS = Access()
 _LIMITS = ClientLimits()

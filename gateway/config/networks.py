@@ -1,6 +1,6 @@
 """Networks of the YAML: whom a port serves, and which addresses count as one peer's.
 
-Who is turned away, and what is said of it, is door.py's matter.
+Who is turned away, and what is said of it, is tcp/door.py's matter.
 """
 
 from __future__ import annotations

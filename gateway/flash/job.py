@@ -17,7 +17,8 @@ from typing import Any
 import structlog
 
 from gateway.config.document import PortConfig
-from gateway.device import Device
+from gateway.devices.device import Device
+from gateway.devices.sharing import local_now
 from gateway.flash.esptool_command import write_command
 from gateway.flash.esptool_output import ChipFound, EsptoolOutput, Event, Phase, Verified, Writing
 from gateway.flash.esptool_process import Esptool, SilentEsptoolError, find_esptool, run_esptool
@@ -26,7 +27,6 @@ from gateway.flash.plan import FlashPlan
 from gateway.flash.store import ImageStore
 from gateway.flash.user import FlashUser, NoBoardError
 from gateway.protocol.reset_strategy import Reset
-from gateway.sharing import local_now
 
 #: esptool takes 40 MB of memory, and all the CPU of a small computer while it starts.
 _AT_ONCE = 8

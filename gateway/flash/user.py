@@ -11,12 +11,12 @@ import asyncio
 import contextlib
 from typing import Any
 
-from gateway.device import Device, DeviceState
+from gateway.devices.device import Device, DeviceState
+from gateway.devices.sharing import DeviceUser
+from gateway.devices.visitor import Visitor
 from gateway.errors import ClientError, DeviceError
 from gateway.flash.outcome import Outcome
 from gateway.protocol.board_kinds import BoardKind, kind_of
-from gateway.sharing import DeviceUser
-from gateway.visitor import Visitor
 
 #: How long a control call of the kernel may take, and a board to go through a reset.
 _STEP_LIMIT_S = 15.0

@@ -1,7 +1,7 @@
 """How the bytes of a serial line are framed and paced, in pyserial's words.
 
 Pure data: the YAML writes these words, RFC 2217 codes are translated from and to them, and only
-serial_tty.py turns them into termios flags.
+tty/serial_tty.py turns them into termios flags.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from gateway.client_socket import peer_host, set_options
+from gateway.tcp.client_socket import peer_host, set_options
 from gateway.tls.connection import TlsConnection
 from gateway.tls.contexts import TlsNow
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from gateway.device import Device
-from gateway.device_state import HAS_PORT
+from gateway.devices.device import Device
+from gateway.devices.device_state import HAS_PORT
+from gateway.devices.visitor import Visitor
 from gateway.errors import ClientError, DeviceError
-from gateway.visitor import Visitor
 
 #: How long a step may take unless its caller knows better: a board with native USB leaves the bus
 #: at a reset, and may be back after 5 s.

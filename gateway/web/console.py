@@ -17,12 +17,12 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
-from gateway.client_output import ClientOutput
-from gateway.client_socket import peer_host, set_options
-from gateway.client_watch import ClientWatch
 from gateway.errors import ClientError, DeviceError
-from gateway.running_port import RunningPort
-from gateway.seat import Seat
+from gateway.ports.running_port import RunningPort
+from gateway.sessions.client_output import ClientOutput
+from gateway.sessions.client_watch import ClientWatch
+from gateway.sessions.seat import Seat
+from gateway.tcp.client_socket import peer_host, set_options
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.http_access import CONSOLE_PROTOCOL
 from gateway.web.http_answers import HttpError, client_name

@@ -12,10 +12,10 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 
-from gateway.device import Device
+from gateway.devices.device import Device
 from gateway.errors import GatewayError
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
-from gateway.seat import Seat
+from gateway.sessions.seat import Seat
 
 #: How long one may take; then the next is heard all the same.
 _LIMIT_S: Final = 15.0

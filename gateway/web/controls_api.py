@@ -13,9 +13,9 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.device import Device
+from gateway.devices.device import Device
+from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
-from gateway.sharing import Arrival
 from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
 from gateway.web.http_access import BYTES
 from gateway.web.http_answers import (

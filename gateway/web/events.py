@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from gateway.recorder import Recorder
+from gateway.devices.recorder import Recorder
 from gateway.web.http_answers import HttpError
 from gateway.web.lab import LAB, Lab
 from gateway.web.ports_api import all_ports

@@ -23,8 +23,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.port_counts import Histogram
 from gateway.status import PortSnapshot
+from gateway.tty.port_counts import Histogram
 
 _PREFIX: Final = "esp_gateway"
 

@@ -27,7 +27,7 @@ from gateway.flash.outcome import Outcome
 from gateway.flash.plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
 from gateway.flash.store import ImageStore, NoRoomError, NotStoredError
 from gateway.flash.user import NoBoardError
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.web.http_answers import answer, client_name, takes
 from gateway.web.lab import LAB
 from gateway.web.ports_api import port_asked_for

@@ -15,12 +15,12 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.bound_sockets import BoundSockets
-from gateway.client_socket import peer_host
 from gateway.config.choices import Access
 from gateway.config.http import HttpConfig
-from gateway.door import Door
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
+from gateway.tcp.bound_sockets import BoundSockets
+from gateway.tcp.client_socket import peer_host
+from gateway.tcp.door import Door
 from gateway.tls.contexts import TlsNow
 from gateway.web import (
     console,

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from gateway.client_socket import peer_host
+from gateway.tcp.client_socket import peer_host
 from gateway.tls.contexts import TlsNow
 
 #: From the TCP connection to the end of the handshake, and the most of them at a time.

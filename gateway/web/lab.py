@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.web.http_access import Policy
 
 

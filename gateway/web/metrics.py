@@ -12,9 +12,9 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.port_counts import Histogram
+from gateway.ports.running_port import RunningPort
 from gateway.protocol.board_kinds import row_of
-from gateway.running_port import RunningPort
+from gateway.tty.port_counts import Histogram
 from gateway.web.exposition import PortSample, ServiceSample, exposition
 from gateway.web.lab import LAB
 

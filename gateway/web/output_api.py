@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from gateway.device import Device
-from gateway.recorder import Piece
+from gateway.devices.device import Device
+from gateway.devices.recorder import Piece
 from gateway.web.http_answers import HttpError, answer, read_options
 from gateway.web.ports_api import port_asked_for
 from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from gateway.config.document import PortConfig
+from gateway.ports.running_port import RunningPort
 from gateway.protocol.board_kinds import UsbIds, row_of
-from gateway.running_port import RunningPort
 
 
 def document_of(port: RunningPort) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.web.http_answers import HttpError, answer
 from gateway.web.lab import LAB, Lab
 from gateway.web.port_document import document_of

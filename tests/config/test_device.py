@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.device import DEVICE, MAX_ALTERNATIVES, TCP, overlapping, same_path
+from gateway.config.usb_match import DeviceChoice, UsbMatch, UsbTty
 from gateway.config.yaml_lines import WrongPartsError
-from gateway.usb_match import DeviceChoice, UsbMatch, UsbTty
 
 
 def node(text: str) -> yaml.Node:

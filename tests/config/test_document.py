@@ -15,13 +15,13 @@ from gateway.config.document import (
     load_config,
     parse_config,
 )
+from gateway.config.usb_match import DeviceChoice
 from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_sequence import parse_sequence
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
-from gateway.usb_match import DeviceChoice
 
 
 def port(**changes: str | None) -> str:

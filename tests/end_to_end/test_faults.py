@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway.device import DeviceState
+from gateway.devices.device import DeviceState
 from gateway.simulator.app import PROMPT, pattern
 from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gateway.config.choices import Opening
 from gateway.config.document import parse_config
-from gateway.device import Device, DeviceState
+from gateway.devices.device import Device, DeviceState
 from gateway.service import Service
 from tests.support.processes import run_tool
 from tests.support.pty_board import until

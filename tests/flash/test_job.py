@@ -17,7 +17,7 @@ import pytest
 import structlog
 
 from gateway.config.document import PortConfig
-from gateway.device import Device, DeviceState
+from gateway.devices.device import Device, DeviceState
 from gateway.flash.esptool_process import COMMAND_VARIABLE, NoEsptoolError
 from gateway.flash.job import Flasher, FlashRequest, FlashResult
 from gateway.flash.outcome import Outcome
@@ -196,7 +196,7 @@ async def test_a_board_that_is_taken_away_is_incomplete(tmp_path: Path, fake: Fa
 async def test_a_board_that_does_not_come_back_is_not_reset(
     tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.lendable_port._RETURN_LIMIT_S", 0.2)
+    monkeypatch.setattr("gateway.tty.lendable_port._RETURN_LIMIT_S", 0.2)
     with PtyBoard(tmp_path) as board:
         async with bench_on(board, tmp_path) as bench:
             real = bench.device.take_back

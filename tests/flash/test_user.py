@@ -11,11 +11,11 @@ import pytest
 
 from gateway.config.choices import Sharing
 from gateway.config.document import OnAbsent
-from gateway.device import Device, DeviceState
+from gateway.devices.device import Device, DeviceState
 from gateway.flash.outcome import Outcome
 from gateway.flash.user import FlashUser, NoBoardError
+from tests.devices.test_device import User
 from tests.support.pty_board import LoopClock, PtyBoard, device_of, until
-from tests.test_device import User
 
 LABEL = "flash of ann@desk"
 

@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from unittest import mock
 
-from gateway.control_thread import ControlThread
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.serial_states import EventCounts, PortStates
-from gateway.serial_tty import Tty, TtyLocation
+from gateway.tty.control_thread import ControlThread
+from gateway.tty.serial_states import EventCounts, PortStates
+from gateway.tty.serial_tty import Tty, TtyLocation
 
 T = TypeVar("T")
 

@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.device import Device, DeviceState
-from gateway.listener import Listener
+from gateway.devices.device import Device, DeviceState
+from gateway.ports.listener import Listener
 from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.serial_tty import TtyLocation
+from gateway.tty.serial_tty import TtyLocation
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
 from tests.support.fuzz_client import FuzzClient

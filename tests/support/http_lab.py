@@ -12,7 +12,7 @@ import aiohttp
 import jsonschema
 
 from gateway.config.http import HttpConfig
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.tls.contexts import TlsNow
 from gateway.web.http_server import HttpServer
 from gateway.web.page import interface

@@ -18,8 +18,8 @@ from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.serial_port import SerialPort, open_port
-from gateway.serial_tty import Tty, TtyLocation
+from gateway.tty.serial_port import SerialPort, open_port
+from gateway.tty.serial_tty import Tty, TtyLocation
 from tests.support.bare_pty import LIMIT_S, BarePty
 from tests.support.pty_board import turns, until
 

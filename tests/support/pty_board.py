@@ -28,18 +28,19 @@ import structlog
 
 from gateway.config.choices import Access, ClientLimits, Opening, Recording, Sharing
 from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
-from gateway.device import Device, DeviceState
-from gateway.listener import Listener
+from gateway.config.usb_match import DeviceChoice
+from gateway.devices.device import Device, DeviceState
+from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.reset import Lines
 from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.request_queue import Conversation
-from gateway.serial_tty import LineSetter, TtyLocation
-from gateway.session import Session, SessionState
+from gateway.sessions.request_queue import Conversation
+from gateway.sessions.session import Session, SessionState
 from gateway.tls.contexts import TlsNow
-from gateway.usb_match import DeviceChoice
-from tests.support.control_threads import ThreadsAtWork
+from gateway.tty.serial_tty import LineSetter, TtyLocation
+from tests.support.resolver import Resolver
+from tests.support.threads_at_work import ThreadsAtWork
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 150.0
@@ -65,9 +66,9 @@ async def turns(count: int) -> None:
 class LoopClock:
     """The running loop's time in the test's hands: inside the `with` it moves by `advance` only.
 
-    Whatever control threads have to do is done before it moves and after: on a busy machine, the
-    limits of calls that are made there would be over before the thread has had its turn. A board
-    whose `answers` is not set is not waited for.
+    Whatever the gateway's threads have to do is done before it moves and after: on a busy machine,
+    the limits of calls that are made there would be over before the thread has had its turn. A
+    board or a resolver whose `answers` is not set is not waited for.
     """
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class LoopClock:
 
 
 async def _threads_rest() -> None:
-    """Let the loop turn, and again after what control threads have done meanwhile."""
+    """Let the loop turn, and again after what the gateway's threads have done meanwhile."""
     await turns(5)
     at_work = ThreadsAtWork(_hangs)
     while at_work:
@@ -105,8 +106,11 @@ async def _threads_rest() -> None:
 
 
 def _hangs(frame: FrameType) -> bool:
-    """Whether this is a call on a board that is not to answer."""
-    return frame.f_code is PtyBoard.answer.__code__ and not frame.f_locals["self"].answers.is_set()
+    """Whether this is a call on a board, or on a resolver, that is not to answer."""
+    if frame.f_code in {PtyBoard.answer.__code__, Resolver.getaddrinfo.__code__}:
+        is_set: bool = frame.f_locals["self"].answers.is_set()
+        return not is_set
+    return False
 
 
 class RecordedLines:

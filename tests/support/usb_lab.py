@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config.document import parse_config
-from gateway.device import Device, DeviceState
-from gateway.inventory import UsbSource
+from gateway.devices.device import Device, DeviceState
 from gateway.service import Service
-from gateway.sysfs import Sysfs
+from gateway.usb.inventory import UsbSource
+from gateway.usb.sysfs import Sysfs
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.fake_sysfs import FakeUsb, Product
 from tests.support.pty_board import until

@@ -12,16 +12,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.protocol.raw import RawPipe
-from gateway.session import SessionState
+from gateway.sessions.session import SessionState
 from gateway.tls.connection import TlsConnection
 from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context
+from tests.sessions.test_session import KEPT_BYTES, MUCH, ONE_READ_BYTES
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import RFC2217_CLIENT
 from tests.support.tls_client import TlsClient
-from tests.test_session import KEPT_BYTES, MUCH, ONE_READ_BYTES
 
 #: What TLS keeps on top: one read of records that are not delivered yet.
 RECORDS_BYTES = 65536

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.door import Refusal
+from gateway.tcp.door import Refusal
 from gateway.tls import handshakes
 from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.device import DeviceState
+from gateway.devices.device import DeviceState
 from gateway.errors import ClientError
 from gateway.web import board_visit
 from gateway.web.board_visit import Visit, beside_its_users

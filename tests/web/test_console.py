@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from gateway.config.choices import ClientLimits, Sharing, SlowClient
-from gateway.device import DeviceState
+from gateway.devices.device import DeviceState
+from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET
-from gateway.running_port import RunningPort
 from gateway.web import console as module
 from tests.support.http_lab import HttpClient, check_schema, http_client, running
 from tests.support.pty_board import PtyBoard, Served, serving, until

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.protocol.reset import BOTH
-from gateway.seat import Seat
+from gateway.sessions.seat import Seat
 from gateway.web import console_command
 from gateway.web.console_command import CommandError, carry_out
 from tests.support.pty_board import PtyBoard, serving

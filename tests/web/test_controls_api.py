@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.choices import Sharing
 from gateway.config.document import OnConnect, OnDisconnect
-from gateway.device import DeviceState
+from gateway.devices.device import DeviceState
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
 from gateway.web import board_visit, controls_api

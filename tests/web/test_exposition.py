@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.port_counts import Histogram
+from gateway.tty.port_counts import Histogram
 from gateway.web.exposition import PortSample, ServiceSample, exposition
 from tests.test_status import DESK
 

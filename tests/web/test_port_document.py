@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.choices import Sharing
 from gateway.config.values import Address
-from gateway.running_port import RunningPort
+from gateway.ports.running_port import RunningPort
 from gateway.web.port_document import document_of
 from tests.support.http_lab import check_schema, running
 from tests.support.pty_board import PtyBoard, serving

@@ -1,0 +1,80 @@
+"""What is seen to when those who drove a device have left, before the next may have it.
+
+Their last bytes are let out, then the board is reset if the YAML wants it, then lines, break and
+settings go back to where the next expects them. Who has the device when is `device`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from gateway.devices.device_controls import DeviceControls
+from gateway.devices.progress_limit import ProgressLimit
+from gateway.protocol.serial_settings import SerialSettings
+
+#: How long a board may take none of the bytes of a client that has left, which keep the port from
+#: the next; while it takes some, they are let out.
+FINISH_LIMIT_S = 10.0
+
+#: How long they are let out where another is to have the device at once. Also how long a new user
+#: waits for the one before to be gone: a client that ends one connection and starts the next at
+#: once may be seen in the other order.
+HANDOVER_S = 0.5
+
+
+class EndOfUse:
+    """See the module; `settings` are those that the next expects."""
+
+    def __init__(
+        self,
+        device: DeviceControls,
+        settings: SerialSettings,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._device = device
+        self._settings = settings
+        self._log = log
+        self._limit = ProgressLimit(lambda: device.taken_bytes, FINISH_LIMIT_S, self.drop_unsent)
+        self._hurry: asyncio.TimerHandle | None = None
+
+    def begin(self, done: Callable[[], None], *, is_hurried: bool, resets: bool) -> None:
+        """Let out what was written while the board takes it; `done` when the next may come.
+
+        It is not called when the device is lost before. `is_hurried` is as if `hurry` was called.
+        """
+        self._limit.start()
+        if is_hurried:
+            self.hurry()
+        self._device.when_sent(lambda: self._sent(done, resets=resets))
+
+    def hurry(self) -> None:
+        """Another is to have the device at once: bytes are let out for HANDOVER_S at most."""
+        if self._limit.is_running:
+            self._limit.stop()
+            loop = asyncio.get_running_loop()
+            self._hurry = loop.call_later(HANDOVER_S, self.drop_unsent)
+
+    def drop_unsent(self) -> None:
+        """What has not been sent yet is dropped."""
+        if unsent_bytes := self._device.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=unsent_bytes)
+        self._device.purge(lambda: None, receive=False, transmit=True)
+
+    def cancel(self) -> None:
+        """There is nothing to end any more."""
+        self._limit.stop()
+        if self._hurry is not None:
+            self._hurry.cancel()
+
+    def _sent(self, done: Callable[[], None], *, resets: bool) -> None:
+        if resets:
+            self._device.reset(lambda: self._bring_back(done))
+        else:
+            self._bring_back(done)
+
+    def _bring_back(self, done: Callable[[], None]) -> None:
+        self.cancel()
+        self._device.bring_back(self._settings, done)

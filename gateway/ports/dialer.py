@@ -1,0 +1,235 @@
+"""The other way round of `listener`: the gateway connects to the client of one port.
+
+For boards behind NAT: whoever is to use the board listens, the gateway dials, and dials again
+whenever the connection has ended. There is a connection only while the board is there: it is
+waited for first. From then on a `session` sees no difference; what is spoken on it and what
+happens to the board are not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import ClassVar
+
+import structlog
+
+from gateway.config.document import PortConfig
+from gateway.config.values import Address
+from gateway.devices.device import Device
+from gateway.sessions.request_queue import Conversation
+from gateway.sessions.session import Session
+from gateway.tcp.door import Refusal
+from gateway.tcp.name_lookup import look_up
+from gateway.tls.connection import TlsConnection
+from gateway.tls.contexts import TlsNow
+
+#: First and longest wait before dialling again. Each is shortened at random by up to half, so
+#: that the gateways of a lab do not all come at once when the far end is there again.
+_RETRY_FIRST_S = 0.5
+_RETRY_LONGEST_S = 10.0
+
+#: After a connection that has lasted so long, the waits start from the first again. One that ends
+#: sooner may be a far end that accepts and hangs up at once, a tunnel with nobody behind it.
+_LASTED_S = 5.0
+
+#: How long looking up the far end's name may take, and connecting to each address of it.
+_ATTEMPT_LIMIT_S = 5.0
+
+#: How long stopping waits for the connection to be closed; a session takes up to 1 s for it.
+_STOP_LIMIT_S = 1.5
+
+
+class Dialer:
+    """Connects one device to its far end; made and used on the loop."""
+
+    #: Nothing is listened on, so nothing is missing before clients are served.
+    tcp_port: int | None = None
+    is_ready = True
+    #: Nor does anybody come who could be turned away.
+    turned_away: ClassVar[Counter[Refusal]] = Counter()
+
+    def __init__(
+        self,
+        config: PortConfig,
+        device: Device,
+        converse: Callable[[], Conversation],
+        log: structlog.typing.FilteringBoundLogger,
+        tls: TlsNow | None = None,
+    ) -> None:
+        assert config.connect is not None  # noqa: S101 - the others have a listener
+        self._far_end = config.connect
+        # A certificate has no dot at the end of a name.
+        self._server_name = config.connect.host.rstrip(".")
+        if config.tls is not None and config.tls.server_name is not None:
+            self._server_name = config.tls.server_name.rstrip(".")
+        self._tls = tls
+        self._limits = config.limits
+        self._device = device
+        self._converse = converse
+        self._log = log
+        self._dialling: asyncio.Task[None] | None = None
+        self._last_failure = ""
+        self._session: Session | None = None
+        self._nobody_connected = asyncio.Event()
+        self._nobody_connected.set()
+
+    @property
+    def sessions(self) -> set[Session]:
+        """The session that has not ended, if any."""
+        return set() if self._session is None else {self._session}
+
+    def rival_came(self, host: str) -> None:
+        """Somebody at this address waits for the device: does who has it live?"""
+        if self._session is not None:
+            self._session.rival_came(host)
+
+    async def start(self) -> None:
+        """Dial, now and whenever there is no connection."""
+        self._dialling = asyncio.create_task(self._dial_for_ever())
+
+    async def stop(self, reason: str) -> None:
+        """Dial no more and end the session; its device is released.
+
+        Bounded as `Listener.stop`.
+        """
+        if self._dialling is not None:
+            self._dialling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._dialling
+        if self._session is not None:
+            self._session.close(reason)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nobody_connected.wait(), _STOP_LIMIT_S)
+
+    async def _dial_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = _RETRY_FIRST_S
+        while True:
+            await self._device.idle.wait()
+            connected_at = loop.time()
+            if await self._dial():
+                await self._nobody_connected.wait()
+                if loop.time() - connected_at >= _LASTED_S:
+                    wait_s = _RETRY_FIRST_S
+            await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
+
+    async def _dial(self) -> bool:
+        """Connect and start a session, unless that fails."""
+        try:
+            connection = await _connected(self._far_end)
+            secured = None
+            if self._tls is not None:
+                secured = await _secured(connection, self._tls.context, self._server_name)
+        except TimeoutError:
+            self._log_failure("no answer")
+            return False
+        except OSError as error:
+            self._log_failure(_reason_of(error))
+            return False
+        self._last_failure = ""
+        self._log.info("dial_connected", connect=str(self._far_end))
+        session = Session(
+            self._device, self._converse(), self._log, self._session_ended, self._limits
+        )
+        self._session = session
+        self._nobody_connected.clear()
+        if secured is None:
+            try:
+                await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
+            except BaseException:  # stopped before the session has its connection
+                session.close("given up")
+                self._session_ended(session)
+                raise
+        else:
+            secured.set_protocol(session)
+            session.connection_made(secured)
+        return True
+
+    def _log_failure(self, reason: str) -> None:
+        if reason == self._last_failure:  # said once, however often it is tried
+            return
+        self._last_failure = reason
+        self._log.warning("dial_failed", connect=str(self._far_end), reason=reason)
+
+    def _session_ended(self, session: Session) -> None:
+        if session is self._session:
+            self._session = None
+            self._nobody_connected.set()
+
+
+def _reason_of(error: OSError) -> str:
+    # asyncio replaces the kernel's words; errors of a lookup have negative numbers and their own.
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
+
+
+async def _connected(far_end: Address) -> socket.socket:
+    """A connection to the first address of the far end that takes one; OSError if none does."""
+    async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+        addresses = await look_up(far_end.host, far_end.tcp_port)
+    error: OSError = OSError("the name has no address")
+    for family, address in addresses:
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+                await asyncio.get_running_loop().sock_connect(connection, address)
+        except OSError as failure:  # TimeoutError is one
+            connection.close()
+            error = failure
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise error
+
+
+class _Securing:
+    """Waits for the handshake of one connection (tls.connection.TlsOwner)."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tls_secured(self, connection: TlsConnection) -> None:
+        """The far end is who it should be; nothing is read until it has a session."""
+        connection.pause_reading()
+        if self.done.cancelled():
+            connection.abort()
+        else:
+            self.done.set_result(None)
+
+    def tls_failed(self, connection: TlsConnection, reason: str) -> None:  # noqa: ARG002
+        """It is not."""
+        if not self.done.cancelled():
+            self.done.set_exception(OSError(f"TLS: {reason}"))
+
+    def tls_closed(self, connection: TlsConnection) -> None:
+        """That has been told."""
+
+
+async def _secured(
+    connection: socket.socket, context: ssl.SSLContext, server_name: str
+) -> TlsConnection:
+    """The connection with TLS on it; OSError if that does not come about, in bounded time."""
+    securing = _Securing()
+    try:
+        secured = TlsConnection(context, securing, server_name=server_name)
+    except ValueError as error:
+        connection.close()
+        raise OSError(f"TLS: {error}") from error
+    await asyncio.get_running_loop().create_connection(lambda: secured, sock=connection)
+    try:
+        await securing.done
+    except BaseException:
+        secured.abort()
+        raise
+    return secured

@@ -1,0 +1,169 @@
+"""What runs for one entry of the configuration: its device, its way in, its simulated board.
+
+Which entries run is `service`'s matter; what each part does is its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.config.document import PortConfig, Protocol
+from gateway.config.usb_match import UsbTty
+from gateway.devices.device import Device
+from gateway.devices.device_state import DeviceState
+from gateway.errors import DeviceError
+from gateway.mdns.records import PortFacts
+from gateway.ports.dialer import Dialer
+from gateway.ports.listener import Listener
+from gateway.protocol.access_server import AccessServer
+from gateway.protocol.board_kinds import row_of
+from gateway.protocol.raw import RawPipe
+from gateway.status import PortSnapshot
+from gateway.tcp.door import Refusal
+from gateway.tls.contexts import TlsContexts, TlsNow
+from gateway.tty.lasting_port import Locate
+from gateway.tty.serial_tty import TtyLocation
+
+if TYPE_CHECKING:
+    from gateway.simulator.host import SimulatedBoard
+
+
+class RunningPort:
+    """One entry being served; made by `start_port`."""
+
+    def __init__(
+        self,
+        config: PortConfig,
+        device: Device,
+        way_in: Listener | Dialer,
+        board: SimulatedBoard | None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.way_in = way_in
+        self._board = board
+
+    async def stop(self, reason: str) -> None:
+        """End its sessions, release the lines, close the port; bounded to less than 2 s."""
+        # While the device finishes with its last client, that client reads its last bytes.
+        await asyncio.gather(self.way_in.stop(reason), self.device.stop())
+        if self._board is not None:
+            await self._board.stop()
+
+    def snapshot(self) -> PortSnapshot:
+        """How it is now."""
+        device = self.device
+        status = device.status if device.is_open else None
+        return PortSnapshot(
+            name=self.config.name,
+            address=self._address(),
+            device=str(self.config.device),
+            state=device.state.value,
+            reason=device.reason,
+            client=device.users.names,
+            since=device.users.since,
+            watchers=device.users.watchers,
+            settings="" if status is None else str(status.settings),
+            lines="" if status is None else str(status.lines),
+            received_bytes=device.received_bytes,
+            sent_bytes=device.sent_bytes,
+            sessions=device.sessions,
+            refused=device.users.refused,
+            not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
+            output_dropped_bytes=device.users.output_dropped_bytes,
+            too_many=self.way_in.turned_away[Refusal.TOO_MANY],
+            not_secured=self.way_in.turned_away[Refusal.TLS_FAILED],
+            protocol=self.config.protocol.value,
+            baudrate=self.config.serial.baudrate,
+            tls=self.config.tls is not None,
+        )
+
+    def announced(self, tty: UsbTty | None) -> PortFacts | None:
+        """What the network is told of it, None while nobody can connect.
+
+        `tty` is its USB device, if that is known.
+        """
+        if isinstance(self.way_in, Dialer) or self.way_in.tcp_port is None:
+            return None
+        ids = self.device.usb_ids if tty is None else (tty.vendor_id, tty.product_id)
+        row = row_of(ids)
+        return PortFacts(
+            name=self.config.name,
+            listens_at=self.way_in.addresses,
+            tcp_port=self.way_in.tcp_port,
+            protocol=self.config.protocol.value,
+            kind="" if row is None else row.kind.value,
+            chip="" if row is None else row.name,
+            usb="" if ids is None else f"{ids[0]:04x}:{ids[1]:04x}",
+            serial="" if tty is None else tty.serial,
+            has_tls=self.config.tls is not None,
+            is_present=self.device.state not in {DeviceState.ABSENT, DeviceState.BROKEN},
+        )
+
+    def _address(self) -> str:
+        if self.config.connect is not None:
+            return f"-> {self.config.connect}"
+        tcp_port = self.way_in.tcp_port
+        return "" if tcp_port is None else f"{self.config.host}:{tcp_port}"
+
+
+async def start_port(
+    config: PortConfig,
+    locate: Locate,
+    signature: str,
+    log: structlog.typing.FilteringBoundLogger,
+    contexts: TlsContexts,
+) -> RunningPort:
+    """Serve one entry; its device and its address are tried for ever.
+
+    `locate` tells where its device is, if it is a real one. Raises DeviceError when a simulated
+    board does not start, TlsFileError when a file for TLS can't be used.
+    """
+    log = log.bind(device=config.name)
+    tls = await _tls_of(config, contexts)
+    url = config.device.simulated
+    board = await _start_board(url) if url is not None else None
+    device = Device(config, locate if board is None else partial(_location_of, board), log)
+
+    def converse() -> AccessServer | RawPipe:
+        return RawPipe() if config.protocol is Protocol.RAW else AccessServer(signature)
+
+    way_in: Listener | Dialer
+    if config.connect is not None:
+        way_in = Dialer(config, device, converse, log, tls)
+    else:
+        way_in = Listener(config, device, converse, log, tls)
+    device.start()
+    await way_in.start()
+    return RunningPort(config, device, way_in, board)
+
+
+async def _tls_of(config: PortConfig, contexts: TlsContexts) -> TlsNow | None:
+    if config.tls is None:
+        return None
+    return await (contexts.server if config.connect is None else contexts.client)(config.tls)
+
+
+async def _start_board(url: str) -> SimulatedBoard:
+    # Imported only where a simulated board is asked for: a lab host has none.
+    from gateway.simulator.host import start_board  # noqa: PLC0415
+    from gateway.simulator.url import parse_url  # noqa: PLC0415
+
+    try:
+        return await start_board(parse_url(url))
+    except OSError as error:
+        raise DeviceError(f"{url}: {error}") from error
+
+
+def _location_of(board: SimulatedBoard) -> TtyLocation:
+    from gateway.simulator.host import SimulatedLines  # noqa: PLC0415
+
+    return TtyLocation(
+        str(board.by_path),
+        open_lines=lambda: SimulatedLines(board.control_path),
+        usb_ids=lambda: board.usb_ids,
+    )

@@ -1,0 +1,394 @@
+"""One client on one device: its TCP connection, from accept to the moment the device is free.
+
+Bytes from the client go through its conversation (`protocol.access_server` or `protocol.raw`) into
+the request queue, which carries them out in stream order; while too much waits there, nothing more
+is read from the client. What the board sends goes the other way at once. Who may connect is
+`listener`'s matter, what happens to the board `device`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from enum import Enum
+from typing import cast
+
+import structlog
+
+from gateway.config.choices import ClientLimits
+from gateway.devices.device import Device
+from gateway.devices.end_of_use import FINISH_LIMIT_S
+from gateway.devices.progress_limit import ProgressLimit
+from gateway.errors import ClientError, DeviceError
+from gateway.sessions.client_doubt import ClientDoubt
+from gateway.sessions.client_output import ClientOutput
+from gateway.sessions.client_watch import ClientWatch
+from gateway.sessions.request_queue import Conversation, RequestQueue
+from gateway.sessions.seat import Seat
+from gateway.tcp.client_socket import peer_host, peer_name, reason_of, sends_no_more, set_options
+
+#: One read takes at most this much; so much more than `request_queue` takes may wait there. One
+#: buffer for all sessions: what is received is copied out of it before the next read.
+_RECEIVE_BYTES = 65536
+_RECEIVE_BUFFER = memoryview(bytearray(_RECEIVE_BYTES))
+
+#: How long a client may take to read the last that it is sent. Closing at once would reset the
+#: connection when it has sent something meanwhile, and what is on the way to it would be lost.
+_LINGER_S = 1.0
+
+#: While nothing is read from a client, the loop can't see it leave: the kernel is asked this often.
+_LOOK_S = 1.0
+
+#: No more is read from a client that leaves so much unread. The board's output alone stays below
+#: (one read of it may be 128 KiB, and none follows until it is gone), so a client that only sends
+#: is never stopped; one that asks for answers and does not read them is. One that has suspended
+#: them and asks for so many is no client any more: nobody would read that it resumes.
+_UNREAD_LIMIT_BYTES = 262144
+
+
+class SessionState(Enum):
+    """What is true of a session."""
+
+    NEW = "new"  # accepted, the connection is not reported yet
+    WAITING = "waiting"  # connected, the device has been asked for, nothing is read yet
+    ACTIVE = "active"  # the device is ours
+    FINISHING = "finishing"  # the client is gone, what it had sent is still carried out
+    REFUSED = "refused"  # the client has been told why it is not served
+    CLOSED = "closed"  # the device is not ours, the connection is closed or about to be
+
+
+class Session(asyncio.BufferedProtocol):
+    """One TCP client, from accept to the moment that the device is free again.
+
+    `ended` is called once, when nothing of the session is left.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        conversation: Conversation,
+        log: structlog.typing.FilteringBoundLogger,
+        ended: Callable[[Session], None],
+        limits: ClientLimits,
+    ) -> None:
+        self.state = SessionState.NEW
+        self.label = "a client that has not connected"
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._device = device
+        self._log = log
+        self._ended = ended
+        self._watch = ClientWatch(self, limits.idle_timeout_s, conversation)
+        self._doubt = ClientDoubt(self, device.users)
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._conversation = conversation
+        self._seat = Seat(device)
+        self._requests = RequestQueue(self._seat, conversation, self)
+        self._output = ClientOutput(device, self, limits)
+        self.data_received = self._output.add  # a call less for each read
+        self._early = b""  # has come before the device was ours
+        self._violated = False
+        self._identified = False
+        self._connected = False
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._finish_limit = ProgressLimit(
+            lambda: device.taken_bytes,
+            FINISH_LIMIT_S,
+            lambda: self.close("left, and the board takes no bytes"),
+        )
+        self._abort_timer: asyncio.TimerHandle | None = None
+
+    # --- what the connection reports (asyncio.BufferedProtocol)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected: ask for the device, read nothing until it is there."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self.state is SessionState.CLOSED:
+            self._transport.abort()
+            return
+        self._connected = True
+        self.state = SessionState.WAITING
+        self.label = peer_name(self._transport)
+        self._log = self._log.bind(client=self.label)
+        set_options(self._transport)
+        # Only the rest of one read is kept here, where it could not be purged.
+        self._transport.set_write_buffer_limits(high=0)
+        self._transport.pause_reading()
+        self._loop.call_soon(self._pause_while_waiting)
+        self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+        self._device.attach(self)
+
+    def _pause_while_waiting(self) -> None:
+        """Pause again: uvloop and Python 3.11.2 begin to read after `connection_made`."""
+        if self.state is SessionState.WAITING:
+            self._transport.resume_reading()
+            self._transport.pause_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the loop puts what the client sends."""
+        return _RECEIVE_BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """The client has sent bytes."""
+        if self.state is SessionState.ACTIVE:
+            self._receive(bytes(_RECEIVE_BUFFER[:nbytes]))
+        elif self.state is SessionState.WAITING:  # uvloop reads once before it pauses
+            self._early += _RECEIVE_BUFFER[:nbytes]
+            self._pause_while_waiting()
+
+    def _receive(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        events = self._conversation.receive_data(data)
+        self._output.client_sent(events)
+        self._requests.add(events)
+
+    def eof_received(self) -> bool:
+        """The client sends no more: it has left, whether it still reads or not."""
+        if self.state is SessionState.ACTIVE:
+            self._finish("left")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; what the client had sent is still carried out."""
+        self._connected = False
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        match self.state:
+            case SessionState.ACTIVE:
+                self._finish("left" if exc is None else reason_of(exc))
+            case SessionState.WAITING:
+                self.state = SessionState.CLOSED
+                self._leave()
+                self._ended(self)
+            case SessionState.REFUSED | SessionState.CLOSED:
+                self._ended(self)
+            case _:
+                pass  # FINISHING: close() comes when what it had sent has been carried out
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
+        self._output.client_slow(True)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._output.client_slow(False)
+        self._read_client_or_not()
+
+    # --- what the device reports (device.DeviceUser)
+
+    def attached(self) -> None:
+        """The device is ours: greet the client and listen to it."""
+        self.state = SessionState.ACTIVE
+        self._log.info("client_connected")
+        self._watch.start(self._transport)
+        self._output.start()
+        self._send_answers()
+        self._receive(self._early)
+        self._transport.resume_reading()
+
+    def refused(self, error: ClientError) -> None:
+        """Tell the client in one line, and leave it a moment to read it."""
+        self.state = SessionState.REFUSED
+        self._device.users.refused += 1
+        self._log.warning("client_refused", reason=str(error))
+        self._transport.write(f"{error}\r\n".encode())
+        self._hang_up()
+
+    def board_busy(self) -> None:
+        """The board does not keep up: read no more from the client."""
+        self._requests.board_busy()
+
+    def board_ready(self) -> None:
+        """The board has caught up."""
+        self._requests.board_ready()
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the client is gone, and what it had sent is still carried out."""
+        return self.state is SessionState.FINISHING
+
+    def muted(self, by: str) -> None:
+        """Another drives the board: go on as if nothing was, and tell the person."""
+        self._seat.mute()
+        self._requests.board_ready()
+        self._log.info("client_muted", by=by)
+        self.say(f"--- {self._device.name}: {by} drives the port, your input is dropped ---")
+
+    def resumed(self) -> None:
+        """The board is ours again."""
+        self._seat.resume()
+        self._log.info("client_resumed", dropped_bytes=self._seat.dropped_bytes)
+        self.say(f"--- {self._device.name}: yours again ---")
+
+    def replaced(self, by: str) -> None:
+        """Another gets the board."""
+        self.say(f"--- {self._device.name}: {by} takes the port over ---")
+        self.close(f"{by} takes the port over", is_told=True)
+
+    def device_lost(self, error: DeviceError) -> None:
+        """The board is gone: say so to a person, and end the session."""
+        self.close(str(error))
+
+    # --- what the output comes to (client_output.OutputOwner)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes of the board to the client."""
+        self.sent_bytes += len(data)
+        self._transport.write(self._conversation.escape(data))
+
+    def output_dropped(self) -> None:
+        """Say so once; how much it was is told in the end."""
+        self._log.warning("output_dropped", reason="the client is too slow")
+
+    # --- ours
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the client has been told the last that it will be, and only has to read it."""
+        return self.state in {SessionState.REFUSED, SessionState.CLOSED}
+
+    def rival_came(self, host: str) -> None:
+        """Another waits: if it comes from our client's address, the network is there; is ours?"""
+        if self.state is SessionState.ACTIVE and peer_host(self._transport) == host:
+            self._doubt.raise_for(self._transport.get_extra_info("socket"))
+
+    def died(self, reason: str) -> None:
+        """The client's machine does not answer any more: as if it had left."""
+        if self.state is SessionState.ACTIVE:
+            self._finish(reason)
+        self._transport.abort()
+
+    def abort(self) -> None:
+        """Leave a client no more time to read the last that it was told."""
+        self._transport.abort()
+
+    def close(self, reason: str, *, is_fault: bool = False, is_told: bool = False) -> None:
+        """End the session from our side; what waits is not carried out any more.
+
+        `is_fault` when it ends for what the client has done, `is_told` when it knows why.
+        """
+        before = self.state
+        if before in {SessionState.REFUSED, SessionState.CLOSED}:
+            return  # it is ending already
+        if before is SessionState.ACTIVE:
+            self._log_end(reason, is_fault=is_fault)
+            self.send(self._output.stop())
+            if self._conversation.takes_text and not is_told:
+                self.say(f"{self._device.name}: {reason}")
+        self.state = SessionState.CLOSED
+        self._leave()
+        if self._connected:
+            self._hang_up()
+        elif before is not SessionState.NEW:
+            self._ended(self)
+
+    # --- what the requests come to (request_queue.QueueOwner)
+
+    def queue_moved(self) -> None:
+        """Send what there is to answer; read on, or end, when nothing waits any more."""
+        if self.state is SessionState.ACTIVE:
+            self._send_answers()
+            self._read_client_or_not()
+        elif self.state is SessionState.FINISHING and self._requests.is_empty:
+            self.close("finished")
+
+    def output_suspended(self, suspended: bool) -> None:
+        """Send nothing more, or go on (FLOWCONTROL-SUSPEND, -RESUME)."""
+        self._output.suspend(suspended)
+
+    def output_purged(self) -> None:
+        """The client wants nothing any more of what the board has sent so far."""
+        self._output.purge()
+
+    def client_identified(self, signature: str) -> None:
+        """Log it once: it tells which client causes what follows."""
+        if not self._identified:
+            self._identified = True
+            printable = signature if signature.isprintable() else ascii(signature)
+            self._log.info("client_identified", signature=printable)
+
+    def violated(self, reason: str, *, fatal: bool) -> None:
+        """Say once what the client does wrong; a stream that can't be followed ends."""
+        if fatal:
+            self.close(reason, is_fault=True)
+        elif not self._violated:
+            self._violated = True
+            self._log.warning("client_violated_protocol", reason=reason)
+
+    def say(self, line: str) -> None:
+        """Write a line for a person among the board's output."""
+        if self.state is SessionState.ACTIVE:
+            self._conversation.say(f"\r\n{line}\r\n".encode())
+            self._send_answers()
+
+    def _finish(self, reason: str) -> None:
+        """The client has left: carry out what it had sent, then end."""
+        self.state = SessionState.FINISHING
+        self._log_end(reason)
+        self._requests.stop_reports()
+        self._output.stop()
+        self._finish_limit.start()
+        self._requests.carry_on()
+
+    def _leave(self) -> None:
+        self._finish_limit.stop()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._watch.stop()
+        self._doubt.stop()
+        self._requests.close()
+        self._seat.leave(self)
+
+    def _hang_up(self) -> None:
+        """End the connection when the client has got all that was written to it."""
+        with contextlib.suppress(OSError):  # it is gone already, which is reported soon
+            self._transport.write_eof()
+        # What it still sends is read and dropped (see _LINGER_S), until it hangs up as well.
+        self._transport.resume_reading()
+        self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+
+    def _log_end(self, reason: str, *, is_fault: bool = False) -> None:
+        log = self._log.warning if is_fault else self._log.info
+        log(
+            "client_disconnected",
+            reason=reason,
+            seconds=round(self._loop.time() - self._started, 1),
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+            dropped_bytes=self._output.dropped_bytes,
+        )
+
+    def _send_answers(self) -> None:
+        if self._output.is_suspended:  # RFC 2217 section 5: data and commands
+            if self._conversation.unsent_bytes > _UNREAD_LIMIT_BYTES:
+                self.close("asks without end for answers that it has suspended", is_fault=True)
+            return
+        if answers := self._conversation.data_to_send():
+            self._transport.write(answers)
+
+    def _read_client_or_not(self) -> None:
+        if self.state is not SessionState.ACTIVE:
+            return
+        unread_bytes = self._transport.get_write_buffer_size()
+        if not self._requests.is_full and unread_bytes <= _UNREAD_LIMIT_BYTES:
+            self._transport.resume_reading()
+            return
+        self._transport.pause_reading()
+        if self._look_timer is None:
+            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+
+    def _look_after_client(self) -> None:
+        """See whether the client has left while nothing was read from it."""
+        self._look_timer = None
+        is_waiting = self.state is SessionState.WAITING
+        is_unread = self.state is SessionState.ACTIVE and not self._transport.is_reading()
+        if not (is_waiting or is_unread):
+            return
+        if not sends_no_more(self._transport):
+            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+        elif is_waiting:
+            self.close("left before its turn")
+        else:
+            self._finish_limit.start()

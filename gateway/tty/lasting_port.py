@@ -1,0 +1,397 @@
+"""The serial port of one board over time: opened, lost, opened again, and always there to ask.
+
+A board that is absent is tried again with back-off, and at once when it is known to have come.
+One that vanishes under a user may be kept for a grace period, in which `AwayPort` answers for it.
+Where the board is comes from outside, each time anew. Who uses the port is `device`'s matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from gateway.errors import DeviceAbsentError, DeviceError
+from gateway.protocol.board_kinds import UsbIds, described
+from gateway.protocol.reset import IDLE, Lines
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.tty.away_port import Ask, Asked, AwayPort, Port
+from gateway.tty.control_thread import on_loop
+from gateway.tty.port_counts import PortCounts
+from gateway.tty.retry_plan import SETTLE_RETRY_S, RetryPlan
+from gateway.tty.serial_port import SerialPort, open_port
+from gateway.tty.serial_states import NO_STATES, PortStates
+from gateway.tty.serial_tty import Tty, TtyLocation
+
+#: How often a board that has left the bus under its user is looked for: it comes back within
+#: 0.3 to 2.5 s, and esptool looks for its answer at once.
+_AWAY_RETRY_S = 0.05
+
+#: How long stopping waits for a port that is being opened, and again for it to be closed; a kernel
+#: that does not answer is left behind.
+_CLOSE_LIMIT_S = 0.5
+
+
+class LastingPortOwner(Protocol):
+    """Whom a lasting port reports to; every call is made on the loop."""
+
+    def port_opened(self) -> None:
+        """It is open, its lines at rest, with the settings that it was made with."""
+
+    def port_away(self, error: DeviceError) -> None:
+        """The board has vanished, and is waited for: what is asked now is done when it is back."""
+
+    def port_back(self) -> None:
+        """The board is back; what was asked meanwhile has been done."""
+
+    def port_lost(self, error: DeviceError) -> None:
+        """It is closed, for an open one or one that was tried to be opened has failed."""
+
+    def data_received(self, data: bytes) -> None:
+        """The board has sent bytes."""
+
+    def pause_writing(self) -> None:
+        """Too many bytes wait to be sent."""
+
+    def resume_writing(self) -> None:
+        """Bytes can be written again."""
+
+
+#: Tells where the device is now. Raises DeviceError when it is nowhere (DeviceAbsentError), or when
+#: it can't be told which one it is.
+Locate = Callable[[], TtyLocation]
+
+
+class LastingPort:
+    """See the module. Implements `Port`; may be asked from `port_opened` to `port_lost`.
+
+    `grace_s` is how long a board that vanishes is waited for; the owner sets it while there is
+    somebody to wait for it.
+    """
+
+    def __init__(
+        self,
+        locate: Locate,
+        settings: SerialSettings,
+        owner: LastingPortOwner,
+        log: structlog.typing.FilteringBoundLogger,
+        lines_at_rest: Callable[[UsbIds | None], Lines] = lambda _: IDLE,
+    ) -> None:
+        self.grace_s = 0.0
+        self.counts = PortCounts()
+        self.usb_ids: UsbIds | None = None  # of the device that was last open
+        self._lines_at_rest = lines_at_rest
+        self._locate = locate
+        self._location: TtyLocation | None = None  # where it is open, or was tried last
+        self._initial_settings = settings
+        self._owner = owner
+        self.data_received = owner.data_received  # passed on
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._port: SerialPort | AwayPort | None = None
+        self._asked = Asked()
+        self._retry: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        self._is_busy = False  # the owner has been told to write no more
+        self._last_failure = ""  # said once, however often the port is tried
+        self._plan = RetryPlan()
+        self._look_again = False  # when the try that is under way has failed
+        self._stopped = False
+        self._released: Callable[[], None] | None = None  # the port is to be closed, or is
+        self._tried = asyncio.Event()  # it is neither being opened nor being released
+        self._tried.set()
+
+    def start(self) -> None:
+        """Open the port, now and whenever it is there."""
+        self._cancel_retry()
+        self._released = None
+        if not self._tried.is_set():
+            return
+        self._tried.clear()
+        try:
+            self._location = self._locate()
+        except DeviceError as error:
+            self._loop.call_soon(self._not_opened, error)
+            return
+        tty = Tty(self._location, self._initial_settings, self._lines_at_rest)
+        open_port(tty, self, self._opened, self._not_opened, self.counts)
+
+    def look_again(self, *, in_use: bool) -> None:
+        """What is plugged in has changed: the device may be there now, elsewhere, or gone.
+
+        A device that is `in_use` is only given up when it is gone.
+        """
+        if self._stopped:
+            return
+        if isinstance(self._port, SerialPort):
+            problem = self._problem_of_open_port()
+            if problem is not None and (not in_use or isinstance(problem, DeviceAbsentError)):
+                self._port.lose(problem)
+        elif not self._tried.is_set():
+            self._look_again = True
+        elif self._retry is not None:
+            self._plan.appeared(self._loop.time())
+            if isinstance(self._port, AwayPort) or not self._plan.penalty_s(self._loop.time()):
+                self.start()
+
+    @property
+    def tty_path(self) -> str:
+        """Where the device is now; raises DeviceError when it is nowhere."""
+        return self._locate().path
+
+    def release(self, released: Callable[[], None]) -> None:
+        """Close the port until `start`; `released` is called when the kernel has closed it.
+
+        A board that is waited for is given up. The owner is told nothing.
+        """
+        self._cancel_retry()
+        self._released = released
+        self.give_up_absence()
+        port = self._port
+        self._forget()
+        if isinstance(port, SerialPort):
+            self._tried.clear()
+            port.close(on_loop(self._loop, self._closed))
+        elif self._tried.is_set():
+            self._closed()
+
+    async def stop(self) -> None:
+        """Close the port for good; bounded, the owner is told nothing more."""
+        self._stopped = True
+        self._cancel_retry()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._tried.wait(), _CLOSE_LIMIT_S)
+        port = self._port
+        self._forget()
+        if isinstance(port, SerialPort):
+            await self._close(port)
+
+    def give_up_absence(self) -> None:
+        """Nobody waits for the board any more: what it was asked for meanwhile is dropped."""
+        if isinstance(self._port, AwayPort):
+            self._drop_held(self._port)
+            self._forget()
+
+    def expect_return(self, limit_s: float) -> None:
+        """Who used the board is gone: what waits for it is dropped, it is lost after `limit_s`."""
+        if isinstance(self._port, AwayPort) and self._grace is not None:
+            self._drop_held(self._port)
+            self._grace.cancel()
+            at = min(self._grace.when(), self._loop.time() + limit_s)
+            self._grace = self._loop.call_at(
+                at, self._lose_away, DeviceAbsentError("not plugged in")
+            )
+
+    # What may be asked (away_port.Port)
+
+    @property
+    def settings(self) -> SerialSettings:
+        """The settings in force, or that will be when the board is back."""
+        return self._present.settings
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return self._present.unsent_bytes
+
+    def write(self, data: bytes) -> None:
+        """Send bytes to the board."""
+        (self._port or self._present).write(data)
+
+    def pause_reading(self) -> None:
+        """Leave what the board sends in the kernel."""
+        self._present.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what the board sends again."""
+        self._present.resume_reading()
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        """Change the settings behind the bytes written so far."""
+        self._ask(
+            lambda port, finished: port.apply(settings, lambda _: finished()),
+            lambda: done(self.settings),
+        )
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        """Set DTR and RTS in one step behind the bytes written so far."""
+        self._ask(lambda port, finished: port.set_lines(lines, finished), done)
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        """Start or end a break behind the bytes written so far."""
+        self._ask(lambda port, finished: port.set_break(on, finished), done)
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        """Call `done` when everything written so far has left, or can't."""
+        self._ask(lambda port, finished: port.when_sent(finished), done)
+
+    def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
+        """Discard what was received, what waits to be sent, or both."""
+        self._ask(
+            lambda port, finished: port.purge(receive=receive, transmit=transmit, done=finished),
+            done,
+        )
+
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        """Read the modem lines, what is on its way, and what has happened on the wire."""
+        read = NO_STATES
+
+        def ask(port: Port, finished: Callable[[], None]) -> None:
+            def was_read(states: PortStates) -> None:
+                nonlocal read
+                read = states
+                finished()
+
+            port.read_states(was_read)
+
+        self._ask(ask, lambda: done(read))
+
+    # What the open port reports (serial_port.PortOwner)
+
+    def pause_writing(self) -> None:
+        """Passed on."""
+        self._is_busy = True
+        self._owner.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Passed on."""
+        self._is_busy = False
+        self._owner.resume_writing()
+
+    def port_lost(self, error: DeviceError) -> None:
+        """The open port has failed: wait for the board, or give it up and try to open it again."""
+        self._log.warning("device_lost", reason=str(error))
+        self._last_failure = str(error)
+        if self.grace_s and self._port is not None:
+            self._begin_absence(self._port, error)
+        else:
+            self._plan.lost(self._loop.time())
+            self._forget()
+            self._try_later(error)
+
+    @property
+    def _present(self) -> SerialPort | AwayPort:
+        if self._port is None:
+            raise RuntimeError("a port was used while it is not open")
+        return self._port
+
+    def _ask(self, ask: Ask, done: Callable[[], None]) -> None:
+        """Ask the port for something, and what stands in for it if it is lost before."""
+        self._asked.add(self._present, ask, done)
+
+    def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
+        self._port = away = AwayPort(lost.settings, self.pause_writing)
+        stayed = DeviceError(f"{error}; not back within {self.grace_s:g} s")
+        self._grace = self._loop.call_later(self.grace_s, self._lose_away, stayed)
+        self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+        self._owner.port_away(error)
+        self._asked.repeat(away)
+
+    def _lose_away(self, error: DeviceError) -> None:
+        self.give_up_absence()
+        self._owner.port_lost(error)
+
+    def _drop_held(self, away: AwayPort) -> None:
+        if away.unsent_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=away.unsent_bytes)
+        away.purge(receive=False, transmit=True, done=lambda: None)
+
+    def _closed(self) -> None:
+        """The kernel has closed the port, or there is none; it may be wanted again already."""
+        self._tried.set()
+        if self._released is not None:
+            self._released()
+        elif not self._stopped:
+            self.start()
+
+    def _opened(self, port: SerialPort) -> None:
+        if self._stopped or self._released is not None:
+            port.close(on_loop(self._loop, self._closed))
+            return
+        self._tried.set()
+        self._plan.opened()
+        self._last_failure = ""
+        self._look_again = False
+        self.usb_ids = port.usb_ids
+        self._log.info(
+            "device_opened",
+            tty=self._location.path if self._location is not None else "",
+            board=described(port.usb_ids),
+            has_lines=port.has_lines,
+        )
+        if port.settings != self._initial_settings:
+            self._log.warning(
+                "settings_refused", wanted=self._initial_settings, in_force=port.settings
+            )
+        away, self._port = self._port, port
+        if isinstance(away, AwayPort):
+            self._came_back(away, port)
+        else:
+            self._owner.port_opened()
+
+    def _came_back(self, away: AwayPort, port: SerialPort) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        self._owner.port_back()
+        was_busy, self._is_busy = self._is_busy, False
+        away.hand_over(port)
+        if was_busy and not self._is_busy:
+            self.resume_writing()
+
+    def _not_opened(self, error: DeviceError) -> None:
+        self._tried.set()
+        if self._stopped or self._released is not None:
+            self._closed()
+            return
+        if self._look_again:
+            self._look_again = False
+            self.start()
+            return
+        if isinstance(self._port, AwayPort):
+            self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+            return
+        if self._plan.settles(error, self._loop.time()):
+            self._retry = self._loop.call_later(SETTLE_RETRY_S, self.start)
+            return
+        if str(error) != self._last_failure:
+            self._last_failure = str(error)
+            self._log.warning("device_not_open", reason=str(error))
+        self._try_later(error)
+
+    def _problem_of_open_port(self) -> DeviceError | None:
+        """Why the open port is not the one to have open any more."""
+        try:
+            location = self._locate()
+        except DeviceError as error:
+            return error
+        if self._location is not None and location.path == self._location.path:
+            return None
+        return DeviceError(f"another device is meant now, {location.path}")
+
+    def _try_later(self, error: DeviceError) -> None:
+        wait_s = self._plan.wait_s(self._loop.time())
+        if self._plan.penalty_s(self._loop.time()):
+            error = type(error)(f"{error}; it keeps leaving, next try in {wait_s:.1f} s")
+        self._retry = self._loop.call_later(wait_s, self.start)
+        self._owner.port_lost(error)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _forget(self) -> None:
+        self._port = None
+        self._is_busy = False
+        self._asked.clear()
+        if self._grace is not None:
+            self._grace.cancel()
+
+    async def _close(self, port: SerialPort) -> None:
+        closed = asyncio.Event()
+        port.close(on_loop(self._loop, closed.set))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), _CLOSE_LIMIT_S)

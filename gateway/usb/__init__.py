@@ -1,0 +1,1 @@
+"""What is plugged in, and which port of the YAML has which device."""

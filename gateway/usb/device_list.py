@@ -1,0 +1,203 @@
+"""`esp-gateway devices`: what is plugged in and who serves it, for a person, a program, the YAML.
+
+What is plugged in is read by `sysfs`, who gets what is worked out as `inventory` does it; here it
+is put into words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.config.device import pool_member_name
+from gateway.config.document import GatewayConfig
+from gateway.config.usb_match import UsbTty
+from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
+from gateway.usb.assignment import assign
+from gateway.usb.pool_store import today
+from gateway.usb.pool_table import PoolTable
+from gateway.usb.sysfs import existing
+
+_FIRST_TCP_PORT = 4001
+_LAST_TCP_PORT = 65535
+
+_HEAD = ("PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is plugged in, and what a configuration makes of it.
+
+    `ports` has the name of the port that serves a device by the device's path; `notes` are lines
+    for a person on ports without a device.
+    """
+
+    ttys: Sequence[UsbTty]
+    ports: dict[str, str]
+    notes: list[str]
+
+
+def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> Listing:
+    """Who serves what; `table` is what the pools remember, and is brought up to date."""
+    choices = {port.name: port.device for port in config.ports if port.device.simulated is None}
+    paths = [tty.path for tty in ttys]
+    paths += [path for choice in choices.values() for path in choice.paths]
+    real_paths = existing(paths)
+    assignment = assign(choices, ttys, real_paths)
+    owners = {real_paths[path]: name for name, path in assignment.paths.items()}
+    real = {tty.path: real_paths.get(tty.path, "") for tty in ttys}
+    ports = {path: owners[real[path]] for path in real if real[path] in owners}
+    notes = [f"{name}: {problem}" for name, problem in assignment.problems.items()]
+    notes += [
+        f"{name}: not plugged in ({choice})"
+        for name, choice in choices.items()
+        if name not in assignment.paths and name not in assignment.problems
+    ]
+    in_pools, pool_notes = _served_by_pools(ttys, assignment.free, config, table)
+    return Listing(ttys, ports | in_pools, notes + pool_notes)
+
+
+def _served_by_pools(
+    ttys: Sequence[UsbTty], free: Sequence[UsbTty], config: GatewayConfig, table: PoolTable
+) -> tuple[dict[str, str], list[str]]:
+    """Who has which port of a pool, and who has none though a pool fits."""
+    fitting = {
+        tty: [pool.name for pool in config.pools if pool.pattern.device.fits(tty)] for tty in free
+    }
+    wanted = {
+        pool.name: [tty for tty, names in fitting.items() if names == [pool.name]]
+        for pool in config.pools
+    }
+    ranges = {pool.name: pool.tcp_ports for pool in config.pools}
+    served = table.update(ranges, wanted, ttys, today())
+    ports = {tty.path: pool_member_name(*place) for place, tty in served.ttys.items()}
+    notes = [
+        f"{tty}: fits the pools {', '.join(names)}"
+        for tty, names in fitting.items()
+        if len(names) > 1
+    ]
+    notes += [f"{tty}: the pool {pool} is full" for pool, tty in served.left_out]
+    return ports, notes
+
+
+def to_table(listed: Listing) -> str:
+    """For a person: a line each, columns aligned, then the notes."""
+    if not listed.ttys:
+        return "\n".join(["no USB serial device is plugged in", *listed.notes])
+    rows = [_HEAD, *(_row(tty, listed) for tty in listed.ttys)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, *listed.notes])
+
+
+def to_json(listed: Listing) -> str:
+    """For a program: a list of objects, one line each."""
+    objects = [json.dumps(_object(tty, listed), ensure_ascii=False) for tty in listed.ttys]
+    return "[" + ",\n ".join(objects) + "]"
+
+
+def to_yaml(listed: Listing, config: GatewayConfig) -> str:
+    """For the configuration: an entry for each device that has none, on TCP ports that are free."""
+    used = {port.tcp_port for port in config.ports}
+    used |= {tcp_port for pool in config.pools for tcp_port in pool.tcp_ports}
+    free = (number for number in range(_FIRST_TCP_PORT, _LAST_TCP_PORT + 1) if number not in used)
+    serials = Counter(tty.serial_key for tty in listed.ttys)
+    lines = ["ports:"]
+    for tty, tcp_port in zip(_unserved(listed), free, strict=False):
+        lines += _entry(tty, tcp_port, listed, is_shared=serials[tty.serial_key] > 1)
+    if len(lines) == 1:
+        return "ports: []  # nothing is plugged in that has no port"
+    return "\n".join(lines)
+
+
+def _unserved(listed: Listing) -> Iterator[UsbTty]:
+    return (tty for tty in listed.ttys if tty.path not in listed.ports)
+
+
+def _entry(tty: UsbTty, tcp_port: int, listed: Listing, *, is_shared: bool) -> Iterator[str]:
+    about = " ".join(text for text in (tty.manufacturer, tty.product) if text)
+    yield f"  # {tty.path} now: {about or tty.usb}"
+    yield f"  - name: {_name(tty, listed)}"
+    yield f"    tcp: {tcp_port}"
+    if tty.tty_number or _has_more_ttys(tty, listed):
+        # No match tells the ttys of one interface apart.
+        yield f"    device: {tty.path}"
+        return
+    yield "    device:"
+    # What an OTG device calls itself is up to the program that the chip runs.
+    if tty.serial_key and not is_shared and kind_of(_ids(tty)) is not BoardKind.USB_OTG:
+        yield f"      serial: {json.dumps(tty.serial, ensure_ascii=False)}"
+        if _has_siblings(tty, listed):
+            yield f"      interface: {tty.interface}"
+    else:
+        yield f'      location: "{_location(tty, listed)}"'
+
+
+def _name(tty: UsbTty, listed: Listing) -> str:
+    row = row_of(_ids(tty))
+    called = "usb" if row is None else row.name.partition(",")[0].partition(" (")[0]
+    if kind_of(_ids(tty)) is BoardKind.USB_OTG:
+        called = BoardKind.USB_OTG.value
+    chip = re.sub(r"[^a-z0-9]+", "-", called.lower())
+    place = re.sub(r"[^0-9]+", "-", _location(tty, listed))
+    number = f"-{tty.tty_number}" if tty.tty_number else ""
+    return f"{chip[:14].strip('-')}-{place}{number}"[:32]
+
+
+def _row(tty: UsbTty, listed: Listing) -> tuple[str, ...]:
+    row = row_of(_ids(tty))
+    return (
+        tty.path,
+        tty.usb,
+        row.name if row is not None else "-",
+        _location(tty, listed),
+        tty.serial or "-",
+        tty.product or "-",
+        listed.ports.get(tty.path, "-"),
+    )
+
+
+def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
+    row = row_of(_ids(tty))
+    return {
+        "path": tty.path,
+        "usb": tty.usb,
+        "location": tty.location,
+        "interface": tty.interface,
+        "serial": tty.serial,
+        "manufacturer": tty.manufacturer,
+        "product": tty.product,
+        "chip": row.name if row is not None else None,
+        "kind": row.kind.value if row is not None else None,
+        "port": listed.ports.get(tty.path),
+    }
+
+
+def _location(tty: UsbTty, listed: Listing) -> str:
+    """Where it is plugged in; with its interface if the device has several."""
+    unit = f":{tty.configuration}.{tty.interface}" if _has_siblings(tty, listed) else ""
+    return f"{tty.location}{unit}"
+
+
+def _has_siblings(tty: UsbTty, listed: Listing) -> bool:
+    return any(
+        each.socket == tty.socket and each.interface != tty.interface for each in listed.ttys
+    )
+
+
+def _has_more_ttys(tty: UsbTty, listed: Listing) -> bool:
+    """Whether its interface has several ttys."""
+    return any(
+        (each.socket, each.interface) == (tty.socket, tty.interface) and each != tty
+        for each in listed.ttys
+    )
+
+
+def _ids(tty: UsbTty) -> tuple[int, int]:
+    return tty.vendor_id, tty.product_id

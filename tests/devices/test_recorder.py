@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.devices.recorder import Piece, Recorder
+
+
+def test_the_last_bytes_are_kept_in_order() -> None:
+    recorder = Recorder(10)
+    for number, data in enumerate((b"one ", b"two ", b"three ", b"four")):
+        recorder.record(float(number), data)
+    assert recorder.tail() == b"three four"
+
+
+def test_each_moment_has_its_time() -> None:
+    recorder = Recorder(100)
+    recorder.record(1.0, b"boot ")
+    recorder.record(1.005, b"log")
+    recorder.record(2.0, b"heartbeat")
+    assert recorder.entries() == [(1.0, b"boot log"), (2.0, b"heartbeat")]
+    assert recorder.entries(since=1.5) == [(2.0, b"heartbeat")]
+
+
+def test_one_read_larger_than_the_limit_leaves_its_end() -> None:
+    recorder = Recorder(4)
+    recorder.record(0.0, b"before")
+    recorder.record(1.0, b"0123456789")
+    assert recorder.tail() == b"6789"
+
+
+def test_nothing_is_kept_when_nothing_is_wanted() -> None:
+    recorder = Recorder(0)
+    recorder.record(0.0, b"secret")
+    assert recorder.tail() == b""
+    assert recorder.entries() == []
+
+
+def test_a_board_that_sends_byte_by_byte_does_not_fill_the_memory_with_times() -> None:
+    recorder = Recorder(1 << 20)
+    for number in range(10_000):
+        recorder.record(float(number), b"x")
+    assert len(recorder.entries()) == 4096
+    assert recorder.entries()[-1][0] == 9999.0
+
+
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.floats(0, 0.02), st.binary(max_size=80)), max_size=40),
+)
+def test_the_tail_is_the_end_of_all_that_was_said(
+    limit_bytes: int, said: list[tuple[float, bytes]]
+) -> None:
+    recorder = Recorder(limit_bytes)
+    now = 0.0
+    for pause, data in said:
+        now += pause
+        recorder.record(now, data)
+    assert recorder.tail() == b"".join(data for _, data in said)[-limit_bytes:]
+    assert recorder.tail() == b"".join(data for _, data in recorder.entries())
+
+
+def test_positions_count_every_byte_and_name_what_is_kept() -> None:
+    recorder = Recorder(6)
+    assert (recorder.begin, recorder.end) == (0, 0)
+    recorder.record(1.0, b"abcd")
+    recorder.record(2.0, b"efgh")
+    assert (recorder.begin, recorder.end) == (2, 8)
+    assert recorder.pieces(0) == [Piece(2, 1.0, b"cd"), Piece(4, 2.0, b"efgh")]
+    assert recorder.pieces(3) == [Piece(3, 1.0, b"d"), Piece(4, 2.0, b"efgh")]
+    assert recorder.pieces(5) == [Piece(5, 2.0, b"fgh")]
+    assert recorder.pieces(8) == recorder.pieces(99) == []
+
+
+def test_positions_count_what_is_not_kept() -> None:
+    recorder = Recorder(0)
+    recorder.record(1.0, b"abcd")
+    assert (recorder.begin, recorder.end) == (4, 4)
+    assert recorder.pieces(0) == []
+
+
+def test_followers_are_told_of_all_that_comes() -> None:
+    recorder = Recorder(0)
+    told: list[tuple[int, bytes]] = []
+
+    def follow(seq: int, data: bytes) -> None:
+        told.append((seq, data))
+
+    recorder.record(1.0, b"ab")
+    recorder.follow(follow)
+    recorder.record(2.0, b"cd")
+    recorder.unfollow(follow)
+    recorder.record(3.0, b"ef")
+    assert told == [(2, b"cd")]
+
+
+def test_a_follower_may_leave_while_it_is_told() -> None:
+    recorder = Recorder(10)
+    told: list[bytes] = []
+
+    def once(_: int, data: bytes) -> None:
+        recorder.unfollow(once)
+        told.append(data)
+
+    recorder.follow(once)
+    recorder.follow(lambda _, data: told.append(data))
+    recorder.record(1.0, b"ab")
+    assert told == [b"ab", b"ab"]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from gateway.config.document import parse_config
+from gateway.devices.device import DeviceState
+from gateway.ports.running_port import start_port
+from gateway.tls.contexts import TlsContexts
+from gateway.tty.serial_tty import TtyLocation
+from tests.support.pty_board import PtyBoard, until
+from tests.support.tcp_client import TcpClient
+
+
+async def test_the_snapshot_tells_who_uses_the_port_and_how_much_went_through(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        config = parse_config(f"ports: [{{name: desk, tcp: 0, device: {board.path}}}]", "f").ports[
+            0
+        ]
+        log = structlog.get_logger()
+        port = await start_port(
+            config, lambda: board.location, "gateway under test", log, TlsContexts(log)
+        )
+        try:
+            await until(lambda: port.device.state is DeviceState.IDLE)
+            idle = port.snapshot()
+            assert (idle.name, idle.state, idle.client, idle.since) == ("desk", "idle", "", "")
+            assert idle.address == f"127.0.0.1:{port.way_in.tcp_port}"
+            assert idle.settings == "115200 8N1"
+            assert idle.lines == "DTR off, RTS off"
+            assert port.way_in.tcp_port is not None
+            board.start_reading()
+            with await TcpClient.connect(port.way_in.tcp_port) as client:
+                await client.send(b"four")
+                await until(lambda: board.received == b"four")
+                await board.write(b"eleven char")
+                await until(lambda: port.snapshot().received_bytes == 11)
+                used = port.snapshot()
+                assert used.state == "in use"
+                assert used.client.startswith("127.0.0.1:")
+                assert used.since
+                assert (used.sent_bytes, used.sessions) == (4, 1)
+                with await TcpClient.connect(port.way_in.tcp_port) as refused:
+                    assert b"in use by" in await refused.receive_to_end()
+                assert (used.refused, port.snapshot().refused) == (0, 1)
+        finally:
+            await port.stop("the test is over")
+
+
+async def test_the_snapshot_of_an_absent_board_has_its_reason_and_no_settings(
+    tmp_path: Path,
+) -> None:
+    config = parse_config(f"ports: [{{name: desk, tcp: 0, device: {tmp_path}/no}}]", "f").ports[0]
+    log = structlog.get_logger()
+    port = await start_port(
+        config, lambda: TtyLocation(f"{tmp_path}/no"), "gateway under test", log, TlsContexts(log)
+    )
+    try:
+        await until(lambda: port.device.state is DeviceState.ABSENT)
+        absent = port.snapshot()
+        assert (absent.state, absent.reason) == ("absent", "not plugged in")
+        assert (absent.settings, absent.lines) == ("", "")
+    finally:
+        await port.stop("the test is over")

@@ -1,0 +1,70 @@
+"""A client's TCP connection as the kernel has it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import cast
+
+from gateway.tcp.client_socket import peer_name, reason_of, sends_no_more, set_options, tcp_link
+from tests.support.tcp_client import TcpClient
+
+
+class OnSocket:
+    """A transport of which only its socket and its peer matter."""
+
+    def __init__(self, connection: socket.socket | None, peer: object = None) -> None:
+        self._info = {"socket": connection, "peername": peer}
+
+    def get_extra_info(self, name: str) -> object:
+        return self._info.get(name)
+
+
+def on_socket(connection: socket.socket | None, peer: object = None) -> asyncio.Transport:
+    return cast("asyncio.Transport", OnSocket(connection, peer))
+
+
+def test_a_peer_that_has_closed_its_end_sends_no_more_though_bytes_are_left() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+        with client, ours:
+            set_options(on_socket(ours))
+            assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            client.sendall(b"bytes")
+            assert not sends_no_more(on_socket(ours))
+            client.shutdown(socket.SHUT_WR)
+            while not sends_no_more(on_socket(ours)):
+                pass
+            assert ours.recv(100) == b"bytes"
+
+
+def test_the_kernel_tells_of_a_peer_that_acknowledges_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = TcpClient(socket.create_connection(server.getsockname()))
+        ours, _ = server.accept()
+        with client:
+            before = tcp_link(ours)
+            assert before is not None
+            assert not before.is_unacked
+            client.fall_silent()
+            ours.sendall(b"into the void")
+            while (link := tcp_link(ours)) is not None and link.unanswered < 2:
+                time.sleep(0.01)
+            assert link is not None
+            assert link.is_unacked
+            assert link.silence_s > before.silence_s
+            ours.close()
+            assert tcp_link(ours) is None
+
+
+def test_a_peer_is_named_as_in_a_url() -> None:
+    assert peer_name(on_socket(None, ("10.0.0.5", 4001))) == "10.0.0.5:4001"
+    assert peer_name(on_socket(None, ("fe80::1", 4001, 0, 0))) == "[fe80::1]:4001"
+    assert peer_name(on_socket(None)) == "unknown"
+
+
+def test_a_reason_is_the_kernel_s_in_lower_case() -> None:
+    assert reason_of(OSError(104, "Connection reset by peer")) == "connection reset by peer"
+    assert reason_of(ValueError("Odd")) == "odd"

@@ -1,0 +1,313 @@
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+from structlog.testing import LogCapture
+
+from gateway.protocol.reset import (
+    BOTH,
+    IDLE,
+    MIN_RESET_S,
+    MIN_STRAP_S,
+    RESET,
+    STRAP,
+    Lines,
+)
+from gateway.protocol.reset_strategy import Reset, ResetChoice
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.tty.line_driver import LineDriver
+from tests.support.pty_board import LoopClock
+
+HOLD_S = 1.0
+CLASSIC = ResetChoice(hold_s=HOLD_S)
+TOUCH = ResetChoice(Reset.TOUCH_1200)
+
+
+class Port:
+    """Takes lines, and has set them when the test says so, or at once."""
+
+    def __init__(self) -> None:
+        self.settings = SerialSettings()
+        self.usb_ids: tuple[int, int] | None = None
+        self.lines: list[Lines] = []
+        self.baudrates: list[int] = []
+        self.waiting: list[Callable[[], None]] = []
+        self.is_quick = True
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        self.lines.append(lines)
+        self.waiting.append(done)
+        if self.is_quick:
+            asyncio.get_running_loop().call_soon(self.let_one_be_set)
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        self.settings = settings
+        self.baudrates.append(settings.baudrate)
+        asyncio.get_running_loop().call_soon(done, settings)
+
+    def let_one_be_set(self) -> None:
+        self.waiting.pop(0)()
+
+
+class Bench:
+    """A line driver on a port of ours, its clock in the test's hands; a context manager."""
+
+    def __init__(self, resets: ResetChoice = CLASSIC) -> None:
+        self.clock = LoopClock()
+        self.port = Port()
+        self.settled: list[str] = []
+        self.log = LogCapture()
+        log = structlog.wrap_logger(structlog.PrintLogger(), processors=[self.log])
+        self.driver = LineDriver(resets, self.port, log)
+
+    async def request(
+        self, name: str, *, dtr: bool | None = None, rts: bool | None = None
+    ) -> list[str]:
+        """Ask, and let the loop turn; returns what has settled so far."""
+        self.driver.request(dtr=dtr, rts=rts, settled=lambda: self.settled.append(name))
+        await self.clock.advance(0)
+        return self.settled
+
+    async def release(self) -> list[str]:
+        self.driver.release(lambda: self.settled.append("release"))
+        await self.clock.advance(0)
+        return self.settled
+
+    def __enter__(self) -> Self:
+        self.clock.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clock.__exit__(error_type, error, traceback)
+
+    def events(self, name: str) -> list[str]:
+        return [entry["into"] for entry in self.log.entries if entry["event"] == name]
+
+
+async def test_a_change_settles_when_the_port_has_made_it() -> None:
+    with Bench() as bench:
+        bench.port.is_quick = False
+        assert await bench.request("dtr", dtr=True) == []
+        assert bench.port.lines == [STRAP]
+        bench.port.let_one_be_set()
+        assert bench.settled == ["dtr"]
+
+
+async def test_what_changes_nothing_settles_at_once() -> None:
+    with Bench() as bench:
+        assert await bench.request("off", dtr=False) == ["off"]
+        assert bench.port.lines == []
+
+
+async def test_the_client_is_told_what_it_has_asked_for() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        await bench.request("dtr", dtr=True)
+        assert bench.driver.wanted == BOTH
+        assert bench.port.lines == [RESET]
+
+
+async def test_a_held_edge_settles_at_once_and_is_made_when_its_time_is_over() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        assert await bench.request("dtr", dtr=True) == ["reset", "dtr"]
+        await bench.clock.advance(HOLD_S - 0.01)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.01)
+        assert bench.port.lines == [RESET, BOTH]
+
+
+async def test_the_other_half_of_a_held_edge_makes_it_one_step() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        await bench.request("dtr", dtr=True)
+        await bench.request("rts", rts=False)
+        assert bench.port.lines == [RESET, STRAP]
+        await bench.clock.advance(2 * HOLD_S)
+        assert bench.port.lines == [RESET, STRAP]
+
+
+async def test_a_reset_that_is_asked_to_be_short_is_long_enough_and_settles_behind_it() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        assert await bench.request("run", rts=False) == ["reset"]
+        await bench.clock.advance(MIN_RESET_S - 0.001)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.settled == ["reset", "run"]
+
+
+async def test_a_reset_lasts_from_when_the_line_has_moved_not_from_when_it_was_asked_for() -> None:
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("reset", rts=True)
+        bench.driver.request(dtr=True, rts=False, settled=lambda: bench.settled.append("strap"))
+        # The port is busy with the bytes that were written before.
+        await bench.clock.advance(1.0)
+        assert bench.port.lines == [RESET]
+        bench.port.let_one_be_set()
+        await bench.clock.advance(MIN_RESET_S - 0.001)
+        assert bench.port.lines == [RESET]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, STRAP]
+
+
+async def test_io0_is_low_from_when_its_line_has_moved() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.clock.advance(MIN_RESET_S)
+        bench.port.is_quick = False
+        await bench.request("strap", dtr=True, rts=False)
+        await bench.request("off", dtr=False)
+        await bench.clock.advance(1.0)
+        bench.port.let_one_be_set()
+        await bench.clock.advance(MIN_STRAP_S - 0.001)
+        assert bench.port.lines == [RESET, STRAP]
+        await bench.clock.advance(0.001)
+        assert bench.port.lines == [RESET, STRAP, IDLE]
+
+
+async def test_a_delayed_change_does_not_shift_what_is_asked_for_long_after_it() -> None:
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("dtr", dtr=True)
+        await bench.clock.advance(1.0)
+        bench.port.let_one_be_set()
+        bench.port.is_quick = True
+        await bench.clock.advance(10.0)
+        await bench.request("off", dtr=False)
+        await bench.request("reset", rts=True)
+        await bench.request("run", rts=False)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.port.lines == [STRAP, IDLE, RESET, IDLE]
+        assert bench.settled == ["dtr", "off", "reset", "run"]
+
+
+async def test_release_from_reset_settles_when_both_lines_are_off() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        assert await bench.release() == ["reset"]
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == ["reset", "release"]
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.driver.wanted == IDLE
+
+
+async def test_what_the_client_still_waits_for_is_done_with_the_release() -> None:
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("dtr", dtr=True)
+        await bench.release()
+        bench.port.let_one_be_set()
+        assert bench.settled == []
+        bench.port.let_one_be_set()
+        assert bench.settled == ["dtr", "release"]
+
+
+async def test_entering_the_bootloader_settles_when_the_lines_are_off_again() -> None:
+    with Bench() as bench:
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == []
+        await bench.clock.advance(MIN_STRAP_S)
+        assert bench.settled == ["bootloader"]
+        assert bench.port.lines == [RESET, STRAP, IDLE]
+        assert bench.events("board_reset") == ["bootloader"]
+
+
+async def test_a_reset_by_the_gateway_settles_when_the_board_runs() -> None:
+    with Bench() as bench:
+        bench.driver.reset(lambda: bench.settled.append("reset"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.settled == ["reset"]
+        assert bench.port.lines == [RESET, IDLE]
+        assert bench.events("board_reset") == ["app"]
+
+
+async def test_a_touch_sets_1200_baud_and_gives_the_client_its_own_rate_back() -> None:
+    with Bench(TOUCH) as bench:
+        bench.port.settings = SerialSettings(baudrate=921600)
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        assert bench.port.baudrates == [1200]
+        await bench.clock.advance(0.1)
+        assert bench.port.lines == [IDLE]
+        assert bench.settled == []
+        await bench.clock.advance(0.4)
+        assert bench.port.baudrates == [1200, 921600]
+        assert bench.port.lines == [IDLE, BOTH]
+        assert bench.settled == ["bootloader"]
+
+
+async def test_a_board_that_goes_in_the_middle_of_a_touch_has_its_rate_back() -> None:
+    with Bench(TOUCH) as bench:
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        assert bench.port.baudrates == [1200, 115200]
+        assert bench.settled == ["bootloader"]
+
+
+async def test_a_board_that_comes_back_as_another_device_gets_what_that_needs() -> None:
+    with Bench(ResetChoice()) as bench:
+        bench.port.usb_ids = (0x303A, 0x0002)
+        bench.driver.board_back()
+        bench.driver.reset(lambda: bench.settled.append("as USB-OTG"))
+        await bench.clock.advance(0)
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        assert bench.settled == ["as USB-OTG"]
+        bench.port.usb_ids = (0x303A, 0x1001)
+        bench.driver.board_back()
+        bench.driver.reset(lambda: bench.settled.append("as USB-Serial/JTAG"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(0.3)
+        assert bench.settled == ["as USB-OTG", "as USB-Serial/JTAG"]
+        assert bench.port.lines == [RESET, RESET, IDLE]
+        chosen = [entry["reset"] for entry in bench.log.entries if entry["event"] == "reset_chosen"]
+        assert chosen == ["usb-otg", "usb-jtag"]
+
+
+async def test_nothing_happens_after_close() -> None:
+    with Bench() as bench:
+        bench.port.is_quick = False
+        await bench.request("reset", rts=True)
+        await bench.request("run", rts=False)
+        bench.driver.close()
+        bench.port.let_one_be_set()
+        await bench.clock.advance(HOLD_S)
+        assert bench.port.lines == [RESET]
+        assert bench.settled == []
+
+
+async def test_close_takes_a_deadline_back() -> None:
+    with Bench() as bench:
+        await bench.request("reset", rts=True)
+        await bench.request("dtr", dtr=True)
+        bench.driver.close()
+        await bench.clock.advance(2 * HOLD_S)
+        assert bench.port.lines == [RESET]
+
+
+async def test_each_end_of_a_reset_is_logged_with_what_the_board_starts() -> None:
+    with Bench() as bench:
+        for lines in ((False, True), (True, False), (False, False), (False, True), (False, False)):
+            dtr, rts = lines
+            await bench.request("any", dtr=dtr, rts=rts)
+            await bench.clock.advance(max(MIN_RESET_S, MIN_STRAP_S))
+        assert bench.port.lines == [RESET, STRAP, IDLE, RESET, IDLE]
+        assert bench.events("board_reset") == ["bootloader", "app"]

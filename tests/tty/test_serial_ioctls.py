@@ -1,0 +1,214 @@
+"""What reaches a tty's modem lines: tests/shim gives a pty some, and tells of each call."""
+
+import fcntl
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bare_pty import LIMIT_S, BarePty
+from tests.support.processes import run_tool
+from tests.support.shim import Shim, TtyCall, build_shim
+
+PROGRAM = """
+import asyncio, os, sys
+from gateway.tty import serial_port
+from gateway.errors import DeviceError
+from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
+from gateway.protocol.serial_settings import SerialSettings
+from gateway.tty.serial_tty import Tty, TtyLocation
+from dataclasses import replace
+
+tty = Tty(TtyLocation(sys.argv[1]), SerialSettings())
+"""
+
+
+@pytest.fixture
+def board() -> Iterator[BarePty]:
+    with BarePty() as board:
+        yield board
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    return build_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def shim(built: Shim, tmp_path: Path) -> Shim:
+    return Shim(built.library, tmp_path)
+
+
+def calls_of(shim: Shim, board: BarePty, program: str) -> list[TtyCall]:
+    command = [sys.executable, "-c", PROGRAM + program, board.path]
+    result = run_tool(command, LIMIT_S, shim.env())
+    assert result.returncode == 0, result.stderr
+    return shim.calls()
+
+
+def line_changes(calls: list[TtyCall]) -> list[tuple[str, bool, bool]]:
+    """What has moved a line, or may have; with the lines after it."""
+    names = {"open", "TIOCMSET", "TIOCMBIS", "TIOCMBIC", "close"}
+    return [(call.name, call.dtr, call.rts) for call in calls if call.name in names]
+
+
+def test_opening_takes_both_lines_off_in_one_step_and_closing_moves_none(
+    shim: Shim, board: BarePty
+) -> None:
+    calls = calls_of(shim, board, "tty.open(); tty.apply(SerialSettings(9600)); tty.close()")
+    assert line_changes(calls) == [
+        ("open", True, True),
+        ("TIOCMSET", False, False),
+        ("close", False, False),
+    ]
+
+
+def test_the_tty_is_raw_before_the_lines_move_and_nothing_is_flushed(
+    shim: Shim, board: BarePty
+) -> None:
+    calls = calls_of(shim, board, "tty.open()")
+    names = [call.name for call in calls]
+    assert names.index("tcsetattr") < names.index("TIOCMSET")
+    assert {"tcflush", "TCFLSH", "TCSETSF", "TCSETSF2"}.isdisjoint(names)
+    assert not [call for call in calls if call.args.startswith("TCSAFLUSH")]
+
+
+def test_each_change_of_the_lines_is_one_step(shim: Shim, board: BarePty) -> None:
+    program = """
+tty.open()
+for lines in (RESET, STRAP, BOTH, IDLE):
+    tty.set_lines(lines)
+assert tty.has_lines
+tty.close()
+"""
+    assert line_changes(calls_of(shim, board, program)) == [
+        ("open", True, True),
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", False, True),
+        ("TIOCMSET", True, False),
+        ("TIOCMSET", True, True),
+        ("TIOCMSET", False, False),
+        ("close", False, False),
+    ]
+
+
+def test_settings_move_no_line(shim: Shim, board: BarePty) -> None:
+    program = """
+tty.open()
+tty.set_lines(STRAP)
+for baudrate in (9600, 74880, 3_000_000_000, 921600):
+    tty.apply(replace(SerialSettings(), baudrate=baudrate))
+tty.close()
+"""
+    changes = line_changes(calls_of(shim, board, program))
+    assert changes[2:] == [("TIOCMSET", True, False), ("close", True, False)]
+
+
+def test_a_locked_tty_is_opened_and_closed_and_nothing_else(shim: Shim, board: BarePty) -> None:
+    program = """
+try:
+    tty.open()
+except DeviceError as error:
+    assert str(error) == "in use by another program", error
+else:
+    raise AssertionError("opened what is locked")
+"""
+    fcntl.flock(board.slave, fcntl.LOCK_EX)
+    assert [call.name for call in calls_of(shim, board, program)] == ["open", "close"]
+
+
+PORT_PROGRAM = """
+class Owner:
+    def __init__(self):
+        self.opened = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def failed(self, error):
+        raise AssertionError(error)
+
+    def data_received(self, data):
+        pass
+
+    def pause_writing(self):
+        pass
+
+    def resume_writing(self):
+        pass
+
+    def port_lost(self, error):
+        self.lost.set_result(str(error))
+
+async def main():
+    owner = Owner()
+    serial_port.open_port(tty, owner, owner.opened.set_result, owner.failed)
+    await use(await owner.opened, owner)
+    while tty.is_open:
+        await asyncio.sleep(0.001)
+
+async def made(ask, *args):
+    done = asyncio.Event()
+    ask(*args, lambda *_: done.set())
+    await done.wait()
+"""
+
+
+def test_a_ports_lines_move_as_it_is_asked_and_not_by_settings_break_purge_or_close(
+    shim: Shim, board: BarePty
+) -> None:
+    program = """
+async def use(port, owner):
+    assert port.has_lines
+    port.write(b"bytes")
+    await made(port.set_lines, RESET)
+    port.set_lines(STRAP, lambda: None)
+    port.set_lines(IDLE, lambda: None)
+    await made(port.set_lines, STRAP)
+    await made(port.apply, SerialSettings(74880))
+    await made(port.set_break, True)
+    await made(port.set_break, False)
+    await made(lambda done: port.purge(receive=True, transmit=True, done=done))
+    await made(port.read_states)
+    port.close()
+
+asyncio.run(main())
+"""
+    assert line_changes(calls_of(shim, board, PORT_PROGRAM + program)) == [
+        ("open", True, True),
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", False, True),
+        ("TIOCMSET", True, False),
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", True, False),
+        ("close", True, False),
+    ]
+
+
+def test_a_port_whose_ioctl_blocks_is_lost_and_closed_when_the_kernel_lets_go(
+    shim: Shim, board: BarePty
+) -> None:
+    program = """
+serial_port._CALL_LIMIT_S = 0.05
+
+def set_delay_ms(delay_ms):
+    with open(os.environ["MODEM_SHIM_DELAY_FILE"], "w") as file:
+        file.write(f"{delay_ms}\\n")
+
+async def use(port, owner):
+    set_delay_ms(60_000)
+    port.set_lines(RESET, lambda: print("set"))
+    print(await owner.lost, tty.is_open)
+    set_delay_ms(0)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", PROGRAM + PORT_PROGRAM + program, board.path]
+    result = run_tool(command, LIMIT_S, shim.env())
+    assert result.stderr == ""
+    assert result.stdout == "the kernel did not answer for 0.05 s True\n"
+    # A TIOCMSET can't be called back once the kernel has it.
+    assert line_changes(shim.calls())[1:] == [
+        ("TIOCMSET", False, False),
+        ("TIOCMSET", False, True),
+        ("close", False, True),
+    ]

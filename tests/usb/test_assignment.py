@@ -1,0 +1,148 @@
+"""Who gets which device: tables of what is written and what is plugged in."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.usb_match import DeviceChoice, UsbMatch, UsbTty
+from gateway.usb.assignment import Assignment, assign
+
+
+def tty(number: int, location: str, usb: str = "10c4:ea60", serial: str = "") -> UsbTty:
+    vendor, _, product = usb.partition(":")
+    return UsbTty(
+        path=f"/dev/ttyUSB{number}",
+        vendor_id=int(vendor, 16),
+        product_id=int(product, 16),
+        location=location,
+        socket=f"c-usbv2-{location.partition('-')[2]}",
+        serial=serial,
+    )
+
+
+def given_to(
+    ports: dict[str, DeviceChoice], ttys: list[UsbTty], links: dict[str, str] | None = None
+) -> Assignment:
+    real_paths = {each.path: each.path for each in ttys} | (links or {})
+    return assign(ports, ttys, real_paths)
+
+
+def match(**criteria: object) -> DeviceChoice:
+    return DeviceChoice((UsbMatch(**criteria),))  # type: ignore[arg-type]
+
+
+A = tty(0, "1-1.1", serial="a")
+B = tty(1, "1-1.2", serial="b")
+C = tty(2, "1-1.3", usb="1a86:7523")
+
+
+def test_each_port_gets_the_device_that_it_fits_and_the_rest_is_free() -> None:
+    ports = {"x": match(serial="b"), "y": match(location="1-1.1"), "z": match(serial="none")}
+    result = given_to(ports, [A, B, C])
+    assert result.paths == {"x": B.path, "y": A.path}
+    assert result.problems == {}
+    assert result.free == (C,)
+
+
+def test_a_port_that_fits_two_devices_gets_none_and_no_pool_does() -> None:
+    result = given_to({"x": match(vendor_id=0x10C4)}, [A, B, C])
+    assert result.paths == {}
+    assert result.problems == {
+        "x": "2 devices fit: /dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0), "
+        "/dev/ttyUSB1 (10c4:ea60 at 1-1.2:1.0)"
+    }
+    assert result.free == (C,)
+
+
+def test_a_device_that_two_ports_fit_goes_to_neither() -> None:
+    ports = {"x": match(serial="a"), "y": match(location="1-1.1"), "z": match(serial="b")}
+    result = given_to(ports, [A, B])
+    assert result.paths == {"z": B.path}
+    assert result.problems == {
+        "x": "/dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0) fits y as well",
+        "y": "/dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0) fits x as well",
+    }
+
+
+def test_a_path_and_a_match_of_the_same_device_are_seen_through_links() -> None:
+    link = "/dev/serial/by-id/usb-a"
+    ports = {"x": DeviceChoice((link,)), "y": match(serial="a")}
+    result = given_to(ports, [A], {link: A.path})
+    assert result.paths == {}
+    assert set(result.problems) == {"x", "y"}
+    assert result.problems["x"] == f"{link} fits y as well"
+
+
+def test_a_path_takes_its_device_from_the_pools() -> None:
+    link = "/dev/serial/by-id/usb-a"
+    result = given_to({"x": DeviceChoice((link,))}, [A, B], {link: A.path})
+    assert result.paths == {"x": link}
+    assert result.free == (B,)
+
+
+def test_a_path_that_is_no_usb_device_is_given_when_it_is_there() -> None:
+    choice = DeviceChoice(("/dev/ttyAMA0",))
+    assert given_to({"x": choice}, [A], {"/dev/ttyAMA0": "/dev/ttyAMA0"}).paths == {
+        "x": "/dev/ttyAMA0"
+    }
+    assert given_to({"x": choice}, [A]).paths == {}
+
+
+def test_the_first_alternative_that_fits_anything_counts() -> None:
+    ports = {"x": DeviceChoice((UsbMatch(serial="a"), "/dev/x", UsbMatch(serial="b")))}
+    assert given_to(ports, [A, B]).paths == {"x": A.path}
+    assert given_to(ports, [B], {"/dev/x": "/dev/x"}).paths == {"x": "/dev/x"}
+    assert given_to(ports, [B]).paths == {"x": B.path}
+
+
+def test_a_tty_whose_path_leads_nowhere_is_given_to_nobody() -> None:
+    assert assign({"x": match(serial="a")}, [A], {}).paths == {}
+
+
+def test_a_message_names_some_of_many_devices() -> None:
+    many = [tty(number, f"1-{number + 1}") for number in range(20)]
+    text = given_to({"x": match(vendor_id=0x10C4)}, many).problems["x"]
+    assert text.startswith("20 devices fit: ")
+    assert text.endswith(" and 16 more")
+
+
+CHOICES = st.lists(
+    st.builds(
+        UsbMatch,
+        vendor_id=st.sampled_from([None, 0x10C4, 0x1A86]),
+        serial=st.sampled_from([None, "a", "b"]),
+        location=st.sampled_from([None, "1-1", "1-2", "1-3"]),
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda matches: DeviceChoice(tuple(matches)))
+
+
+@given(
+    st.dictionaries(st.sampled_from("uvwxyz"), CHOICES, max_size=5),
+    st.lists(
+        st.tuples(st.sampled_from(["10c4:ea60", "1a86:7523"]), st.sampled_from(["", "a", "b"])),
+        max_size=5,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_nobody_gets_what_another_wants_and_no_order_matters(
+    ports: dict[str, DeviceChoice], devices: list[tuple[str, str]], chance: random.Random
+) -> None:
+    ttys = [tty(n, f"1-{n + 1}", usb, serial) for n, (usb, serial) in enumerate(devices)]
+    result = given_to(ports, ttys)
+    assert len(set(result.paths.values())) == len(result.paths)
+    assert not result.paths.keys() & result.problems.keys()
+    assert not set(result.paths.values()) & {each.path for each in result.free}
+    for each in result.free:
+        assert not any(
+            choice.alternatives[0].fits(each)  # type: ignore[union-attr]
+            for choice in ports.values()
+        )
+    names = list(ports)
+    chance.shuffle(names)
+    again = given_to({name: ports[name] for name in names}, ttys)
+    assert (again.paths, again.problems) == (result.paths, result.problems)

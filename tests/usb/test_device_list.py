@@ -1,0 +1,194 @@
+"""What `esp-gateway devices` says of boards that a test plugs in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import gateway.usb.sysfs
+from gateway import cli
+from gateway.config.document import GatewayConfig, parse_config
+from gateway.usb.device_list import Listing, listing, to_json, to_table, to_yaml
+from gateway.usb.pool_store import FILE_NAME
+from gateway.usb.pool_table import PoolTable
+from gateway.usb.state_file import write_state
+from gateway.usb.sysfs import Sysfs
+from tests.support.fake_sysfs import (
+    CH340,
+    CP2102,
+    CP2102N,
+    FT2232,
+    MULTIPORT,
+    USB_JTAG,
+    FakeUsb,
+    Product,
+)
+
+OTG = Product("303a:4001", driver="ttyACM", serial="123ABC", product="TinyUSB CDC")
+NOTHING = GatewayConfig(())
+
+
+def config(*ports: str) -> GatewayConfig:
+    return parse_config("ports:\n" + "".join(f"  - {{{port}}}\n" for port in ports), "f.yaml")
+
+
+def listed(usb: FakeUsb, served: GatewayConfig = NOTHING) -> Listing:
+    return listing(Sysfs(usb.sysfs, usb.dev).usb_ttys(), served, PoolTable())
+
+
+def cells(line: str) -> list[str]:
+    return [cell for cell in line.split("  ") if cell]
+
+
+def test_the_table_tells_who_each_device_is_and_who_serves_it(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        usb.plug(CP2102N, "1-1.3")
+        usb.plug(USB_JTAG, "1-1.10")
+        usb.plug(Product("1234:5678"), "1-2")
+        served = config("name: desk, tcp: 4001, device: {location: 1-1.3}")
+        head, first, second, third = to_table(listed(usb, served)).splitlines()
+        assert head.split() == ["PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT"]
+        assert [cell.strip() for cell in cells(first)] == [
+            f"{usb.dev}/ttyUSB0",
+            "10c4:ea60",
+            "CP2102, CP2102N, CP2104",
+            "1-1.3",
+            CP2102N.serial,
+            CP2102N.product,
+            "desk",
+        ]
+        assert "USB-Serial/JTAG" in second
+        assert second.endswith(" -")
+        assert third.split()[1:] == ["1234:5678", "-", "1-2", "-", "-", "-"]
+
+
+def test_nothing_plugged_in_is_told(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        served = config("name: desk, tcp: 4001, device: {location: 1-1.3}")
+        assert to_table(listed(usb, served)).splitlines() == [
+            "no USB serial device is plugged in",
+            "desk: not plugged in (location 1-1.3)",
+        ]
+        assert to_json(listed(usb)) == "[]"
+        assert parse_yaml_ports(to_yaml(listed(usb), NOTHING)) is None
+
+
+def test_what_keeps_a_device_from_being_served_is_told(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        usb.plug(CP2102, "1-1")
+        usb.plug(CP2102, "1-2")
+        usb.plug(CH340, "1-3")
+        usb.plug(CH340, "1-4")
+        served = config(
+            "name: desk, tcp: 4001, device: {usb: '10c4:ea60'}",
+            "name: sim, tcp: 4002, device: 'sim://esp32'",
+            "name: one, tcp: 4100-4100, device: {usb: '1a86:*'}",
+        )
+        lines = to_table(listed(usb, served)).splitlines()[5:]
+        assert lines[0].startswith("desk: 2 devices fit: ")
+        assert lines[1].endswith(" at 1-4:1.0): the pool one is full")
+        assert len(lines) == 2
+
+
+def test_json_tells_the_same(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        (path,) = usb.plug(CH340, "1-1.3")
+        (device,) = json.loads(to_json(listed(usb)))
+        assert device == {
+            "path": path,
+            "usb": "1a86:7523",
+            "location": "1-1.3",
+            "interface": 0,
+            "serial": "",
+            "manufacturer": "",
+            "product": "USB Serial",
+            "chip": "CH340",
+            "kind": "UART bridge",
+            "port": None,
+        }
+
+
+def parse_yaml_ports(text: str) -> GatewayConfig | None:
+    return None if text.startswith("ports: []") else parse_config(text, "printed")
+
+
+def test_the_yaml_serves_each_device_by_what_lasts(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        for product, location in (
+            (CP2102N, "1-1.1"),
+            (CH340, "1-1.2"),
+            (FT2232, "1-1.3"),
+            (OTG, "1-1.4"),
+            (MULTIPORT, "1-2"),
+        ):
+            usb.plug(product, location)
+        text = to_yaml(listed(usb), NOTHING)
+        read = parse_yaml_ports(text)
+        assert read is not None
+        assert [(port.name, port.tcp_port, str(port.device)) for port in read.ports] == [
+            ("cp2102-1-1-1", 4001, f"serial {CP2102N.serial}"),
+            ("ch340-1-1-2", 4002, "location 1-1.2"),
+            ("ft2232-1-1-3-1-0", 4003, "serial FT7ABC12, interface 0"),
+            ("ft2232-1-1-3-1-1", 4004, "serial FT7ABC12, interface 1"),
+            ("usb-otg-1-1-4", 4005, "location 1-1.4"),
+            *(
+                (f"wch-bridge-1-2{(number and f'-{number}') or ''}", 4006 + number, path)
+                for number, path in enumerate(usb.tty_paths("1-2"))
+            ),
+        ]
+        assert "# " + usb.tty_paths("1-1.1")[0] + " now: Silicon Labs CP2102N" in text
+        # What is printed serves all that is there.
+        assert len(listed(usb, read).ports) == len(read.ports)
+
+
+def test_a_serial_number_that_two_have_is_not_used(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        usb.plug(CP2102N, "1-1")
+        usb.plug(CP2102N, "1-2")
+        read = parse_yaml_ports(to_yaml(listed(usb), NOTHING))
+        assert read is not None
+        assert [str(port.device) for port in read.ports] == ["location 1-1", "location 1-2"]
+
+
+def test_with_a_configuration_the_yaml_has_what_is_missing(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        usb.plug(CP2102N, "1-1")
+        usb.plug(CH340, "1-2")
+        usb.plug(USB_JTAG, "1-3")
+        served = config(
+            "name: desk, tcp: 4001, device: {location: 1-2}",
+            "name: shelf, tcp: 4002-4009, device: {usb: '303a:*'}",
+        )
+        read = parse_yaml_ports(to_yaml(listed(usb, served), served))
+        assert read is not None
+        assert [(port.tcp_port, str(port.device)) for port in read.ports] == [
+            (4010, f"serial {CP2102N.serial}")
+        ]
+
+
+def test_the_command_tells_the_ports_that_the_pools_remember(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeUsb(tmp_path) as usb:
+        monkeypatch.setattr(gateway.usb.sysfs, "Sysfs", lambda: Sysfs(usb.sysfs, usb.dev))
+        usb.plug(CH340, "1-1")
+        table = PoolTable()
+        ttys = Sysfs(usb.sysfs, usb.dev).usb_ttys()
+        table.update({"shelf": range(4107, 4108)}, {"shelf": ttys}, ttys, 20_000)
+        write_state(tmp_path / "state" / FILE_NAME, table.to_json())
+        file = tmp_path / "gateway.yaml"
+        file.write_text("ports: [{name: shelf, tcp: 4100-4199, device: {usb: '1a86:*'}}]")
+        options = ["--config", str(file), "--state-dir", str(tmp_path / "state")]
+        assert cli.main(["devices", *options, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["port"] == "shelf-4107"
+        assert cli.main(["devices", *options]) == 0
+        assert capsys.readouterr().out.splitlines()[1].endswith("shelf-4107")
+        (tmp_path / "state" / FILE_NAME).write_text("damaged")
+        assert cli.main(["devices", *options]) == 0
+        assert capsys.readouterr().out.splitlines()[1].endswith("shelf-4100")
+        assert cli.main(["devices", "--yaml"]) == 0
+        assert 'location: "1-1"' in capsys.readouterr().out
+        file.write_text("ports: []")
+        assert cli.main(["devices", "--config", str(file)]) == 2
