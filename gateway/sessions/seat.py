@@ -20,13 +20,15 @@ from gateway.tty.serial_states import PortStates
 class Seat:
     """What a client may do with the device that it has; see `Device` for each.
 
-    Every `done` of a client that is muted is called at once, also of what was asked before.
+    Every `done` of a client that is muted is called at once, also of what was asked before. What a
+    client asks and sends once it drives again comes behind what is brought back for it.
     """
 
     def __init__(self, device: Device) -> None:
         self.dropped_bytes = 0  # that the client has sent while it was muted
         self._device = device
-        self._kept: PortStatus | None = None  # while muted: what the client has been told
+        self._is_muted = False
+        self._kept: PortStatus | None = None  # what the client has been told, till it is in force
         self._asked: dict[object, Callable[[], None]] = {}
         self._restoring: object | None = None  # the device is ours again, and being set
         self._wanted: SerialSettings | None = None  # asked for and not in force yet
@@ -48,12 +50,13 @@ class Seat:
 
     @property
     def is_muted(self) -> bool:
-        """Whether another drives the device, or what this one has set is being brought back."""
-        return self._kept is not None
+        """Whether another drives the device."""
+        return self._is_muted
 
     def mute(self) -> None:
         """The client does not drive the device any more; what it has asked for counts as done."""
         self._restoring = None
+        self._is_muted = True
         if self._kept is None:
             status = self._device.status
             wanted = self._wanted or status.settings
@@ -62,13 +65,21 @@ class Seat:
             finished()
 
     def resume(self) -> None:
-        """The client has the device again: bring back what it has set, then let it drive.
+        """The client has the device again: bring back what it has set.
 
         Lines that were both on are raised again in one step; any others stay at rest, for they
         belong to a reset that is over.
         """
-        self._restoring = object()
-        self._restore(self._restoring, applied=None)
+        if (kept := self._kept) is None:
+            return
+        self._is_muted = False
+        self._restoring = attempt = object()
+        if kept.settings == self._device.status.settings:
+            self._restored(attempt)
+        else:
+            self._device.apply(kept.settings, lambda: self._restored(attempt))
+        if kept.lines == BOTH:
+            self._device.set_lines(lambda: None, dtr=True, rts=True)
 
     def leave(self, user: DeviceUser) -> None:
         """The client leaves; where others stay, what it has set last goes back to rest."""
@@ -78,10 +89,10 @@ class Seat:
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board; a muted client's are dropped and counted."""
-        if self._kept is None:
-            self._device.write(data)
-        else:
+        if self._is_muted:
             self.dropped_bytes += len(data)
+        else:
+            self._device.write(data)
 
     def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
         """Change the settings."""
@@ -100,7 +111,7 @@ class Seat:
                 dtr=lines.dtr if dtr is None else dtr, rts=lines.rts if rts is None else rts
             )
             self._kept = replace(self._kept, lines=lines)
-        else:
+        if not self._is_muted:
             self._device.lines_set_by = self
         self._ask(lambda finished: self._device.set_lines(finished, dtr=dtr, rts=rts), done)
 
@@ -108,7 +119,7 @@ class Seat:
         """Start or end a break."""
         if self._kept is not None:
             self._kept = replace(self._kept, break_on=on)
-        else:
+        if not self._is_muted:
             self._device.lines_set_by = self
         self._ask(lambda finished: self._device.set_break(on, finished), done)
 
@@ -133,19 +144,12 @@ class Seat:
                 done()
 
         self._asked[key] = finished
-        if self._kept is None:
-            ask(finished)
-        else:
+        if self._is_muted:
             finished()
+        else:
+            ask(finished)
 
-    def _restore(self, attempt: object, applied: SerialSettings | None) -> None:
-        """Bring the device to what the client has been told, which may change meanwhile."""
-        if self._restoring is not attempt or self._kept is None:
-            return
-        kept = self._kept
-        if kept.settings not in (applied, self._device.status.settings):
-            self._device.apply(kept.settings, lambda: self._restore(attempt, kept.settings))
-            return
-        self._restoring = self._kept = None
-        if kept.lines == BOTH:
-            self._device.set_lines(lambda: None, dtr=True, rts=True)
+    def _restored(self, attempt: object) -> None:
+        """What the client has set is in force again, as far as the device takes it."""
+        if self._restoring is attempt:
+            self._restoring = self._kept = None
