@@ -15,13 +15,13 @@ import structlog
 
 from gateway.config.document import PortConfig
 from gateway.devices.device import Device
+from gateway.ports.handshakes import Handshakes
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState
 from gateway.tcp.bound_sockets import BoundSockets
 from gateway.tcp.client_socket import peer_host
 from gateway.tcp.door import Door, Refusal
 from gateway.tls.contexts import TlsNow
-from gateway.tls.handshakes import Handshakes
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5

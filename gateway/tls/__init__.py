@@ -1,1 +1,1 @@
-"""TLS: certificates and keys of the operator's, handshakes, and the connection behind one."""
+"""TLS: certificates and keys of the operator's, and the connection behind a handshake."""

@@ -56,7 +56,7 @@ class Handshakes:
         for connection in tuple(self._pending):
             connection.abort()
 
-    # What the connections report (connection.TlsOwner).
+    # What the connections report (tls.connection.TlsOwner).
 
     def tls_secured(self, connection: TlsConnection) -> None:
         """Pass it on."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.ports import handshakes
 from gateway.tcp.door import Refusal
-from gateway.tls import handshakes
 from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context
 from tests.support.certificates import Authority
