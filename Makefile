@@ -31,7 +31,7 @@ LABGRID_STAMP := $(VENV_LABGRID)/.installed-$(LABGRID_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix fuzz soak remote-flashing bench bench-quick clean
+.PHONY: help run test test-all lint reset-matrix fuzz jitter soak remote-flashing bench bench-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -55,6 +55,9 @@ reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays
 
 fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one or two minutes
 	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
+
+jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machine that is slow at the wrong moments (5 minutes)
+	@$(TEST_ENV) $(PYTEST) -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
