@@ -392,5 +392,7 @@ class Device(DeviceControls, HasState):
                 return self._is_waited_for
             case DeviceState.AWAY if not self.users:
                 return True
+            case DeviceState.RELEASING if not self.unsent_bytes:
+                return True  # on a busy machine, calls that take moments take longer
         has_port = self.state in HAS_PORT
         return has_port and (self.users.arrival is not Arrival.WAITS or self.users.are_doubted)

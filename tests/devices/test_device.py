@@ -279,6 +279,28 @@ async def test_detaching_sends_what_was_written_then_restores_lines_and_settings
             assert device.status.settings == SETTINGS
 
 
+async def test_who_comes_while_lines_and_settings_go_back_waits_as_long_as_that_takes(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board, LoopClock() as clock:
+        async with started(board) as device:
+            user = await attached(device)
+            changed: list[str] = []
+            device.set_lines(lambda: changed.append("lines"), rts=True)
+            await until(lambda: changed)
+            board.answers.clear()
+            device.detach(user)
+            newcomer = User()
+            device.attach(newcomer)
+            for _ in range(4):
+                await clock.advance(0.6)  # a user that stays is waited for 0.5 s
+            assert device.state is DeviceState.RELEASING
+            assert newcomer.said == []
+            board.answers.set()
+            await until(lambda: newcomer.said == ["attached"])
+            device.detach(newcomer)
+
+
 async def until_it_takes_no_more(device: Device) -> None:
     """Wait until the kernel has taken all that it will: it makes room in a pty a moment later."""
     unsent_bytes = -1
