@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import random
+import tracemalloc
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +22,7 @@ def test_each_moment_has_its_time() -> None:
     recorder.record(1.0, b"boot ")
     recorder.record(1.005, b"log")
     recorder.record(2.0, b"heartbeat")
-    assert recorder.entries() == [(1.0, b"boot log"), (2.0, b"heartbeat")]
-    assert recorder.entries(since=1.5) == [(2.0, b"heartbeat")]
+    assert recorder.pieces(0) == [Piece(0, 1.0, b"boot log"), Piece(8, 2.0, b"heartbeat")]
 
 
 def test_one_read_larger_than_the_limit_leaves_its_end() -> None:
@@ -33,15 +36,48 @@ def test_nothing_is_kept_when_nothing_is_wanted() -> None:
     recorder = Recorder(0)
     recorder.record(0.0, b"secret")
     assert recorder.tail() == b""
-    assert recorder.entries() == []
+    assert recorder.pieces(0) == []
 
 
-def test_a_board_that_sends_byte_by_byte_does_not_fill_the_memory_with_times() -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 7, 1023, 1025, 5000])
+def test_every_byte_is_kept_whatever_the_size_of_the_pieces(piece_bytes: int) -> None:
+    limit_bytes = 65536
+    recorder = Recorder(limit_bytes)
+    sent = random.Random(piece_bytes).randbytes(2 * limit_bytes)
+    starts = range(0, len(sent), piece_bytes)
+    for number, start in enumerate(starts):
+        recorder.record(float(number), sent[start : start + piece_bytes])
+    assert recorder.tail() == sent[-limit_bytes:]
+    pieces = recorder.pieces(0)
+    assert b"".join(piece.data for piece in pieces) == sent[-limit_bytes:]
+    # Each piece has the time of a byte that is at most 4 KiB before its first one.
+    for piece in pieces:
+        is_at = int(piece.at) * piece_bytes
+        assert is_at <= piece.seq < is_at + max(4096, piece_bytes)
+
+
+def test_the_latest_of_many_small_pieces_keep_their_times() -> None:
     recorder = Recorder(1 << 20)
     for number in range(10_000):
         recorder.record(float(number), b"x")
-    assert len(recorder.entries()) == 4096
-    assert recorder.entries()[-1][0] == 9999.0
+    latest = recorder.pieces(recorder.end - 4096)
+    assert [piece.at for piece in latest] == [float(number) for number in range(5904, 10_000)]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 600])
+def test_the_memory_for_times_is_bounded(piece_bytes: int) -> None:
+    limit_bytes = 1 << 18
+    data = b"x" * piece_bytes
+    tracemalloc.start()
+    try:
+        recorder = Recorder(limit_bytes)
+        for number in range(2 * limit_bytes // piece_bytes):
+            recorder.record(float(number), data)
+        used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(recorder.tail()) == limit_bytes
+    assert used_bytes <= 600_000 + 1.3 * limit_bytes, used_bytes
 
 
 @given(
@@ -57,7 +93,7 @@ def test_the_tail_is_the_end_of_all_that_was_said(
         now += pause
         recorder.record(now, data)
     assert recorder.tail() == b"".join(data for _, data in said)[-limit_bytes:]
-    assert recorder.tail() == b"".join(data for _, data in recorder.entries())
+    assert recorder.tail() == b"".join(piece.data for piece in recorder.pieces(0))
 
 
 def test_positions_count_every_byte_and_name_what_is_kept() -> None:
