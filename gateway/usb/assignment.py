@@ -17,13 +17,15 @@ _MAX_TOLD = 4
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Who has what: `paths` to open and `problems` by the port's name, `free` for no port.
+    """The device of each port: `paths` to open and `problems` by the port's name.
 
-    A port that is in neither has no device.
+    A port that is in neither has no device. `held` are the ttys of `paths`; `free` are the ttys
+    that no port wants and that can be opened now. A tty whose node in /dev is gone is in neither.
     """
 
     paths: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    held: tuple[UsbTty, ...] = ()
     free: tuple[UsbTty, ...] = ()
 
 
@@ -35,25 +37,35 @@ def assign(
     `real_paths` says for the path of each tty, and for each path that a port names and that
     exists, where it leads.
     """
-    index = _Index([tty for tty in ttys if tty.path in real_paths])
+    # A device that is being unplugged loses its node first. It fits no port then, and must not
+    # look free to a pool either.
+    there = [tty for tty in ttys if tty.path in real_paths]
+    index = _Index(there)
     wanted = {name: _wanted_by(choice, index, real_paths) for name, choice in ports.items()}
     holders: dict[str, list[str]] = {}
     for name, paths in wanted.items():
         for path in paths:
             holders.setdefault(real_paths[path], []).append(name)
     by_path = {tty.path: tty for tty in ttys}
-    result = Assignment(free=tuple(tty for tty in ttys if real_paths.get(tty.path) not in holders))
+    paths_of_ports: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for name, paths in wanted.items():
         rivals = [each for path in paths for each in holders[real_paths[path]] if each != name]
         if len(paths) > 1:
             told = _listed([str(by_path.get(path, path)) for path in paths])
-            result.problems[name] = f"{len(paths)} devices fit: {told}"
+            problems[name] = f"{len(paths)} devices fit: {told}"
         elif rivals:
             told = _listed(sorted(rivals))
-            result.problems[name] = f"{by_path.get(paths[0], paths[0])} fits {told} as well"
+            problems[name] = f"{by_path.get(paths[0], paths[0])} fits {told} as well"
         elif paths:
-            result.paths[name] = paths[0]
-    return result
+            paths_of_ports[name] = paths[0]
+    opened = {real_paths[path] for path in paths_of_ports.values()}
+    return Assignment(
+        paths_of_ports,
+        problems,
+        held=tuple(tty for tty in there if real_paths[tty.path] in opened),
+        free=tuple(tty for tty in there if real_paths[tty.path] not in holders),
+    )
 
 
 class _Index:

@@ -16,7 +16,7 @@ from gateway.config.device import pool_member_name
 from gateway.config.document import GatewayConfig
 from gateway.config.usb_match import UsbTty
 from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
-from gateway.usb.assignment import assign
+from gateway.usb.assignment import Assignment, assign
 from gateway.usb.pool_store import today
 from gateway.usb.pool_table import PoolTable
 from gateway.usb.sysfs import existing
@@ -56,23 +56,24 @@ def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> 
         for name, choice in choices.items()
         if name not in assignment.paths and name not in assignment.problems
     ]
-    in_pools, pool_notes = _served_by_pools(ttys, assignment.free, config, table)
+    in_pools, pool_notes = _served_by_pools(ttys, assignment, config, table)
     return Listing(ttys, ports | in_pools, notes + pool_notes)
 
 
 def _served_by_pools(
-    ttys: Sequence[UsbTty], free: Sequence[UsbTty], config: GatewayConfig, table: PoolTable
+    ttys: Sequence[UsbTty], assignment: Assignment, config: GatewayConfig, table: PoolTable
 ) -> tuple[dict[str, str], list[str]]:
     """Who has which port of a pool, and who has none though a pool fits."""
     fitting = {
-        tty: [pool.name for pool in config.pools if pool.pattern.device.fits(tty)] for tty in free
+        tty: [pool.name for pool in config.pools if pool.pattern.device.fits(tty)]
+        for tty in assignment.free
     }
     wanted = {
         pool.name: [tty for tty, names in fitting.items() if names == [pool.name]]
         for pool in config.pools
     }
     ranges = {pool.name: pool.tcp_ports for pool in config.pools}
-    served = table.update(ranges, wanted, ttys, today())
+    served = table.update(ranges, wanted, ttys, today(), assignment.held)
     ports = {tty.path: pool_member_name(*place) for place, tty in served.ttys.items()}
     notes = [
         f"{tty}: fits the pools {', '.join(names)}"

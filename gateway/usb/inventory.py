@@ -152,19 +152,19 @@ class Inventory:
         self._real_paths = real_paths
         self._ttys_by_path = {real_paths.get(tty.path, tty.path): tty for tty in self._ttys}
         self._assignment = assign(choices, self._ttys, real_paths)
-        has_other_ports = self._serve_pools(self._assignment.free)
+        has_other_ports = self._serve_pools(self._assignment)
         self._tell_devices(real_paths)
         if has_other_ports:
             self._owner.ports_changed()
 
-    def _serve_pools(self, free: tuple[UsbTty, ...]) -> bool:
+    def _serve_pools(self, assignment: Assignment) -> bool:
         """Give the pools what no port has; True when there is a port more or less."""
         if not self._config.pools:
             self._served, self._pool_paths = Served(), {}
             return False
         wanted: dict[str, list[UsbTty]] = {pool.name: [] for pool in self._config.pools}
         left_out: dict[str, str] = {}
-        for tty in free:
+        for tty in assignment.free:
             fitting = [pool.name for pool in self._config.pools if pool.pattern.device.fits(tty)]
             if len(fitting) == 1:
                 wanted[fitting[0]].append(tty)
@@ -172,7 +172,9 @@ class Inventory:
                 left_out[str(tty)] = f"fits the pools {', '.join(fitting)}"
         before = self.ports()
         ranges = {pool.name: pool.tcp_ports for pool in self._config.pools}
-        self._served = self._store.table.update(ranges, wanted, self._ttys, today())
+        self._served = self._store.table.update(
+            ranges, wanted, self._ttys, today(), assignment.held
+        )
         self._pool_paths = {
             pool_member_name(*place): tty.path for place, tty in self._served.ttys.items()
         }

@@ -67,12 +67,15 @@ class PoolTable:
         wanted: Mapping[str, Sequence[UsbTty]],
         plugged_in: Sequence[UsbTty],
         day: int,
+        held: Sequence[UsbTty] = (),
     ) -> Served:
         """Give each device of `wanted`, by pool, its port.
 
-        `plugged_in` are all devices, `day` is today.
+        `plugged_in` are all devices, `day` is today. `held` are the devices of ports that the YAML
+        names: records of these are dropped, since no pool will serve them.
         """
         self._note_shared(plugged_in)
+        self._drop(held)
         served = Served()
         for pool, ttys in wanted.items():
             new = [tty for tty in ttys if not self._find(pool, pools[pool], tty, day, served)]
@@ -94,6 +97,12 @@ class PoolTable:
             if record.serial in self.shared:
                 # Whoever was seen with it last keeps the port, by its socket.
                 self.records[place] = replace(record, serial="")
+
+    def _drop(self, held: Sequence[UsbTty]) -> None:
+        devices = {self._own_serial(tty) or tty.socket_key for tty in held}
+        for place, record in list(self.records.items()):
+            if (record.serial or record.socket) in devices:
+                del self.records[place]
 
     def _own_serial(self, tty: UsbTty) -> str:
         return "" if tty.serial_key in self.shared else tty.serial_key

@@ -121,10 +121,15 @@ class FakeUsb:
         plugged = self._plugged.pop(location)
         for name in plugged.names:
             (self.sysfs / "class" / "tty" / name).unlink()
-            (self.dev / name).unlink()
+            (self.dev / name).unlink(missing_ok=True)
         shutil.rmtree(plugged.folder)
         for fd in plugged.fds:
             os.close(fd)
+
+    def lose_nodes(self, location: str) -> None:
+        """The first step of an unplugging: /dev loses the ttys, sysfs still has them."""
+        for path in self.tty_paths(location):
+            Path(path).unlink()
 
     @property
     def locations(self) -> list[str]:

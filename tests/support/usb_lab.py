@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.config.document import parse_config
+from gateway.config.document import GatewayConfig, parse_config
 from gateway.devices.device import Device, DeviceState
 from gateway.service import Service
 from gateway.usb.inventory import UsbSource
@@ -31,9 +31,11 @@ class UsbLab:
 
     async def start(self, *ports: str) -> None:
         """Serve these entries of `ports`, each a YAML mapping without its braces."""
-        entries = "".join(f"  - {{{port}}}\n" for port in ports)
-        text = f"ports:\n{entries}".replace("tmp_path", str(self.folder))
-        await self.service.start(parse_config(text, "test.yaml"))
+        await self.service.start(self._parsed(ports))
+
+    async def reload(self, *ports: str) -> None:
+        """Serve these entries instead."""
+        await self.service.reload(self._parsed(ports))
 
     async def restart(self, *ports: str) -> None:
         """The same after a reboot."""
@@ -86,6 +88,11 @@ class UsbLab:
     async def until_states(self, names: Iterable[str], state: str) -> None:
         """Wait until these ports are there, and their devices in a state."""
         await until(lambda: all(self.states().get(name) == state for name in names))
+
+    def _parsed(self, ports: Iterable[str]) -> GatewayConfig:
+        entries = "".join(f"  - {{{port}}}\n" for port in ports)
+        text = f"ports:\n{entries}".replace("tmp_path", str(self.folder))
+        return parse_config(text, "test.yaml")
 
     def _new_service(self) -> Service:
         source = UsbSource(lambda: Sysfs(self.usb.sysfs, self.usb.dev), self.monitor.open)

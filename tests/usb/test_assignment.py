@@ -98,8 +98,11 @@ def test_the_first_alternative_that_fits_anything_counts() -> None:
     assert given_to(ports, [B]).paths == {"x": B.path}
 
 
-def test_a_tty_whose_path_leads_nowhere_is_given_to_nobody() -> None:
-    assert assign({"x": match(serial="a")}, [A], {}).paths == {}
+def test_a_tty_without_a_node_fits_no_port_and_is_not_free() -> None:
+    for ports in ({"x": match(serial="a")}, {}):
+        assert assign(ports, [A], {}) == Assignment()
+    result = assign({"x": match(serial="a")}, [A, B], {B.path: B.path})
+    assert (result.paths, result.free) == ({}, (B,))
 
 
 def test_a_message_names_some_of_many_devices() -> None:

@@ -233,6 +233,69 @@ async def test_the_same_boards_get_the_same_ports_in_any_order(tmp_path: Path) -
             assert lab.opened() == home
 
 
+async def test_a_pool_takes_no_board_of_a_port_while_it_is_unplugged(tmp_path: Path) -> None:
+    single = "name: golden, tcp: 0, device: {location: 1-1}"
+    async with usb_lab(tmp_path) as lab:
+        lab.usb.plug(CP2102N, "1-1")
+        lab.usb.plug(CH340, "1-2")
+        await lab.start(single, SHELF)
+        await lab.until_open("golden", f"shelf-{FIRST}")
+        for location in ("1-1", "1-2"):
+            lab.usb.lose_nodes(location)
+        # Works out again what belongs to whom, with what was plugged in a moment before.
+        await lab.reload(single, SHELF, "name: other, tcp: 0, device: {location: 1-3}")
+        assert sorted(lab.states()) == ["golden", "other", f"shelf-{FIRST}"]
+        for location in ("1-1", "1-2"):
+            lab.unplug(location)
+        await lab.until_states(["golden", f"shelf-{FIRST}"], "absent")
+        assert sorted(lab.states()) == ["golden", "other", f"shelf-{FIRST}"]
+
+
+async def test_a_pool_s_record_of_a_port_s_board_is_dropped(tmp_path: Path) -> None:
+    single = "name: golden, tcp: 0, device: {location: 1-1}"
+    by_serial = f"name: silver, tcp: 0, device: {{serial: {CP2102N.serial}}}"
+    boards = ((CH340, "1-1"), (CP2102N, "1-2"), (CH340, "1-3"))
+    async with usb_lab(tmp_path) as lab:
+        for product, location in boards:
+            lab.usb.plug(product, location)
+        # As an older version left it behind: a pool had them all.
+        await lab.start(SHELF)
+        await lab.until_open(*(f"shelf-{FIRST + number}" for number in range(3)))
+        lab.unplug("1-2")
+        await lab.until_states([f"shelf-{FIRST + 1}"], "absent")
+        await lab.restart(single, by_serial, SHELF)
+        await lab.until_open("golden", f"shelf-{FIRST + 2}")
+        # Not known yet whose the one is that is unplugged.
+        assert sorted(lab.states()) == [
+            "golden",
+            f"shelf-{FIRST + 1}",
+            f"shelf-{FIRST + 2}",
+            "silver",
+        ]
+        lab.plug(CP2102N, "1-5")
+        await lab.until_open("silver")
+        await until(lambda: sorted(lab.states()) == ["golden", f"shelf-{FIRST + 2}", "silver"])
+        await lab.restart(SHELF)
+        assert f"shelf-{FIRST + 2}" in lab.states()
+        await lab.until_open(f"shelf-{FIRST + 2}")
+        assert lab.opened()[f"shelf-{FIRST + 2}"] == "1-3"
+
+
+async def test_two_devices_for_one_port_cost_no_board_of_a_pool_its_number(tmp_path: Path) -> None:
+    async with usb_lab(tmp_path) as lab:
+        for location in ("1-1", "1-2"):
+            lab.usb.plug(CH340, location)
+        await lab.start(SHELF)
+        await lab.until_open(f"shelf-{FIRST}", f"shelf-{FIRST + 1}")
+        home = lab.opened()
+        mistake = "name: golden, tcp: 0, device: {usb: '1a86:7523'}"
+        await lab.reload(mistake, SHELF)
+        await lab.until_states(["golden"], "broken")
+        await lab.reload(SHELF)
+        await lab.until_open(f"shelf-{FIRST}", f"shelf-{FIRST + 1}")
+        assert lab.opened() == home
+
+
 async def test_a_damaged_state_begins_anew_and_is_told(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "pools.json").write_text("{")
