@@ -6,10 +6,10 @@ messages themselves are `sd_notify`'s matter, what is counted is `service`'s.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway import clock
 from gateway.sd_notify import Notifier
 
 #: How often the counts are looked at. Not told by every device at each change: a client that
@@ -50,7 +50,7 @@ class SdReport:
         self._counts = counts
         self._is_ready = False
         self._said: Counts | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._timers: dict[str, clock.Timer] = {}
 
     def start(self) -> None:
         """Report from now on: the service has done all that it can do at once."""
@@ -92,4 +92,4 @@ class SdReport:
         self._again("watchdog", self._notifier.watchdog_s / 2, self._feed_watchdog)
 
     def _again(self, name: str, wait_s: float, call: Callable[[], None]) -> None:
-        self._timers[name] = asyncio.get_running_loop().call_later(wait_s, call)
+        self._timers[name] = clock.call_later(wait_s, call)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
+from gateway import clock
 from gateway.errors import GatewayError
 
 #: How long the service may take to answer.
@@ -85,7 +86,7 @@ class _Answer(asyncio.Protocol):
         connection.write(self._snapshot().encode() + b"\n")
         connection.close()
         # A client that does not read is not waited for.
-        asyncio.get_running_loop().call_later(_ANSWER_LIMIT_S, connection.abort)
+        clock.call_later(_ANSWER_LIMIT_S, connection.abort)
 
 
 def ask(path: Path) -> str:

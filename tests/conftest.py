@@ -21,6 +21,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gateway import clock
+from tests.support.clock import ControlledClock
+
 # No test is timed: on a busy machine a single example may take long.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -88,7 +91,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 async def _run_async_test(item: pytest.Function, arguments: dict[str, Any]) -> None:
-    await item.obj(**arguments)
+    with clock.use(ControlledClock()):
+        await item.obj(**arguments)
     for _ in range(TASK_GRACE_TURNS):
         await asyncio.sleep(0)
     left = asyncio.all_tasks() - {asyncio.current_task()}

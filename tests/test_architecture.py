@@ -16,7 +16,7 @@ PACKAGE = "gateway"
 #: From what all may use to what nobody may. A module imports from its own floor and those above
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
-    {"errors", "event_loop", "log", "log_writer", "sd_notify"},
+    {"clock", "errors", "event_loop", "log", "log_writer", "sd_notify"},
     {
         "protocol.serial_settings",
         "protocol.rfc2217",
@@ -54,6 +54,14 @@ SIMULATOR_URL = "simulator.url"
 
 #: I/O, clocks and logging: protocol/ is told bytes and times and returns bytes and events.
 NOT_IN_PROTOCOL = {"asyncio", "time", "socket", "os", "threading", "logging", "structlog"}
+
+#: Replaced by gateway/clock.py, so that tests hold time: the loop's own and asyncio's ways to wait.
+WAITS_ON_THE_LOOPS_CLOCK = re.compile(
+    r"\bloop(\(\))?\.(time|call_later|call_at)\(|\basyncio\.(sleep\((?!0\))|timeout|wait_for)"
+)
+
+#: Other processes, and the clock itself.
+KEEPS_ITS_OWN_TIME = {"clock", "simulator.*", "client.*"}
 
 #: What the client, which runs inside of others' programs, may import of the package.
 CLIENT_MAY_IMPORT = {"client.*", "protocol.rfc2217", "protocol.iac"}
@@ -210,6 +218,12 @@ def test_the_simulator_knows_nothing_of_the_gateway(name: str) -> None:
 def test_protocol_does_no_io(name: str) -> None:
     # The name of a type does nothing.
     assert not outside_packages(name, for_types=False) & NOT_IN_PROTOCOL
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_time_is_read_and_waited_for_on_the_injected_clock(name: str) -> None:
+    if not matches(name, KEEPS_ITS_OWN_TIME):
+        assert not WAITS_ON_THE_LOOPS_CLOCK.findall(MODULES[name].read_text())
 
 
 @pytest.mark.parametrize("name", MODULES)

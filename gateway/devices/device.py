@@ -12,6 +12,7 @@ import contextlib
 
 import structlog
 
+from gateway import clock
 from gateway.config.choices import Opening
 from gateway.config.document import OnAbsent, OnDisconnect, PortConfig
 from gateway.devices.device_controls import DeviceControls
@@ -61,7 +62,6 @@ class Device(DeviceControls, HasState):
         self._config = config
         self._log = log
         self._output_log: OutputLog | None = None
-        self._loop = asyncio.get_running_loop()
         self.users = Users(config.sharing)
         self._waiting = WaitingLine(HANDOVER_S, self._has_waited)
         self._end = EndOfUse(self, config.serial, log)
@@ -125,12 +125,14 @@ class Device(DeviceControls, HasState):
         """
         self._waiting.refuse_all("the gateway is shutting down")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
+            async with clock.timeout(_STOP_LIMIT_S):
+                await self._at_rest.wait()
         if self.state is DeviceState.RELEASING:
             # A board that is held in reset takes no bytes, and must not stay so for them.
             self._end.drop_unsent()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._at_rest.wait(), _STOP_LIMIT_S)
+                async with clock.timeout(_STOP_LIMIT_S):
+                    await self._at_rest.wait()
         self._enter(DeviceState.STOPPED, "stopped")
         self._local.end(ClientError(f"{self.name}: stopped"))
         self._end_use()
@@ -176,7 +178,7 @@ class Device(DeviceControls, HasState):
     def data_received(self, data: bytes) -> None:
         """Pass the board's bytes to the user, and keep what is to be kept of them."""
         self.received_bytes += len(data)
-        self.recorder.record(self._loop.time(), data)
+        self.recorder.record(clock.time(), data)
         if self._output_log is not None:
             self._output_log.write(data)
         for user in self.users.audience:

@@ -6,11 +6,11 @@ settings go back to where the next expects them. Who has the device when is `dev
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import structlog
 
+from gateway import clock
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.progress_limit import ProgressLimit
 from gateway.protocol.serial_settings import SerialSettings
@@ -38,7 +38,7 @@ class EndOfUse:
         self._settings = settings
         self._log = log
         self._limit = ProgressLimit(lambda: device.taken_bytes, FINISH_LIMIT_S, self.drop_unsent)
-        self._hurry: asyncio.TimerHandle | None = None
+        self._hurry: clock.Timer | None = None
 
     def begin(self, done: Callable[[], None], *, is_hurried: bool, resets: bool) -> None:
         """Let out what was written while the board takes it; `done` when the next may come.
@@ -54,8 +54,7 @@ class EndOfUse:
         """Another is to have the device at once: bytes are let out for HANDOVER_S at most."""
         if self._limit.is_running:
             self._limit.stop()
-            loop = asyncio.get_running_loop()
-            self._hurry = loop.call_later(HANDOVER_S, self.drop_unsent)
+            self._hurry = clock.call_later(HANDOVER_S, self.drop_unsent)
 
     def drop_unsent(self) -> None:
         """What has not been sent yet is dropped."""

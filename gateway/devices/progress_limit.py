@@ -5,8 +5,9 @@ What moves is told by whoever waits for it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+
+from gateway import clock
 
 #: How often it is looked at. What stands still is given up so much later at most.
 _LOOK_S = 1.0
@@ -24,10 +25,9 @@ class ProgressLimit:
         self._moved = moved
         self._limit_s = limit_s
         self._stalled = stalled
-        self._loop = asyncio.get_running_loop()
         self._seen = 0
         self._stands_since = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
 
     @property
     def is_running(self) -> bool:
@@ -37,7 +37,7 @@ class ProgressLimit:
     def start(self) -> None:
         """Look from now on; nothing changes if that is so already."""
         if self._timer is None:
-            self._seen, self._stands_since = self._moved(), self._loop.time()
+            self._seen, self._stands_since = self._moved(), clock.time()
             self._look_later()
 
     def stop(self) -> None:
@@ -47,11 +47,11 @@ class ProgressLimit:
             self._timer = None
 
     def _look_later(self) -> None:
-        at = min(self._loop.time() + _LOOK_S, self._stands_since + self._limit_s)
-        self._timer = self._loop.call_at(at, self._look)
+        at = min(clock.time() + _LOOK_S, self._stands_since + self._limit_s)
+        self._timer = clock.call_at(at, self._look)
 
     def _look(self) -> None:
-        now, moved = self._loop.time(), self._moved()
+        now, moved = clock.time(), self._moved()
         if moved != self._seen:
             self._seen, self._stands_since = moved, now
         elif now >= self._stands_since + self._limit_s:

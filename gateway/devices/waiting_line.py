@@ -5,9 +5,9 @@ When one is served, and who is refused instead, is `device`'s matter.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
+from gateway import clock
 from gateway.devices.sharing import DeviceUser
 from gateway.errors import ClientError
 
@@ -22,7 +22,7 @@ class WaitingLine:
     def __init__(self, limit_s: float, overdue: Callable[[DeviceUser], None]) -> None:
         self._limit_s = limit_s
         self._overdue = overdue
-        self._timers: dict[DeviceUser, asyncio.TimerHandle] = {}
+        self._timers: dict[DeviceUser, clock.Timer] = {}
 
     def __contains__(self, user: DeviceUser) -> bool:
         return user in self._timers
@@ -37,7 +37,7 @@ class WaitingLine:
 
     def add(self, user: DeviceUser) -> None:
         """Let `user` wait from now on; who waits already keeps its place."""
-        timer = asyncio.get_running_loop().call_later(self._limit_s, self._overdue, user)
+        timer = clock.call_later(self._limit_s, self._overdue, user)
         self._timers[user] = timer
 
     def drop(self, user: DeviceUser) -> None:

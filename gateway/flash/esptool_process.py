@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway import clock
 from gateway.errors import GatewayError
 
 #: Names a command to run instead of the esptool that would be found.
@@ -69,7 +70,7 @@ async def find_esptool(environment: Mapping[str, str] = os.environ) -> Esptool:
     command = _command(environment)
     said = bytearray()
     try:
-        async with asyncio.timeout(_VERSION_LIMIT_S):
+        async with clock.timeout(_VERSION_LIMIT_S):
             code = await _run([*command, "version"], None, said.extend, _VERSION_LIMIT_S)
     except (OSError, TimeoutError) as error:
         raise NoEsptoolError(f"{shlex.join(command)}: {error or 'it does not answer'}") from None
@@ -138,12 +139,12 @@ async def _run(
     assert process.stdout is not None  # noqa: S101 - asked for above
     try:
         while True:
-            async with asyncio.timeout(silence_limit_s):
+            async with clock.timeout(silence_limit_s):
                 data = await process.stdout.read(_READ_BYTES)
             if not data:
                 break
             said(data)
-        async with asyncio.timeout(silence_limit_s):
+        async with clock.timeout(silence_limit_s):
             return await process.wait()
     except TimeoutError:
         raise SilentEsptoolError(f"esptool has said nothing for {silence_limit_s:g} s") from None
@@ -171,7 +172,7 @@ async def _terminate(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_LIMIT_S):
+            async with clock.timeout(_END_LIMIT_S):
                 while await process.stdout.read(_READ_BYTES):
                     pass
                 await process.wait()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from typing import Any
 
+from gateway import clock
 from gateway.devices.device import Device, DeviceState
 from gateway.devices.sharing import DeviceUser
 from gateway.devices.visitor import Visitor
@@ -69,7 +70,7 @@ class FlashUser(Visitor):
             )
         self._device.attach(self)
         try:
-            async with asyncio.timeout(_TAKE_LIMIT_S):
+            async with clock.timeout(_TAKE_LIMIT_S):
                 await asyncio.shield(self._has_it)
         except ClientError as error:
             raise NoBoardError(self._why_refused(), str(error)) from None
@@ -162,7 +163,7 @@ class FlashUser(Visitor):
             await self._device.release(f"for {self.label}", force=True)
         self._device.resume()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STEP_LIMIT_S):
+            async with clock.timeout(_STEP_LIMIT_S):
                 await self._device.idle.wait()
 
     def _why_refused(self) -> Outcome:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway import clock
 from gateway.config.mdns import MdnsConfig
 from gateway.mdns import network
 from gateway.mdns.network import MdnsError, OwnAddresses
@@ -101,7 +102,7 @@ class Announcer:
                 self._tell_failure(error)
                 await self._close()
                 wait_s = _RETRY_S
-            await asyncio.sleep(wait_s)
+            await clock.sleep(wait_s)
         await self._close()
 
     def _tell_failure(self, error: Exception) -> None:
@@ -185,7 +186,7 @@ class Announcer:
             self._said[name] = _Said(announcement, info)
 
     def _has_settled(self, name: str, announcement: Announcement) -> bool:
-        now = asyncio.get_running_loop().time()
+        now = clock.time()
         known, since = self._news.get(name, (None, now))
         if known != announcement:
             since = now
@@ -213,7 +214,8 @@ class Announcer:
         await asyncio.gather(*repeats, return_exceptions=True)
         if zeroconf is not None:
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(zeroconf.async_close(), _CLOSE_LIMIT_S)
+                async with clock.timeout(_CLOSE_LIMIT_S):
+                    await zeroconf.async_close()
 
 
 def _gateway(settings: MdnsConfig) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from gateway import clock
 from gateway.mdns import network
 from gateway.mdns.network import MdnsError
 from gateway.mdns.records import TYPES, FoundPort, understood
@@ -50,7 +51,7 @@ async def discover(timeout_s: float, interfaces: Sequence[str] = ()) -> list[Fou
         raise MdnsError(f"multicast DNS: {error.strerror or error}") from error
     try:
         browser = AsyncServiceBrowser(zeroconf.zeroconf, list(TYPES.values()), handlers=[changed])
-        await asyncio.sleep(timeout_s)
+        await clock.sleep(timeout_s)
         await browser.async_cancel()
         asked = (_details(zeroconf, each, own.networks) for each in names.items())
         ports = [port for port in await asyncio.gather(*asked) if port is not None]

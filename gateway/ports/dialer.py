@@ -20,6 +20,7 @@ from typing import ClassVar
 
 import structlog
 
+from gateway import clock
 from gateway.config.document import PortConfig
 from gateway.config.values import Address
 from gateway.devices.device import Device
@@ -106,19 +107,19 @@ class Dialer:
         if self._session is not None:
             self._session.close(reason)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nobody_connected.wait(), _STOP_LIMIT_S)
+            async with clock.timeout(_STOP_LIMIT_S):
+                await self._nobody_connected.wait()
 
     async def _dial_for_ever(self) -> None:
-        loop = asyncio.get_running_loop()
         wait_s = _RETRY_FIRST_S
         while True:
             await self._device.idle.wait()
-            connected_at = loop.time()
+            connected_at = clock.time()
             if await self._dial():
                 await self._nobody_connected.wait()
-                if loop.time() - connected_at >= _LASTED_S:
+                if clock.time() - connected_at >= _LASTED_S:
                     wait_s = _RETRY_FIRST_S
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            await clock.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - no secret
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
 
     async def _dial(self) -> bool:
@@ -173,14 +174,14 @@ def _reason_of(error: OSError) -> str:
 
 async def _connected(far_end: Address) -> socket.socket:
     """A connection to the first address of the far end that takes one; OSError if none does."""
-    async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+    async with clock.timeout(_ATTEMPT_LIMIT_S):
         addresses = await look_up(far_end.host, far_end.tcp_port)
     error: OSError = OSError("the name has no address")
     for family, address in addresses:
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.setblocking(False)
         try:
-            async with asyncio.timeout(_ATTEMPT_LIMIT_S):
+            async with clock.timeout(_ATTEMPT_LIMIT_S):
                 await asyncio.get_running_loop().sock_connect(connection, address)
         except OSError as failure:  # TimeoutError is one
             connection.close()

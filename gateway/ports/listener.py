@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import structlog
 
+from gateway import clock
 from gateway.config.document import PortConfig
 from gateway.devices.device import Device
 from gateway.ports.handshakes import Handshakes
@@ -89,7 +90,8 @@ class Listener:
         for session in tuple(self._sessions):
             session.close(reason)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._nobody_left.wait(), _STOP_LIMIT_S)
+            async with clock.timeout(_STOP_LIMIT_S):
+                await self._nobody_left.wait()
 
     def rival_came(self, host: str) -> None:
         """Somebody at this address waits for the device: does who has it live?"""

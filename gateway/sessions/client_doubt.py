@@ -7,10 +7,10 @@ is `session`'s matter, who gets the port then `device`'s.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Protocol
 
+from gateway import clock
 from gateway.devices.sharing import DeviceUser, Users
 from gateway.tcp.client_socket import probe_every_second, tcp_link
 
@@ -38,8 +38,7 @@ class ClientDoubt:
     def __init__(self, client: DoubtedClient, users: Users) -> None:
         self._client = client
         self._users = users
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
 
     def raise_for(self, connection: socket.socket) -> None:
         """Ask the machine of the client, unless it was heard of just before."""
@@ -49,7 +48,7 @@ class ClientDoubt:
         if link is not None and link.silence_s >= _HEARD_S:
             self._users.doubt(self._client, True)
             probe_every_second(connection, True)
-            self._look_later(connection, self._loop.time())
+            self._look_later(connection, clock.time())
 
     def stop(self) -> None:
         """The client leaves anyway."""
@@ -58,11 +57,11 @@ class ClientDoubt:
             self._timer = None
 
     def _look_later(self, connection: socket.socket, since: float) -> None:
-        self._timer = self._loop.call_later(_LOOK_S, self._look, connection, since)
+        self._timer = clock.call_later(_LOOK_S, self._look, connection, since)
 
     def _look(self, connection: socket.socket, since: float) -> None:
         self._timer = None
-        waited_s = self._loop.time() - since
+        waited_s = clock.time() - since
         link = tcp_link(connection)
         if link is None:
             return  # the connection is gone, which is reported soon

@@ -6,9 +6,9 @@ How that is decided is `replay`'s matter, what becomes of output that a client d
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 
+from gateway import clock
 from gateway.devices.recorder import Recorder
 from gateway.protocol.access_server import Event
 from gateway.sessions.replay import Replay
@@ -19,9 +19,8 @@ class ClientReplay:
 
     def __init__(self, recorder: Recorder, send: Callable[[bytes], None]) -> None:
         self._send = send
-        self._loop = asyncio.get_running_loop()
-        self._replay = Replay(recorder.tail(), self._loop.time())
-        self._timer = self._loop.call_at(self._replay.deadline, self._look)
+        self._replay = Replay(recorder.tail(), clock.time())
+        self._timer = clock.call_at(self._replay.deadline, self._look)
 
     @property
     def is_over(self) -> bool:
@@ -35,7 +34,7 @@ class ClientReplay:
     def heard(self, events: Iterable[Event]) -> None:
         """The client has sent something."""
         if not self.is_over:
-            self._release(self._replay.client_sent(events, self._loop.time()))
+            self._release(self._replay.client_sent(events, clock.time()))
 
     def stop(self) -> bytes:
         """The client gets nothing any more; returns what is held for it."""
@@ -43,11 +42,11 @@ class ClientReplay:
         return b"" if self.is_over else self._replay.end()
 
     def _look(self) -> None:
-        self._release(self._replay.due(self._loop.time()))
+        self._release(self._replay.due(clock.time()))
 
     def _release(self, data: bytes) -> None:
         self._timer.cancel()
         if not self.is_over:
-            self._timer = self._loop.call_at(self._replay.deadline, self._look)
+            self._timer = clock.call_at(self._replay.deadline, self._look)
         elif data:
             self._send(data)

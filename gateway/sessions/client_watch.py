@@ -11,6 +11,7 @@ import contextlib
 import socket
 from typing import Protocol
 
+from gateway import clock
 from gateway.tcp.client_socket import USER_TIMEOUT_MS, TcpLink, tcp_link
 
 #: Several times within USER_TIMEOUT_MS, so that a client that has just stopped reading is seen.
@@ -75,20 +76,19 @@ class ClientWatch:
         self._client = client
         self._idle_timeout_s = idle_timeout_s
         self._conversation = conversation
-        self._loop = asyncio.get_running_loop()
         self._seen_bytes = 0
         self._seen_at = 0.0
         self._command_bytes = 0  # of the client, when it was seen last that its command may go on
         self._command_at = 0.0
         self._user_timeout_ms = USER_TIMEOUT_MS
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
 
     def start(self, transport: asyncio.Transport) -> None:
         """Look from now on; `transport` is connected."""
         self._transport = transport
         self._socket = transport.get_extra_info("socket")
         self._seen_bytes = self._moved_bytes
-        self._seen_at = self._loop.time()
+        self._seen_at = clock.time()
         self._look_later(_LOOK_S)
 
     def stop(self) -> None:
@@ -102,7 +102,7 @@ class ClientWatch:
         return self._client.received_bytes + self._client.sent_bytes
 
     def _look_later(self, wait_s: float) -> None:
-        self._timer = self._loop.call_later(min(wait_s, self._idle_timeout_s or wait_s), self._look)
+        self._timer = clock.call_later(min(wait_s, self._idle_timeout_s or wait_s), self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -113,7 +113,7 @@ class ClientWatch:
             self._client.died(f"no answer for {link.silence_s:.0f} s")
             return
         moved_bytes = self._moved_bytes
-        now = self._loop.time()
+        now = clock.time()
         if moved_bytes != self._seen_bytes:
             self._seen_bytes, self._seen_at = moved_bytes, now
         elif self._idle_timeout_s and now - self._seen_at >= self._idle_timeout_s:

@@ -10,11 +10,11 @@ connection `session`'s.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from dataclasses import replace
 from typing import Protocol
 
+from gateway import clock
 from gateway.protocol import access_server
 from gateway.protocol.access_server import (
     BreakRequest,
@@ -321,7 +321,7 @@ class RequestQueue:
                 self._device.purge(self._changed, receive=True, transmit=False)
 
     def _break_begun(self) -> None:
-        asyncio.get_running_loop().call_later(_BREAK_S, self._end_break)
+        clock.call_later(_BREAK_S, self._end_break)
 
     def _end_break(self) -> None:
         if not self._closed:

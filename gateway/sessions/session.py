@@ -16,6 +16,7 @@ from typing import cast
 
 import structlog
 
+from gateway import clock
 from gateway.config.choices import ClientLimits
 from gateway.devices.device import Device
 from gateway.devices.end_of_use import FINISH_LIMIT_S
@@ -82,7 +83,7 @@ class Session(asyncio.BufferedProtocol):
         self._watch = ClientWatch(self, limits.idle_timeout_s, conversation)
         self._doubt = ClientDoubt(self, device.users)
         self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
+        self._started = clock.time()
         self._conversation = conversation
         self._seat = Seat(device)
         self._requests = RequestQueue(self._seat, conversation, self)
@@ -92,13 +93,13 @@ class Session(asyncio.BufferedProtocol):
         self._violated = False
         self._identified = False
         self._connected = False
-        self._look_timer: asyncio.TimerHandle | None = None
+        self._look_timer: clock.Timer | None = None
         self._finish_limit = ProgressLimit(
             lambda: device.taken_bytes,
             FINISH_LIMIT_S,
             lambda: self.close("left, and the board takes no bytes"),
         )
-        self._abort_timer: asyncio.TimerHandle | None = None
+        self._abort_timer: clock.Timer | None = None
 
     # --- what the connection reports (asyncio.BufferedProtocol)
 
@@ -117,7 +118,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=0)
         self._transport.pause_reading()
         self._loop.call_soon(self._pause_while_waiting)
-        self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+        self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
         self._device.attach(self)
 
     def _pause_while_waiting(self) -> None:
@@ -347,14 +348,14 @@ class Session(asyncio.BufferedProtocol):
             self._transport.write_eof()
         # What it still sends is read and dropped (see _LINGER_S), until it hangs up as well.
         self._transport.resume_reading()
-        self._abort_timer = self._loop.call_later(_LINGER_S, self._transport.abort)
+        self._abort_timer = clock.call_later(_LINGER_S, self._transport.abort)
 
     def _log_end(self, reason: str, *, is_fault: bool = False) -> None:
         log = self._log.warning if is_fault else self._log.info
         log(
             "client_disconnected",
             reason=reason,
-            seconds=round(self._loop.time() - self._started, 1),
+            seconds=round(clock.time() - self._started, 1),
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,
             dropped_bytes=self._output.dropped_bytes,
@@ -377,7 +378,7 @@ class Session(asyncio.BufferedProtocol):
             return
         self._transport.pause_reading()
         if self._look_timer is None:
-            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+            self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
 
     def _look_after_client(self) -> None:
         """See whether the client has left while nothing was read from it."""
@@ -387,7 +388,7 @@ class Session(asyncio.BufferedProtocol):
         if not (is_waiting or is_unread):
             return
         if not sends_no_more(self._transport):
-            self._look_timer = self._loop.call_later(_LOOK_S, self._look_after_client)
+            self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
         elif is_waiting:
             self.close("left before its turn")
         else:

@@ -6,10 +6,10 @@ bits mean on the wire is `protocol.rfc2217`'s matter, how they are read `serial_
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import fields
 
+from gateway import clock
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.tty.serial_states import EventCounts, PortStates
 
@@ -88,8 +88,7 @@ class StatesPoll:
         self._read = read
         self._report_modemstate = report_modemstate
         self._report_linestate = report_linestate
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
         self._is_reading = False
         self._is_held = False
         self._watches_modemstate = False
@@ -146,7 +145,7 @@ class StatesPoll:
         self._is_reading = False
         if not self._is_running:
             return
-        self._timer = self._loop.call_later(_INTERVAL_S, self._poll)
+        self._timer = clock.call_later(_INTERVAL_S, self._poll)
         if self._watches_modemstate:
             before = self._told_modemstate
             modemstate = self.take_modemstate(states)

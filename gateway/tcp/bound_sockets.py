@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
+from gateway import clock
 from gateway.tcp.client_socket import peer_host
 from gateway.tcp.door import Door
 from gateway.tcp.name_lookup import hosts_of
@@ -100,7 +101,7 @@ class BoundSockets:
     async def _bind(self) -> bool:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_LOOKUP_LIMIT_S):
+            async with clock.timeout(_LOOKUP_LIMIT_S):
                 hosts = await hosts_of(self._host, self._tcp_port)
             # In two steps: who cancels `create_server` while it starts to serve would never get
             # hold of what listens already.
@@ -121,7 +122,7 @@ class BoundSockets:
     async def _bind_later(self) -> None:
         wait_s = _RETRY_FIRST_S
         while True:
-            await asyncio.sleep(wait_s)
+            await clock.sleep(wait_s)
             if await self._bind():
                 return
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)

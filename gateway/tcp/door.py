@@ -5,12 +5,12 @@ The connection itself, and how it is closed, is `listener`'s matter.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from enum import Enum
 
 import structlog
 
+from gateway import clock
 from gateway.config.choices import Access
 from gateway.config.networks import peer_network
 from gateway.tcp.tally import Tally
@@ -32,9 +32,8 @@ class Door:
         self.turned_away: Counter[Refusal] = Counter()
         self._access = access
         self._log = log
-        self._loop = asyncio.get_running_loop()
         self._tallies = {refusal: Tally() for refusal in Refusal}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
 
     def allows(self, host: str) -> bool:
         """Whether a peer at this address may connect; who may not is counted."""
@@ -65,7 +64,7 @@ class Door:
     def _turn_away(self, refusal: Refusal, host: str, reason: str = "") -> None:
         self.turned_away[refusal] += 1
         key = f"{peer_network(host)} {reason}"  # no network has a space in it
-        told_as = self._tallies[refusal].add(self._loop.time(), key)
+        told_as = self._tallies[refusal].add(clock.time(), key)
         if told_as is not None:
             self._tell(refusal, [(told_as, 1)])
         if self._timer is None:
@@ -73,10 +72,10 @@ class Door:
 
     def _tell_later(self) -> None:
         due = [tally.due_at for tally in self._tallies.values() if tally.due_at is not None]
-        self._timer = self._loop.call_at(min(due), self._tell_due) if due else None
+        self._timer = clock.call_at(min(due), self._tell_due) if due else None
 
     def _tell_due(self) -> None:
-        now = self._loop.time()
+        now = clock.time()
         for refusal, tally in self._tallies.items():
             self._tell(refusal, tally.take_due(now))
         self._tell_later()

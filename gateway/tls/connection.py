@@ -15,6 +15,8 @@ import ssl
 from enum import Enum
 from typing import Any, Final, Protocol, cast
 
+from gateway import clock
+
 #: From the TCP connection to the end of the handshake: six round trips of a bad link.
 HANDSHAKE_LIMIT_S: Final = 10.0
 
@@ -92,14 +94,14 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._peer_left = False
         self._aborted = False
         self._error: Exception | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
 
     # --- what the TCP connection reports (asyncio.BufferedProtocol)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
         self._tcp = cast("asyncio.Transport", transport)
-        self._timer = self._loop.call_later(
+        self._timer = clock.call_later(
             HANDSHAKE_LIMIT_S, self.fail, f"no handshake within {HANDSHAKE_LIMIT_S:g} s"
         )
         if not self._is_server:
@@ -261,7 +263,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         with contextlib.suppress(OSError):  # it is gone already, which is reported soon
             self._tcp.write_eof()
         # Closing at once would reset the connection, and the alert with it, if more had come.
-        self._timer = self._loop.call_later(_LINGER_S, self._tcp.abort)
+        self._timer = clock.call_later(_LINGER_S, self._tcp.abort)
         self._owner.tls_failed(self, reason)
 
     def _shake_hands(self) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from gateway import clock
+
 T = TypeVar("T")
 
 
@@ -61,7 +63,7 @@ class ControlThread:
         self._took = took
         self._waiting: deque[_Call] = deque()
         self._running: _Call | None = None
-        self._overdue: asyncio.TimerHandle | None = None
+        self._overdue: clock.Timer | None = None
         self._ended = False  # stopped or given up: nothing more is reported
         self._stopped = False
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -111,7 +113,7 @@ class ControlThread:
             self._running = None
             return
         call = self._running = self._waiting.popleft()
-        self._overdue = self._loop.call_later(call.limit_s, self._give_up, call)
+        self._overdue = clock.call_later(call.limit_s, self._give_up, call)
         self._inbox.put(lambda: self._run(call))
 
     def _give_up(self, call: _Call) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from gateway import clock
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
@@ -93,8 +94,9 @@ class LastingPort:
         self._loop = asyncio.get_running_loop()
         self._port: SerialPort | AwayPort | None = None
         self._asked = Asked()
-        self._retry: asyncio.TimerHandle | None = None
-        self._grace: asyncio.TimerHandle | None = None
+        self._retry: clock.Timer | None = None
+        self._grace: clock.Timer | None = None
+        self._grace_ends_s = 0.0
         self._is_busy = False  # the owner has been told to write no more
         self._last_failure = ""  # said once, however often the port is tried
         self._plan = RetryPlan()
@@ -133,8 +135,8 @@ class LastingPort:
         elif not self._tried.is_set():
             self._look_again = True
         elif self._retry is not None:
-            self._plan.appeared(self._loop.time())
-            if isinstance(self._port, AwayPort) or not self._plan.penalty_s(self._loop.time()):
+            self._plan.appeared(clock.time())
+            if isinstance(self._port, AwayPort) or not self._plan.penalty_s(clock.time()):
                 self.start()
 
     @property
@@ -163,7 +165,8 @@ class LastingPort:
         self._stopped = True
         self._cancel_retry()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._tried.wait(), _CLOSE_LIMIT_S)
+            async with clock.timeout(_CLOSE_LIMIT_S):
+                await self._tried.wait()
         port = self._port
         self._forget()
         if isinstance(port, SerialPort):
@@ -180,10 +183,9 @@ class LastingPort:
         if isinstance(self._port, AwayPort) and self._grace is not None:
             self._drop_held(self._port)
             self._grace.cancel()
-            at = min(self._grace.when(), self._loop.time() + limit_s)
-            self._grace = self._loop.call_at(
-                at, self._lose_away, DeviceAbsentError("not plugged in")
-            )
+            self._grace_ends_s = min(self._grace_ends_s, clock.time() + limit_s)
+            error = DeviceAbsentError("not plugged in")
+            self._grace = clock.call_at(self._grace_ends_s, self._lose_away, error)
 
     # What may be asked (away_port.Port)
 
@@ -268,7 +270,7 @@ class LastingPort:
         if self.grace_s and self._port is not None:
             self._begin_absence(self._port, error)
         else:
-            self._plan.lost(self._loop.time())
+            self._plan.lost(clock.time())
             self._forget()
             self._try_later(error)
 
@@ -285,8 +287,9 @@ class LastingPort:
     def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
         self._port = away = AwayPort(lost.settings, self.pause_writing)
         stayed = DeviceError(f"{error}; not back within {self.grace_s:g} s")
-        self._grace = self._loop.call_later(self.grace_s, self._lose_away, stayed)
-        self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+        self._grace_ends_s = clock.time() + self.grace_s
+        self._grace = clock.call_at(self._grace_ends_s, self._lose_away, stayed)
+        self._retry = clock.call_later(_AWAY_RETRY_S, self.start)
         self._owner.port_away(error)
         self._asked.repeat(away)
 
@@ -351,10 +354,10 @@ class LastingPort:
             self.start()
             return
         if isinstance(self._port, AwayPort):
-            self._retry = self._loop.call_later(_AWAY_RETRY_S, self.start)
+            self._retry = clock.call_later(_AWAY_RETRY_S, self.start)
             return
-        if self._plan.settles(error, self._loop.time()):
-            self._retry = self._loop.call_later(SETTLE_RETRY_S, self.start)
+        if self._plan.settles(error, clock.time()):
+            self._retry = clock.call_later(SETTLE_RETRY_S, self.start)
             return
         if str(error) != self._last_failure:
             self._last_failure = str(error)
@@ -372,10 +375,10 @@ class LastingPort:
         return DeviceError(f"another device is meant now, {location.path}")
 
     def _try_later(self, error: DeviceError) -> None:
-        wait_s = self._plan.wait_s(self._loop.time())
-        if self._plan.penalty_s(self._loop.time()):
+        wait_s = self._plan.wait_s(clock.time())
+        if self._plan.penalty_s(clock.time()):
             error = type(error)(f"{error}; it keeps leaving, next try in {wait_s:.1f} s")
-        self._retry = self._loop.call_later(wait_s, self.start)
+        self._retry = clock.call_later(wait_s, self.start)
         self._owner.port_lost(error)
 
     def _cancel_retry(self) -> None:
@@ -394,4 +397,5 @@ class LastingPort:
         closed = asyncio.Event()
         port.close(on_loop(self._loop, closed.set))
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(closed.wait(), _CLOSE_LIMIT_S)
+            async with clock.timeout(_CLOSE_LIMIT_S):
+                await closed.wait()

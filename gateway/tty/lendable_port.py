@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway import clock
 from gateway.errors import DeviceError
 from gateway.tty.away_port import AwayPort
 from gateway.tty.control_thread import on_loop
@@ -48,7 +49,7 @@ class LendablePort(LastingPort):
         """
         if isinstance(self._port, AwayPort) and self._released is not None:
             limit_s = max(self.grace_s, _RETURN_LIMIT_S)
-            self._grace = self._loop.call_later(limit_s, self._not_returned, limit_s)
+            self._grace = clock.call_later(limit_s, self._not_returned, limit_s)
             self.start()
 
     def _not_returned(self, limit_s: float) -> None:

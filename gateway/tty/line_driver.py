@@ -13,6 +13,7 @@ from typing import Protocol
 
 import structlog
 
+from gateway import clock
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
 from gateway.protocol.reset_intent import controller_for, controller_of_returned
@@ -61,7 +62,7 @@ class LineDriver:
         self._log = log
         self._counts = counts or PortCounts()
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
         self._settled: list[Callable[[], None]] = []
         self._being_set = 0
         self._set_since = 0.0  # the loop's time when being_set was last 0 and time was looked at
@@ -148,7 +149,7 @@ class LineDriver:
     def _now(self) -> float:
         """The controller's time; it stands still from here on if lines are set now."""
         if not self._being_set:
-            self._set_since = self._loop.time()
+            self._set_since = clock.time()
         return self._set_since - self._stood_still_s
 
     def _advance(self) -> None:
@@ -183,7 +184,7 @@ class LineDriver:
         deadline = self._controller.next_deadline()
         if deadline is not None and not self._being_set and not self._closed:
             at = deadline + self._stood_still_s
-            self._timer = self._loop.call_at(at, self._on_time, deadline)
+            self._timer = clock.call_at(at, self._on_time, deadline)
 
     def _on_time(self, deadline: float) -> None:
         self._controller.handle_timer(max(deadline, self._now()))  # timers may be early by a tick
@@ -192,7 +193,7 @@ class LineDriver:
     def _lines_set(self) -> None:
         self._being_set -= 1
         if not self._being_set:
-            self._stood_still_s += self._loop.time() - self._set_since
+            self._stood_still_s += clock.time() - self._set_since
             self._set_timer()
         self._report()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from gateway import clock
 from gateway.config.usb_match import UsbTty
 from gateway.tty.control_thread import ControlThread
 from gateway.usb.sysfs import Sysfs
@@ -113,7 +114,7 @@ class Watcher:
         self._scanning = False
         self._gone: set[str] = set()  # names that went during the look that is under way
         self._scan_again = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: clock.Timer | None = None
         self._present: list[UsbTty] = []
 
     def start(self) -> None:
@@ -141,7 +142,8 @@ class Watcher:
 
             thread.stop(ended_on_thread)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), 0.5)
+                async with clock.timeout(0.5):
+                    await ended.wait()
 
     def _receive(self) -> None:
         for _ in range(MAX_EVENTS_PER_TURN):
@@ -199,14 +201,14 @@ class Watcher:
             self._scan()
         elif self._thread is not None:
             wait_s = POLL_S if self._monitor is None else RESCAN_S
-            self._timer = self._loop.call_later(wait_s, self._scan)
+            self._timer = clock.call_later(wait_s, self._scan)
 
     def _stuck(self, limit_s: float) -> None:
         self._log.error("usb_scan_stuck", reason=f"sysfs has not answered within {limit_s:g} s")
         if self._thread is not None:
             self._thread.stop(lambda: None)
             self._thread = None
-        self._timer = self._loop.call_later(_STUCK_PAUSE_S, self._after_stuck)
+        self._timer = clock.call_later(_STUCK_PAUSE_S, self._after_stuck)
 
     def _after_stuck(self) -> None:
         self._scanning = False

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from gateway import clock
 from gateway.config.device import pool_member_name
 from gateway.config.document import GatewayConfig, PortConfig
 from gateway.config.usb_match import UsbTty
@@ -80,7 +81,8 @@ class Inventory:
         if not self._watching:
             return
         try:
-            await asyncio.wait_for(self._looked.wait(), _FIRST_LOOK_LIMIT_S)
+            async with clock.timeout(_FIRST_LOOK_LIMIT_S):
+                await self._looked.wait()
         except TimeoutError:
             self._log.warning("usb_scan_slow", reason="what is plugged in is not known yet")
 

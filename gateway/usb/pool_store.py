@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from gateway import clock
 from gateway.tty.control_thread import ControlThread
 from gateway.usb.pool_table import PoolTable
 from gateway.usb.state_file import read_state, set_aside, write_state
@@ -60,7 +61,7 @@ class PoolStore:
         self._loaded = False
         self._written: dict[str, Any] | None = None  # or about to be
         self._last_failure = ""
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: clock.Timer | None = None
 
     async def load(self) -> None:
         """Read the table, the first time; a file that can't be read is told and set aside."""
@@ -84,7 +85,8 @@ class PoolStore:
 
         self._submit(lambda: read_state(self._path), read, failed)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(done.wait(), _LOAD_LIMIT_S)
+            async with clock.timeout(_LOAD_LIMIT_S):
+                await done.wait()
 
     def save(self) -> None:
         """Write the table, if it differs from what was written last."""
@@ -112,7 +114,8 @@ class PoolStore:
         # Behind the writes that wait: `stop` would drop them.
         thread.submit(end, lambda _: None, lambda _: None, limit_s=_CALL_LIMIT_S)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ended.wait(), _CLOSE_LIMIT_S)
+            async with clock.timeout(_CLOSE_LIMIT_S):
+                await ended.wait()
         thread.stop(lambda: None)
 
     def _take(self, state: Any) -> None:
@@ -130,7 +133,7 @@ class PoolStore:
 
     def _not_saved(self, error: Exception) -> None:
         self._written = None
-        self._retry = self._loop.call_later(_RETRY_S, self.save)
+        self._retry = clock.call_later(_RETRY_S, self.save)
         reason = _reason(error)
         if reason != self._last_failure:
             self._last_failure = reason

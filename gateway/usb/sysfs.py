@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway import clock
 from gateway.config.usb_match import UsbTty
 
 SYSFS = Path("/sys")
@@ -94,7 +94,7 @@ class Sysfs:
             return None
         if tty is None:
             return None
-        return _Seen(folder, inode, tty, number, time.monotonic(), has_node=number == node)
+        return _Seen(folder, inode, tty, number, clock.time(), has_node=number == node)
 
     def _is_ready(self, seen: _Seen) -> bool:
         """Whether /dev has the tty, and udev is done with it.
@@ -110,7 +110,7 @@ class Sysfs:
         if has_record or not (self._udev / "control").exists():
             self._known_to_udev.add(seen.tty.instance)
             return True
-        return time.monotonic() - seen.since_s >= _UDEV_LIMIT_S
+        return clock.time() - seen.since_s >= _UDEV_LIMIT_S
 
 
 def existing(paths: Iterable[str]) -> dict[str, str]:

@@ -7,11 +7,11 @@ What is done with the board meanwhile is asked of `Device` itself; what is asked
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.device_state import HAS_PORT
 from gateway.devices.visitor import Visitor
@@ -40,7 +40,7 @@ class Visit(Visitor):
     async def __aenter__(self) -> Self:
         self._device.attach(self)
         try:
-            async with asyncio.timeout(STEP_LIMIT_S):
+            async with clock.timeout(STEP_LIMIT_S):
                 await self._has_it
         except TimeoutError:
             self._device.detach(self)
@@ -95,8 +95,8 @@ async def _until_done(
             done.set_result(None)
 
     ask(finished)
-    deadline = time.monotonic() + limit_s
-    while not done.done() and not lost() and time.monotonic() < deadline:
+    deadline = clock.time() + limit_s
+    while not done.done() and not lost() and clock.time() < deadline:
         await asyncio.wait({done}, timeout=_POLL_S)
     if not done.done():
         done.cancel()

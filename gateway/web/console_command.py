@@ -12,6 +12,7 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 
+from gateway import clock
 from gateway.devices.device import Device
 from gateway.errors import GatewayError
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
@@ -43,7 +44,7 @@ async def carry_out(seat: Seat, device: Device, text: str) -> dict[str, object]:
     done = asyncio.Event()
     _COMMANDS[kind](seat, device, values, done.set)
     try:
-        async with asyncio.timeout(_LIMIT_S):
+        async with clock.timeout(_LIMIT_S):
             await done.wait()
     except TimeoutError:
         raise CommandError(f"{kind}: not done within {_LIMIT_S:.0f} s") from None

@@ -5,7 +5,6 @@ Nobody who has a port is disturbed unless the request says `force`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -13,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
@@ -85,7 +85,7 @@ async def release_tty(request: web.Request) -> web.Response:
     force = _is_true(options.get("force", False))
     with _conflicts():
         try:
-            async with asyncio.timeout(STEP_LIMIT_S):
+            async with clock.timeout(STEP_LIMIT_S):
                 await port.device.release(reason, force=force)
         except TimeoutError:
             raise ClientError(f"{port.device.name}: the kernel does not close it") from None

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from gateway import clock
 from gateway.devices.recorder import Recorder
 from gateway.web.http_answers import HttpError
 from gateway.web.lab import LAB, Lab
@@ -88,7 +89,7 @@ class Client:
     async def next(self) -> bytes:
         """What is to be sent now, empty at the end; a comment when nothing has come for long."""
         try:
-            async with asyncio.timeout(_SILENCE_S):
+            async with clock.timeout(_SILENCE_S):
                 await self._news.wait()
         except TimeoutError:
             return b": nothing new\n\n"
@@ -143,11 +144,11 @@ class Events:
     async def _look_for_ever(self) -> None:
         while True:
             self.look()
-            await asyncio.sleep(LOOK_S)
+            await clock.sleep(LOOK_S)
 
     def look(self) -> None:
         """Tell what has changed since the last look."""
-        now = asyncio.get_running_loop().time()
+        now = clock.time()
         shown = all_ports(self._lab)
         if _without_counters(shown) != _without_counters(self._told) or (
             shown != self._told and now - self._told_at >= _COUNTERS_S

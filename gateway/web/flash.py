@@ -19,6 +19,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import BodyPartReader, MultipartReader, web
 
+from gateway import clock
 from gateway.errors import GatewayError
 from gateway.flash.esptool_process import NoEsptoolError
 from gateway.flash.events import FlashEvents
@@ -179,7 +180,7 @@ def _offset(part: BodyPartReader, missing: dict[int, int]) -> int:
 
 async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
     while True:
-        async with asyncio.timeout(_CHUNK_LIMIT_S):
+        async with clock.timeout(_CHUNK_LIMIT_S):
             chunk = await part.read_chunk(_CHUNK_BYTES)
         if not chunk:
             return
@@ -189,7 +190,7 @@ async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
 @contextlib.asynccontextmanager
 async def _while_it_comes(limit_s: float) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(limit_s):
+        async with clock.timeout(limit_s):
             yield
     except TimeoutError:
         raise NotStoredError("the images did not come in time") from None
@@ -217,7 +218,7 @@ class _Answer:
             if not lines and not await self._next():
                 lines = [{"event": "alive"}]
             if lines:
-                async with asyncio.timeout(_WRITE_LIMIT_S):
+                async with clock.timeout(_WRITE_LIMIT_S):
                     await response.write(
                         "".join(json.dumps(line) + "\n" for line in lines).encode()
                     )

@@ -6,7 +6,6 @@ What is answered is the matter of each room that adds routes; the rules of acces
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway import clock
 from gateway.errors import GatewayError
 from gateway.web.http_access import JSON, SAFE_METHODS, Asked
 from gateway.web.lab import LAB
@@ -79,7 +79,7 @@ async def read_body(request: web.Request, limit_bytes: int = MAX_BODY_BYTES) -> 
         raise too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_LIMIT_S):
+        async with clock.timeout(_BODY_LIMIT_S):
             while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > limit_bytes:

@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway import clock
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.board_kinds import row_of
 from gateway.tty.port_counts import Histogram
@@ -72,15 +73,14 @@ def sample_of(port: RunningPort) -> PortSample:
 
 async def _measure_lag(app: web.Application) -> AsyncIterator[None]:
     """Look at how late a timer is, again and again, as long as the server runs."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
+    timer: clock.Timer
 
     def look(due: float) -> None:
         nonlocal timer
-        now = loop.time()
+        now = clock.time()
         app[_LAG].observe(max(0.0, now - due))
-        timer = loop.call_at(now + SAMPLE_EVERY_S, look, now + SAMPLE_EVERY_S)
+        timer = clock.call_at(now + SAMPLE_EVERY_S, look, now + SAMPLE_EVERY_S)
 
-    timer = loop.call_later(SAMPLE_EVERY_S, look, loop.time() + SAMPLE_EVERY_S)
+    timer = clock.call_later(SAMPLE_EVERY_S, look, clock.time() + SAMPLE_EVERY_S)
     yield
     timer.cancel()

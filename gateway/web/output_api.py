@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
+from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.recorder import Piece
 from gateway.web.http_answers import HttpError, answer, read_options
@@ -93,7 +93,7 @@ async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) ->
         wait.add(piece.seq, piece.data)
     recorder.follow(wait.add)
     try:
-        async with asyncio.timeout(limit_s):
+        async with clock.timeout(limit_s):
             found = await wait.found()
     except PatternError as error:
         raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from None
@@ -124,7 +124,7 @@ def _first(pieces: list[Piece], n_bytes: int) -> list[Piece]:
 
 def _entry(piece: Piece) -> dict[str, Any]:
     # The recorder knows the loop's time.
-    at = time.time() - (asyncio.get_running_loop().time() - piece.at)
+    at = time.time() - (clock.time() - piece.at)
     return {
         "seq": piece.seq,
         "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),

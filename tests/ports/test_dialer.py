@@ -18,6 +18,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from gateway import clock as gateway_clock
 from gateway.config.values import Address
 from gateway.devices.device import DeviceState
 from gateway.ports import dialer as dialer_module
@@ -207,7 +208,7 @@ async def test_waits_grow_to_ten_seconds_and_are_never_all_alike(
     dialled: list[float] = []
 
     async def refused(_: Address) -> socket.socket:
-        dialled.append(asyncio.get_running_loop().time())
+        dialled.append(gateway_clock.time())
         raise ConnectionRefusedError
 
     monkeypatch.setattr("gateway.ports.dialer._connected", refused)
@@ -230,7 +231,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
     connect = dialer_module._connected
 
     async def noted(far_end: Address) -> socket.socket:
-        dialled.append(asyncio.get_running_loop().time())
+        dialled.append(gateway_clock.time())
         return await connect(far_end)
 
     monkeypatch.setattr("gateway.ports.dialer._connected", noted)
@@ -244,7 +245,7 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
             await clock.advance(lasted_s)
         await until(lambda: not dialer.sessions)
         await turns(5)
-        ended = asyncio.get_running_loop().time()
+        ended = clock.now_s
         while len(dialled) == attempts:
             await clock.advance(0.25)
         return dialled[-1] - ended

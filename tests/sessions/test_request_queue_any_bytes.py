@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway import clock
 from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate
@@ -27,10 +27,13 @@ from tests.support.telnet_wire import COM_PORT, NEGOTIATIONS, RFC2217_CLIENT, co
 TOO_FAST = 2**31
 
 
-class Loop:
-    """A loop on which time does not pass, but for a telnet break, which is over at once."""
+class StillClock:
+    """Time does not pass, but for a telnet break, which is over at once."""
 
-    def call_later(self, _delay_s: float, callback: Callable[..., None], *args: Any) -> mock.Mock:
+    def time(self) -> float:
+        return 0.0
+
+    def call_later(self, _delay_s: float, callback: Callable[..., object], *args: Any) -> mock.Mock:
         if callback.__name__ == "_end_break":
             callback(*args)
         return mock.Mock()
@@ -128,8 +131,8 @@ class Client:
 
 
 @pytest.fixture(autouse=True)
-def still_loop() -> Iterator[None]:
-    with mock.patch.object(asyncio, "get_running_loop", Loop):
+def still_clock() -> Iterator[None]:
+    with clock.use(StillClock()):
         yield
 
 

@@ -1,10 +1,10 @@
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from gateway import clock
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.sessions.states_poll import (
     _INTERVAL_S,
@@ -29,15 +29,18 @@ def states(
 
 
 class Clock:
-    """The loop's timers, run when the test says so."""
+    """Timers that run when the test says so."""
 
     def __init__(self) -> None:
         self.timers: list[Timer] = []
 
-    def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> "Timer":
+    def call_later(self, delay_s: float, callback: Callable[..., object], *args: Any) -> "Timer":
         timer = Timer(delay_s, lambda: callback(*args))
         self.timers.append(timer)
         return timer
+
+    def time(self) -> float:
+        return 0.0
 
     def ring(self) -> None:
         """Run the only timer that is set."""
@@ -50,7 +53,7 @@ class Clock:
 
 
 class Timer:
-    def __init__(self, delay_s: float, callback: Callable[[], None]) -> None:
+    def __init__(self, delay_s: float, callback: Callable[[], object]) -> None:
         self.delay_s = delay_s
         self.callback = callback
         self.cancelled = False
@@ -84,10 +87,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    clock = Clock()
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: clock)
-    return Bench(clock)
+def bench() -> Iterator[Bench]:
+    timers = Clock()
+    with clock.use(timers):
+        yield Bench(timers)
 
 
 # --- what has changed

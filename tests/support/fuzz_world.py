@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 from structlog.testing import capture_logs
 
+from gateway import clock
 from gateway.devices.device import Device, DeviceState
 from gateway.ports.listener import Listener
 from gateway.protocol.reset import IDLE
@@ -228,7 +229,8 @@ async def fuzz_world() -> AsyncIterator[FuzzWorld]:
     """A world to play cases in, on a VirtualLoop."""
     boards = {"desk": FuzzBoard(), "other": FuzzBoard(echoes=True)}
     ttys = {f"/dev/{name}": board for name, board in boards.items()}
-    with boards_for_ttys(ttys), capture_logs() as logs:
+    loop_time = clock.use(asyncio.get_running_loop())
+    with loop_time, boards_for_ttys(ttys), capture_logs() as logs:
         devices, listeners = {}, {}
         for name in boards:
             log = structlog.get_logger().bind(device=name)

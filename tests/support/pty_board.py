@@ -26,6 +26,7 @@ from typing import Self
 
 import structlog
 
+from gateway import clock
 from gateway.config.choices import Access, ClientLimits, Opening, Recording, Sharing
 from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
 from gateway.config.usb_match import DeviceChoice
@@ -39,6 +40,7 @@ from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState
 from gateway.tls.contexts import TlsNow
 from gateway.tty.serial_tty import LineSetter, TtyLocation
+from tests.support.clock import ControlledClock
 from tests.support.resolver import Resolver
 from tests.support.threads_at_work import ThreadsAtWork
 
@@ -64,7 +66,7 @@ async def turns(count: int) -> None:
 
 
 class LoopClock:
-    """The running loop's time in the test's hands: inside the `with` it moves by `advance` only.
+    """Holds the test's clock: inside the `with` it moves by `advance` only.
 
     Whatever the gateway's threads have to do is done before it moves and after: on a busy machine,
     the limits of calls that are made there would be over before the thread has had its turn. A
@@ -72,18 +74,27 @@ class LoopClock:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._real_time = self._loop.time
-        self._now = self._loop.time()
+        installed = clock.installed()
+        assert isinstance(installed, ControlledClock)
+        self._clock = installed
+
+    @property
+    def now_s(self) -> float:
+        """The time that it shows."""
+        return self._clock.time()
 
     async def advance(self, seconds: float) -> None:
         """Let what is due now happen, then let time pass, and what is due then happen."""
         await _threads_rest()
-        self._now += seconds
+        self._clock.advance(seconds)
         await _threads_rest()
 
+    def jump(self, seconds: float) -> None:
+        """Let time pass; what is due then has not happened yet."""
+        self._clock.advance(seconds)
+
     def __enter__(self) -> Self:
-        self._loop.time = lambda: self._now  # type: ignore[method-assign]
+        self._clock.hold()
         return self
 
     def __exit__(
@@ -92,9 +103,7 @@ class LoopClock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # A clock never goes back.
-        ahead_s = max(0.0, self._now - self._real_time())
-        self._loop.time = lambda: self._real_time() + ahead_s  # type: ignore[method-assign]
+        self._clock.release()
 
 
 async def _threads_rest() -> None:

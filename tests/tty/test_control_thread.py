@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway import clock
 from gateway.tty.control_thread import ControlThread
 
 LIMIT_S = 20.0  # of calls that are not meant to be stuck
@@ -170,20 +171,19 @@ async def test_the_late_result_of_a_stuck_call_is_ignored_even_before_stop(bench
 
 @on_bench
 async def test_the_limit_of_a_call_counts_from_its_own_turn(bench: Bench) -> None:
-    loop = asyncio.get_running_loop()
     limits: list[float] = []
-    call_later = loop.call_later
 
-    def note_and_call(delay_s: float, *rest: Any) -> asyncio.TimerHandle:
-        limits.append(delay_s)
-        return call_later(delay_s, *rest)
+    class NotingClock(clock.SystemClock):
+        def call_later(self, delay_s: float, /, *rest: Any) -> clock.Timer:
+            limits.append(delay_s)
+            return super().call_later(delay_s, *rest)
 
-    loop.call_later = note_and_call  # type: ignore[method-assign, assignment]
-    bench.submit(bench.block, "first", limit_s=100.0)
-    bench.submit(lambda: 2, "second", limit_s=200.0)
-    assert limits == [100.0]
-    bench.door.set()
-    assert await bench.events.count(2) == [("first", "let through"), ("second", 2)]
+    with clock.use(NotingClock()):
+        bench.submit(bench.block, "first", limit_s=100.0)
+        bench.submit(lambda: 2, "second", limit_s=200.0)
+        assert limits == [100.0]
+        bench.door.set()
+        assert await bench.events.count(2) == [("first", "let through"), ("second", 2)]
     assert limits == [100.0, 200.0]
 
 

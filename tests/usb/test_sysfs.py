@@ -118,7 +118,7 @@ def test_a_tty_is_there_when_udev_is_done_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr("gateway.usb.sysfs.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("gateway.clock.time", lambda: now_s)
     udev = tmp_path / "udev"
     (udev / "data").mkdir(parents=True)
     with FakeUsb(tmp_path) as usb:
