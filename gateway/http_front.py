@@ -6,12 +6,13 @@ as long as the rest of the start. What it serves is the package `web`'s matter.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway.blocking import call_blocking
 from gateway.config.http import HttpConfig, TokenFileError, read_token
 from gateway.ports.running_port import RunningPort
 from gateway.tls.contexts import TlsContexts, TlsNow
@@ -54,7 +55,7 @@ class HttpFront:
         await self.stop()
         if config is not None:
             # On a thread: the ports are served meanwhile.
-            server_of = await asyncio.to_thread(_load)
+            server_of = await call_blocking(_load, "HTTP server")
             self._config = config
             self._server = server_of(config, token, self._ports, self._version, tls)
             await self._server.start()
@@ -74,7 +75,7 @@ class HttpFront:
 async def _token_of(config: HttpConfig | None) -> str | None:
     if config is None or config.token_file is None:
         return None
-    return await asyncio.to_thread(read_token, config.token_file)
+    return await call_blocking(partial(read_token, config.token_file), "token file")
 
 
 def _load() -> type[HttpServer]:

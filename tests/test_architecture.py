@@ -16,7 +16,16 @@ PACKAGE = "gateway"
 #: From what all may use to what nobody may. A module imports from its own floor and those above
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
-    {"clock", "errors", "event_loop", "log", "log_writer", "sd_notify"},
+    {
+        "blocking",
+        "clock",
+        "errors",
+        "event_loop",
+        "log",
+        "log_writer",
+        "regular_file",
+        "sd_notify",
+    },
     {
         "protocol.serial_settings",
         "protocol.rfc2217",

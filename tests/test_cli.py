@@ -81,7 +81,8 @@ def test_each_problem_of_a_file_is_one_line_on_stderr(
     ("path", "reason"),
     [
         ("missing.yaml", "No such file or directory"),
-        (".", "Is a directory"),
+        (".", "it is a directory"),
+        ("/dev/zero", "it is a character device"),
         # Opens, but not even root can read it.
         ("/proc/self/mem", "Input/output error"),
         ("no\0name", "embedded null byte"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +17,12 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import GatewayConfig, parse_config
 from gateway.errors import ConfigError, ConfigProblem
-from gateway.reload import Reloader
+from gateway.reload import LOAD_LIMIT_S, Reloader
 from gateway.simulator.app import pattern
 from gateway.status import PortSnapshot, from_json
 from gateway.status_socket import ask
 from tests.support.processes import Service, free_tcp_port
-from tests.support.pty_board import until
+from tests.support.pty_board import LoopClock, turns, until
 from tests.support.tcp_client import data_so_far
 from tests.support.telnet_wire import RFC2217_CLIENT
 
@@ -33,6 +35,9 @@ class Bench:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.problem: ConfigError | None = None
+        self.mistakes: dict[str, Exception] = {}
+        self.may_load = threading.Event()
+        self.may_load.set()
         self.may_serve = asyncio.Event()
         self.may_serve.set()
         self.reloader = Reloader(
@@ -44,13 +49,18 @@ class Bench:
 
     def load(self) -> GatewayConfig:
         self.events.append("load")
+        self.may_load.wait()
         if self.problem is not None:
             raise self.problem
+        if "load" in self.mistakes:
+            raise self.mistakes["load"]
         return CONFIG
 
     async def serve(self, config: GatewayConfig) -> None:
         assert config is CONFIG
         self.events.append("serve")
+        if "serve" in self.mistakes:
+            raise self.mistakes["serve"]
         await self.may_serve.wait()
 
 
@@ -92,17 +102,68 @@ async def test_a_file_with_mistakes_changes_nothing_and_each_is_reported() -> No
     assert "serve" in bench.events
 
 
-async def test_stop_waits_for_the_reload_that_runs() -> None:
+async def test_stop_cancels_the_reload_that_runs() -> None:
     bench = Bench()
     bench.may_serve.clear()
     bench.reloader.request()
     bench.reloader.request()
-    stopping = asyncio.create_task(bench.reloader.stop())
     await until(lambda: bench.events[-1:] == ["serve"])
-    assert not stopping.done()
-    bench.may_serve.set()
-    await stopping
+    await bench.reloader.stop()
     assert bench.events == ONCE
+
+
+@pytest.mark.parametrize("stage", ["load", "serve"])
+async def test_a_reload_that_fails_is_logged_and_the_next_works(stage: str) -> None:
+    bench = Bench()
+    bench.mistakes = {stage: RuntimeError("a mistake of ours")}
+    with capture_logs() as logs:
+        bench.reloader.request()
+        await until(lambda: bench.events[-1:] == ["ended"])
+    assert [(log["event"], log["reason"]) for log in logs] == [
+        ("reload_failed", "a mistake of ours")
+    ]
+    assert logs[0]["exc_info"]
+    bench.mistakes = {}
+    bench.events.clear()
+    bench.reloader.request()
+    await until(lambda: bench.events[-1:] == ["ended"])
+    assert bench.events == ONCE
+    await bench.reloader.stop()
+
+
+async def test_a_file_whose_reading_does_not_end_is_left_behind() -> None:
+    bench = Bench()
+    bench.may_load.clear()
+    with LoopClock() as clock, capture_logs() as logs:
+        bench.reloader.request()
+        await until(lambda: "load" in bench.events)
+        await clock.advance(LOAD_LIMIT_S)
+        await until(lambda: bench.events[-1:] == ["ended"])
+        bench.reloader.request()
+        await until(lambda: bench.events.count("ended") == 2)
+    assert bench.events.count("load") == 1
+    assert [log["reason"] for log in logs] == [
+        f"reading the file took longer than {LOAD_LIMIT_S:g} s",
+        "an earlier reload is still reading the file",
+    ]
+    # When it has ended after all, the file is read again: what was read then is old.
+    bench.may_load.set()
+    bench.events.clear()
+    await until(lambda: "configuration" not in {each.name for each in threading.enumerate()})
+    await turns(2)
+    bench.reloader.request()
+    await until(lambda: bench.events[-1:] == ["ended"])
+    assert bench.events == ONCE
+
+
+async def test_stop_does_not_wait_for_a_read_that_does_not_end() -> None:
+    bench = Bench()
+    bench.may_load.clear()
+    bench.reloader.request()
+    await until(lambda: "load" in bench.events)
+    await bench.reloader.stop()
+    assert bench.events == ["started", "load", "ended"]
+    bench.may_load.set()
 
 
 class RunningGateway:
@@ -232,3 +293,25 @@ def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
         assert {name: port.address for name, port in gateway.status().items()} == {
             name: port.address for name, port in before.items()
         }
+
+
+def test_what_is_no_file_in_the_place_of_the_configuration_changes_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        good = gateway.config.read_text()
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        huge = tmp_path / "huge"
+        huge.write_bytes(b"#" * 2_000_000)
+        # The last is a regular file that can be opened and has no end, nor a beginning.
+        for path in (fifo, huge, tmp_path, Path("/dev/zero"), Path("/proc/self/mem")):
+            gateway.config.unlink()
+            gateway.config.symlink_to(path)
+            gateway.reload("configuration_refused")
+        gateway.config.unlink()
+        gateway.reload("configuration_refused")
+        gateway.config.write_text(good)
+        assert gateway.reload()["unchanged"] == 2
+        gateway.config.unlink()
+        gateway.config.symlink_to(fifo)
+        gateway.service.send_signal(signal.SIGHUP)
+        # Leaving the context asserts that it stops all the same.

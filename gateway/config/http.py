@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import re
-import stat
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -31,6 +29,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import GatewayError
+from gateway.regular_file import read_regular_file
 from gateway.tls.files import Tls
 
 #: The Python packages that the server is made with, and how they are installed.
@@ -83,10 +82,7 @@ def is_loopback(host: str) -> bool:
 def read_token(path: str) -> str:
     """The token in a file; blocks. Raises TokenFileError with what is found instead."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise TokenFileError(f"{path}, which is no file")
-        with Path(path).open("rb") as file:
-            text = file.read(_TOKEN_FILE_BYTES + 1).decode("latin-1")
+        text = read_regular_file(path, _TOKEN_FILE_BYTES).data.decode("latin-1")
     except OSError as error:
         reason = error.strerror or error
         raise TokenFileError(f"{path}: no readable file ({reason})") from error

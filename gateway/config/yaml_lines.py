@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from gateway.errors import ConfigError, ConfigProblem
+from gateway.regular_file import read_regular_file
 
 #: A port takes some 100 bytes: room for thousands. PyYAML reads that in about 4 s (measured on a
 #: PC), the worst text of this size that it reads at all in 13 s.
@@ -96,8 +97,7 @@ def read_text(path: Path) -> str:
     """The text of a file; ConfigError if it can't be read, is too large or is not UTF-8."""
     problems = Problems(str(path))
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular_file(path, MAX_FILE_BYTES).data
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
         raise problems.stop(0, f"no readable file ({reason})", "a YAML file") from exc

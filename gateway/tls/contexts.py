@@ -9,10 +9,12 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 import structlog
 
+from gateway.blocking import call_blocking
 from gateway.tls.files import Tls, TlsFileError, client_context, server_context
 
 _Make = Callable[[Tls], ssl.SSLContext]
@@ -46,7 +48,7 @@ class TlsContexts:
         async with self._lock:
             for (make, tls), now in tuple(self._in_use.items()):
                 try:
-                    now.context = await asyncio.to_thread(make, tls)
+                    now.context = await call_blocking(partial(make, tls), "TLS files")
                 except TlsFileError as error:
                     self._log.error("tls_not_renewed", reason=str(error))
 
@@ -54,6 +56,6 @@ class TlsContexts:
         async with self._lock:
             now = self._in_use.get((make, tls))
             if now is None:
-                now = TlsNow(await asyncio.to_thread(make, tls))
+                now = TlsNow(await call_blocking(partial(make, tls), "TLS files"))
                 self._in_use[make, tls] = now
             return now

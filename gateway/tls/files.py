@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 import ssl
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 from gateway.errors import GatewayError
+from gateway.regular_file import read_regular_file
 
 #: A chain takes 10 KB, all authorities of the world 250 KB.
 MAX_FILE_BYTES: Final = 1_000_000
@@ -185,10 +184,7 @@ def _certificates(key: str, path: str, accepted: str) -> list[bytes]:
 def _text(key: str, path: str, accepted: str) -> str:
     """What a file holds; anything but a file of moderate size could take for ever to read."""
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise TlsFileError(key, f"{path}, which is no file", accepted)
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_regular_file(path, MAX_FILE_BYTES).data
     except OSError as error:
         raise TlsFileError(key, f"{path}: {_unreadable(error)}", accepted) from error
     if len(data) > MAX_FILE_BYTES:

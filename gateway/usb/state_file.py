@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gateway.regular_file import read_regular_file
+
 #: A pool table of 4096 records takes 0.6 MB.
 MAX_BYTES = 4_000_000
 
@@ -31,8 +33,7 @@ def read_state(path: Path) -> Any:
     Raises OSError, or ValueError for a file that was not written by `write_state`.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_regular_file(path, MAX_BYTES).data
     except FileNotFoundError:
         return None
     if len(data) > MAX_BYTES:

@@ -150,7 +150,7 @@ def test_size_is_accepted_up_to_the_bound_only(tmp_path: Path) -> None:
 def test_a_file_that_is_absent_or_a_folder_is_one_problem_without_a_line(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "absent", "No such file or directory"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "it is a directory"),
         (Path("nul\0"), "embedded null byte"),
     ):
         with pytest.raises(ConfigError) as caught:

@@ -106,8 +106,11 @@ def test_nothing_is_waited_for_where_no_file_is(tmp_path: Path) -> None:
     tls = Authority(tmp_path).server()
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    for path in (str(fifo), "/dev/zero", str(tmp_path)):
-        assert found(replace(tls, client_ca=path)) == [("client_ca", f"{path}, which is no file")]
+    kinds = {str(fifo): "a FIFO", "/dev/zero": "a character device", str(tmp_path): "a directory"}
+    for path, kind in kinds.items():
+        assert found(replace(tls, client_ca=path)) == [
+            ("client_ca", f"{path}: no readable file (it is {kind})")
+        ]
 
 
 def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Read small files without waiting for a writer, a device or an end that never comes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+class NotRegularError(OSError):
+    """The path names a directory, a FIFO, a device or a socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file held, and its `st_mode`."""
+
+    data: bytes
+    mode: int
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether users other than its owner and its group may read or write it."""
+        return bool(self.mode & (stat.S_IROTH | stat.S_IWOTH))
+
+
+def read_regular_file(path: str | Path, max_bytes: int) -> Content:
+    """Read at most `max_bytes` + 1 bytes, so that a longer file is noticed.
+
+    Blocks for the disk only. Raises NotRegularError without opening anything else than a regular
+    file, since opening a tty moves its lines and opening a watchdog starts it; OSError when the
+    file can't be read, ValueError for a NUL in the path.
+    """
+    _check_kind(os.stat(path))  # noqa: PTH116 - Path.stat raises other errors for a NUL
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        status = os.fstat(descriptor)
+        _check_kind(status)  # it may have been replaced since
+        data = bytearray()
+        # Some files in /proc return less than asked for before their end.
+        while len(data) <= max_bytes and (piece := file.read(max_bytes + 1 - len(data))):
+            data += piece
+        if piece is None:
+            raise BlockingIOError(0, "it has no data yet")
+        return Content(bytes(data), status.st_mode)
+
+
+def _check_kind(status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        return
+    kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
+    raise NotRegularError(0, f"it is {kind}")
