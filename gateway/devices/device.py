@@ -69,6 +69,7 @@ class Device(DeviceControls, HasState):
         self._local = LocalUse()
         self._is_away = False  # the board has vanished, and is waited for
         self._is_busy = False  # too many bytes wait to be sent
+        self._stop_reason = ""  # why it is being stopped
 
     def start(self) -> None:
         """Open the device, now and whenever it is there."""
@@ -117,13 +118,19 @@ class Device(DeviceControls, HasState):
         in_use = self.state is not DeviceState.IDLE or bool(self.users)
         self._port.look_again(in_use=in_use)
 
-    async def stop(self) -> None:
-        """Wait until the last user's lines are released, then close the port for good.
+    async def stop(self, reason: str = "the gateway is shutting down") -> None:
+        """Release the lines and close the port for good; all users and clients get `reason`.
 
         Bounded: bytes that the board does not take are dropped, a kernel that does not answer
         is left behind.
         """
-        self._waiting.refuse_all("the gateway is shutting down")
+        self._stop_reason = reason
+        self._waiting.refuse_all(f"{self.name}: {reason}")
+        if self.users:
+            gone = self.users.dismiss()
+            if self.state is DeviceState.IN_USE:
+                self._begin_release(is_hurried=False, resets=self._resets_at_end)
+            gone.tell(DeviceError(reason), f"{self.name}: {reason}")
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
                 await self._at_rest.wait()
@@ -293,6 +300,9 @@ class Device(DeviceControls, HasState):
 
     def _serve_waiting(self) -> None:
         """Give the device to who has waited longest, or has had it before, if it can be given."""
+        if self._stop_reason:
+            self._waiting.refuse_all(f"{self.name}: {self._stop_reason}")
+            return
         if self._close_if_unwanted():
             return
         match self.state:

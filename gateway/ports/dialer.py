@@ -100,11 +100,13 @@ class Dialer:
 
         Bounded as `Listener.stop`.
         """
+        if self._session is not None:
+            self._session.close(reason)
         if self._dialling is not None:
             self._dialling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._dialling
-        if self._session is not None:
+        if self._session is not None:  # made meanwhile
             self._session.close(reason)
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):

@@ -83,12 +83,14 @@ class Listener:
         Returns when all connections are closed, after the time that a session leaves its client
         to read the last bytes at the latest.
         """
+        # Before anything is awaited: the device is stopped at the same time, and dismisses users
+        # that have not left by then.
+        for session in tuple(self._sessions):
+            session.close(reason)
         await self._sockets.close()
         if self._handshakes is not None:
             self._handshakes.close()
         self._door.close()
-        for session in tuple(self._sessions):
-            session.close(reason)
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
                 await self._nobody_left.wait()

@@ -46,11 +46,21 @@ class RunningPort:
         self.device = device
         self.way_in = way_in
         self._board = board
+        self._stopping: asyncio.Task[None] | None = None
 
     async def stop(self, reason: str) -> None:
-        """End its sessions, release the lines, close the port; bounded to less than 2 s."""
+        """End its sessions, release the lines, close the port; bounded to less than 2 s.
+
+        Runs once, to its end: cancelling a caller does not cancel it, and later callers wait for
+        the same end.
+        """
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(reason))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, reason: str) -> None:
         # While the device finishes with its last client, that client reads its last bytes.
-        await asyncio.gather(self.way_in.stop(reason), self.device.stop())
+        await asyncio.gather(self.way_in.stop(reason), self.device.stop(reason))
         if self._board is not None:
             await self._board.stop()
 
@@ -118,10 +128,11 @@ async def start_port(
     log: structlog.typing.FilteringBoundLogger,
     contexts: TlsContexts,
 ) -> RunningPort:
-    """Serve one entry; its device and its address are tried for ever.
+    """Serve one entry; its device and its address are retried indefinitely.
 
     `locate` tells where its device is, if it is a real one. Raises DeviceError when a simulated
-    board does not start, TlsFileError when a file for TLS can't be used.
+    board does not start, TlsFileError when a file for TLS can't be used. When cancelled, stops
+    again what it has started.
     """
     log = log.bind(device=config.name)
     tls = await _tls_of(config, contexts)
@@ -137,9 +148,14 @@ async def start_port(
         way_in = Dialer(config, device, converse, log, tls)
     else:
         way_in = Listener(config, device, converse, log, tls)
-    device.start()
-    await way_in.start()
-    return RunningPort(config, device, way_in, board)
+    port = RunningPort(config, device, way_in, board)
+    try:
+        device.start()
+        await way_in.start()
+    except BaseException:
+        await port.stop("the gateway is shutting down")
+        raise
+    return port
 
 
 async def _tls_of(config: PortConfig, contexts: TlsContexts) -> TlsNow | None:

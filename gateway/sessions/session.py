@@ -273,6 +273,10 @@ class Session(asyncio.BufferedProtocol):
         before = self.state
         if before in {SessionState.REFUSED, SessionState.CLOSED}:
             return  # it is ending already
+        if before is SessionState.WAITING and not is_told:
+            self._leave()
+            self.refused(ClientError(f"{self._device.name}: {reason}"))
+            return
         if before is SessionState.ACTIVE:
             self._log_end(reason, is_fault=is_fault)
             self.send(self._output.stop())
@@ -390,6 +394,6 @@ class Session(asyncio.BufferedProtocol):
         if not sends_no_more(self._transport):
             self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
         elif is_waiting:
-            self.close("left before its turn")
+            self.close("left before its turn", is_told=True)
         else:
             self._finish_limit.start()

@@ -630,7 +630,7 @@ async def test_a_stopped_device_refuses_and_is_not_opened_again(tmp_path: Path) 
         assert board.tries == 1
         user = User()
         device.attach(user)
-        assert user.said == ["refused: desk: stopped: stopped"]
+        assert user.said == ["refused: desk: the gateway is shutting down"]
 
 
 async def test_a_device_that_opens_after_it_was_stopped_is_closed_again(tmp_path: Path) -> None:
@@ -657,7 +657,7 @@ async def test_who_waits_when_the_device_stops_is_refused(tmp_path: Path) -> Non
             device.attach(second)
             stopping = asyncio.create_task(device.stop())
             await until(lambda: second.said)
-            assert second.said == ["refused: the gateway is shutting down"]
+            assert second.said == ["refused: desk: the gateway is shutting down"]
             device.detach(first)
             await stopping
 

@@ -270,6 +270,15 @@ async def test_a_message_that_is_too_large_ends_it(tmp_path: Path) -> None:
             await served.until_idle()
 
 
+async def test_a_console_ends_with_its_port(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (served, terminal):
+            [port] = running(served)
+            await port.stop("its configuration has changed")
+            assert await terminal.end() == "desk: its configuration has changed"
+            assert not served.device.users
+
+
 @pytest.mark.parametrize("slow_client", list(SlowClient))
 async def test_who_does_not_read_is_treated_as_the_port_says(
     slow_client: SlowClient, tmp_path: Path
