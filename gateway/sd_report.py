@@ -1,7 +1,7 @@
-"""What the service manager is told while the service runs: that it is up, counts, that it is alive.
+"""Reports to the service manager while the service runs: readiness, counts, liveness.
 
-All is said from the event loop, so that a loop that is stuck says nothing and is restarted. The
-messages themselves are `sd_notify`'s matter, what is counted is `service`'s.
+All is sent from the event loop, so that the manager restarts a service whose loop is stuck.
+`sd_notify` has the messages.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gateway.sd_notify import Notifier
 #: comes and goes ten times a second is no news ten times.
 REPORT_EVERY_S = 1.0
 
-#: How long the manager waits for the next report while addresses can't be bound yet; that may
-#: last for ever, but a loop that is stuck meanwhile is given up on. At least TimeoutStartSec.
+#: How long the manager waits for the next report while the ports do not listen yet. Starting may
+#: take as long as it likes; an event loop that is stuck meanwhile is given up on after this time.
 START_LIMIT_S = 30.0
 
 
@@ -43,9 +43,12 @@ class Counts:
 
 
 class SdReport:
-    """Reports from `start` to `stop`; made and used on the loop. Does nothing without a manager."""
+    """Reports from `start` to `stop`; made and used on the loop. Does nothing without a manager.
 
-    def __init__(self, notifier: Notifier, counts: Callable[[], Counts]) -> None:
+    `counts` returns None before it is known which ports there are.
+    """
+
+    def __init__(self, notifier: Notifier, counts: Callable[[], Counts | None]) -> None:
         self._notifier = notifier
         self._counts = counts
         self._is_ready = False
@@ -53,10 +56,16 @@ class SdReport:
         self._timers: dict[str, clock.Timer] = {}
 
     def start(self) -> None:
-        """Report from now on: the service has done all that it can do at once."""
+        """Report from now on, at least each REPORT_EVERY_S: that it starts, then that it is up."""
         if self._notifier.is_wanted:
             self._report()
             self._feed_watchdog()
+
+    def update(self) -> None:
+        """Report what has changed at once."""
+        if self._notifier.is_wanted:
+            self._timers["report"].cancel()
+            self._report()
 
     def reload_started(self) -> None:
         """The file is read again; `reload_ended` must follow."""
@@ -75,10 +84,10 @@ class SdReport:
 
     def _report(self) -> None:
         counts = self._counts()
-        if counts != self._said and self._notifier.status(str(counts)):
+        if counts is not None and counts != self._said and self._notifier.status(str(counts)):
             self._said = counts
         if not self._is_ready:
-            if counts.listening == counts.ports:
+            if counts is not None and counts.listening == counts.ports:
                 self._is_ready = self._notifier.ready()
             else:
                 self._notifier.still_starting(START_LIMIT_S)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class Service:
 
     def __init__(self, state_folder: Path | None = None, usb: UsbSource | None = None) -> None:
         self._ports: list[RunningPort] = []
+        self._n_wanted = 0  # ports that are served or being started
         self._log = structlog.get_logger()
         folder = state_folder or default_folder(os.environ)
         self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
@@ -62,14 +63,15 @@ class Service:
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
+        self._entries_known = False  # `_n_wanted` is the number of the configuration
         self._http = HttpFront(lambda: self._ports, __version__, self._tls_contexts)
         self._announcer = Announcer(self._announced)
         self._stopping = False
 
     async def start(self, config: GatewayConfig) -> None:
-        """Serve every port of `config`.
+        """Serve every port of `config`; may be cancelled at any time, `stop` must follow then.
 
-        Devices that are absent and addresses that can't be bound are tried again for ever.
+        Devices that are absent and addresses that can't be bound are retried indefinitely.
         Raises DeviceError when a simulated board does not start.
         """
         self._tell_warnings(config)
@@ -104,7 +106,8 @@ class Service:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
         self._stopping = True
         if self._following is not None:
-            await self._following
+            self._following.cancel()
+            await asyncio.wait([self._following])
         await self._http.stop()
         stopping = [port.stop("the gateway is shutting down") for port in self._ports]
         await asyncio.gather(self._announcer.stop(), self._inventory.stop(), *stopping)
@@ -131,11 +134,13 @@ class Service:
         """The TCP port of the HTTP server; None without one, or where it could not be bound."""
         return self._http.tcp_port
 
-    def counts(self) -> Counts:
-        """How many ports there are, and how many of them are in which state now."""
+    def counts(self) -> Counts | None:
+        """Count the ports by state; None before it is known which ports there are."""
+        if not self._entries_known:
+            return None
         states = [port.device.state for port in self._ports]
         return Counts(
-            ports=len(states),
+            ports=self._n_wanted,
             listening=sum(port.way_in.is_ready for port in self._ports),
             open=sum(state in _OPEN for state in states),
             in_use=sum(state in _IN_USE for state in states),
@@ -158,15 +163,18 @@ class Service:
             self._following = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
-        while self._ports_are_old and not self._stopping:
-            async with self._reconciling:
-                self._tell_failures(await self._reconcile())
-        self._following = None
+        try:
+            while self._ports_are_old and not self._stopping:
+                async with self._reconciling:
+                    self._tell_failures(await self._reconcile())
+        finally:
+            self._following = None
 
     async def _reconcile(self) -> _Changes:
         """Stop the ports that are not wanted, start those that are wanted and do not run."""
         self._ports_are_old = False
         wanted = {port.name: port for port in self._inventory.ports()}
+        self._n_wanted, self._entries_known = len(wanted), True
         leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
         # First those that go: their addresses and devices may be wanted by others.
         await asyncio.gather(*(port.stop("its configuration has changed") for port in leaving))
@@ -185,22 +193,22 @@ class Service:
 
     async def _start_ports(self, ports: list[PortConfig]) -> list[BaseException]:
         """Start these; return what has failed. All are waited for, so that `stop` knows them."""
+        tasks = [asyncio.create_task(self._start_port(port)) for port in ports]
+        if not tasks:
+            return []
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+        return [error for task in tasks if (error := task.exception()) is not None]
+
+    async def _start_port(self, port: PortConfig) -> None:
+        locate = partial(self._inventory.locate, port)
         signature = f"esp-serial-gateway {__version__}"
-        results = await asyncio.gather(
-            *(
-                start_port(
-                    port,
-                    partial(self._inventory.locate, port),
-                    signature,
-                    self._log,
-                    self._tls_contexts,
-                )
-                for port in ports
-            ),
-            return_exceptions=True,
-        )
-        self._ports += [result for result in results if isinstance(result, RunningPort)]
-        return [result for result in results if isinstance(result, BaseException)]
+        self._ports.append(await start_port(port, locate, signature, self._log, self._tls_contexts))
 
     def _tell_warnings(self, config: GatewayConfig) -> None:
         for warning in config.warnings:
@@ -219,15 +227,17 @@ async def serve(
     started: Callable[[Service], None] = lambda _: None,
     state_folder: Path | None = None,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, then stop cleanly. `started` is called when all is up.
+    """Serve until SIGINT or SIGTERM, then stop cleanly, also while it still starts.
 
-    SIGHUP makes it `load` the configuration again, if there is something to load. The status is
-    told on a socket at `status_path`.
+    `started` is called when all ports have been started. SIGHUP makes it `load` the configuration
+    again, if there is something to load, and open log files again. The status is served on a
+    socket at `status_path`.
     """
     loop = asyncio.get_running_loop()
-    asked_to_stop = asyncio.Event()
+    stop_requested = asyncio.Event()
+    # Before anything that takes time: until then these signals kill the process.
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_stop.set)
+        loop.add_signal_handler(number, stop_requested.set)
     service = Service(state_folder)
     report = SdReport(Notifier(), service.counts)
     reloader = Reloader(
@@ -235,18 +245,42 @@ async def serve(
     )
     loop.add_signal_handler(signal.SIGHUP, reloader.request)
     status = StatusServer(status_path, service.snapshot) if status_path is not None else None
+    report.start()
     try:
-        await service.start(config)
-        await _try_to_start(status)
-        report.start()
-        started(service)
-        await asked_to_stop.wait()
+        if await _start_unless(stop_requested, _start(service, config, status)):
+            report.update()
+            started(service)
+            await stop_requested.wait()
     finally:
         report.stop()
         if status is not None:
             status.stop()
         await reloader.stop()
         await service.stop()
+
+
+async def _start(service: Service, config: GatewayConfig, status: StatusServer | None) -> None:
+    await service.start(config)
+    await _try_to_start(status)
+
+
+async def _start_unless(
+    stop_requested: asyncio.Event, starting: Coroutine[None, None, None]
+) -> bool:
+    """Run `starting` to its end, or cancel it when a stop is requested; whether it has ended."""
+    start = asyncio.create_task(starting)
+    stop = asyncio.create_task(stop_requested.wait())
+    try:
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        if not start.done():
+            start.cancel()
+            await asyncio.wait({start})
+    if start.cancelled():
+        return False
+    start.result()
+    return True
 
 
 async def _try_to_start(status: StatusServer | None) -> None:

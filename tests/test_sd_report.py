@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.__main__ import IMPORT_LIMIT_S
 from gateway.sd_notify import Notifier
 from gateway.sd_report import REPORT_EVERY_S, START_LIMIT_S, Counts, SdReport
 from tests.support.processes import BackgroundProcess, Service
@@ -168,6 +169,53 @@ def test_the_service_is_ready_when_its_last_address_can_be_bound(tmp_path: Path)
             blocker.close()
             manager.receive_until("READY=1")
             assert "STATUS=2 ports, 0 open, 0 in use, 2 absent" in manager.messages
+        manager.receive_until("STOPPING=1")
+
+
+def blocked_module(folder: Path, name: str, condition: str = "True") -> dict[str, str]:
+    """The environment in which importing a module does not end."""
+    block = f"import sys, time\nif {condition}:\n    time.sleep(3600)\n"
+    (folder / f"{name}.py").write_text(block)
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_time_is_asked_for_before_anything_is_imported_and_sighup_is_survived(
+    tmp_path: Path,
+) -> None:
+    environment = blocked_module(tmp_path, "yaml")
+    with ServiceManager(tmp_path) as manager:
+        service = Service(config_for(tmp_path, 0), environment | manager.environment)
+        service.start()
+        try:
+            assert manager.receive() == f"EXTEND_TIMEOUT_USEC={IMPORT_LIMIT_S * 1e6:.0f}"
+            assert manager.receive() == "STATUS=starting"
+            service.send_signal(signal.SIGHUP)
+            service.send_signal(signal.SIGTERM)
+            assert service.wait_for_end() == -signal.SIGTERM
+        finally:
+            service.kill()
+
+
+def test_the_manager_is_asked_for_time_while_ports_are_started(tmp_path: Path) -> None:
+    environment = blocked_module(tmp_path, "sitecustomize", "'gateway.simulator' in sys.orig_argv")
+    config = config_for(tmp_path, 0)
+    config.write_text(config.read_text() + "  - {name: b, tcp: 0, device: 'sim://esp32'}\n")
+    with ServiceManager(tmp_path) as manager:
+        with Service(config, environment | manager.environment):
+            manager.receive_until("STATUS=2 ports, 0 open, 0 in use, 1 absent, 1 not listening yet")
+            manager.receive_until(STILL_STARTING)
+            manager.receive_until(STILL_STARTING)
+        manager.receive_until("STOPPING=1")
+        assert "READY=1" not in manager.messages
+
+
+def test_the_service_is_ready_as_soon_as_its_ports_listen(tmp_path: Path) -> None:
+    environment = blocked_module(tmp_path, "aiohttp")
+    config = config_for(tmp_path, 0)
+    config.write_text("http: 127.0.0.1:0\n" + config.read_text())
+    with ServiceManager(tmp_path) as manager:
+        with Service(config, environment | manager.environment):
+            manager.receive_until("READY=1")
         manager.receive_until("STOPPING=1")
 
 

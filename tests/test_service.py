@@ -85,6 +85,7 @@ async def test_a_port_that_connects_is_not_waited_for_before_the_service_is_read
     tcp_ports = gateway.tcp_ports()
     assert tcp_ports["a"] is None
     counts = gateway.counts()
+    assert counts is not None
     assert (counts.ports, counts.listening) == (2, 2)
     with await TcpClient.connect(tcp_ports["b"] or 0) as client:
         # No telnet greeting comes first.
@@ -117,6 +118,40 @@ async def test_a_simulated_board_that_does_not_start_is_an_error_and_leaves_noth
     # `stop` knows of all that run meanwhile; that nothing is left is every test's last check.
     assert list(gateway.tcp_ports()) == ["right", "absent"]
     await gateway.stop()
+
+
+async def test_a_client_that_waits_is_told_that_its_port_is_reloaded(tmp_path: Path) -> None:
+    entry = "ports: [{{name: desk, tcp: 0, device: {}/no, on_absent: wait, baudrate: {}}}]"
+    gateway = service.Service()
+    await gateway.start(parse_config(entry.format(tmp_path, 9600), "test.yaml"))
+    with await TcpClient.connect(gateway.tcp_ports()["desk"] or 0) as client:
+        with capture_logs() as logs:
+            await until(lambda: "client_waits" in [entry["event"] for entry in logs])
+        await gateway.reload(parse_config(entry.format(tmp_path, 115200), "test.yaml"))
+        assert await client.receive_to_end() == b"desk: its configuration has changed\r\n"
+    await gateway.stop()
+
+
+#: Put into a simulated board's process by PYTHONPATH: it never gets past its imports.
+NEVER_IMPORTED = """
+import sys, time
+if "gateway.simulator" in sys.orig_argv:
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_the_service(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NEVER_IMPORTED)
+    config = tmp_path / "gateway.yaml"
+    entries = [f"  - {{name: b{i}, tcp: 0, device: 'sim://esp32?name=b{i}'}}" for i in range(4)]
+    config.write_text("\n".join(["ports:", *entries, "  - {name: c, tcp: 0, device: /dev/no}"]))
+    with Service(config, {"PYTHONPATH": str(tmp_path)}) as process:
+        process.wait_for_line('"device": "c".*listen_started')
+        process.send_signal(number)
+        process.wait_for_line("service_stopped")
+        # Leaving the context asserts that it ends by itself, with exit code 0 and no process left.
+    assert "Traceback" not in "\n".join(process.log)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

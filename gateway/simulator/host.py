@@ -7,6 +7,7 @@ event loop nor shares its fate.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -112,6 +113,10 @@ async def start_board(url: BoardUrl) -> SimulatedBoard:
         await _wait_until_ready(process)
     except BaseException as error:
         if process is not None:
+            if isinstance(error, asyncio.CancelledError):
+                # While it imports it does not notice the end of its standard input.
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
             await _end(process)
         if owns_folder:
             shutil.rmtree(folder, ignore_errors=True)

@@ -162,6 +162,14 @@ class BackgroundProcess:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def wait_for_end(self, limit_s: float = STOP_LIMIT_S) -> int:
+        """Waits until the process has ended, and returns its exit code."""
+        assert self._process is not None
+        try:
+            return self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still runs after {limit_s:g} s; {self._said()}")
+
     def stop(self) -> None:
         """SIGTERM; asserts that the process exits with 0 within 10 s. Stopping twice is fine."""
         if self._process is None:
