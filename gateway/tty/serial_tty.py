@@ -185,10 +185,13 @@ class Tty(serial.Serial):
             with contextlib.suppress(OSError):
                 self._line_setter.close()
         if self._is_exclusive:
-            # A pty keeps the mark until its other end closes, and would be refused to us as well.
+            # Both are undone by hand: a child between fork and exec has the descriptor too, which
+            # would keep the lock and the mark, and a pty keeps the mark until its far end closes.
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self.descriptor, termios.TIOCNXCL)
         descriptor, self.descriptor, self.fd = self.descriptor, -1, None
+            with contextlib.suppress(OSError):
+                fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         with contextlib.suppress(OSError):
             os.close(descriptor)
 

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import subprocess
 import termios
 from collections.abc import Iterator
 from dataclasses import replace
@@ -188,6 +189,20 @@ def test_a_closed_tty_does_not_touch_who_has_its_number_now(board: BarePty) -> N
             tty.purge(receive=True, transmit=True)
         with pytest.raises((OSError, ValueError)):
             tty.set_break(True)
+def test_a_child_that_still_has_the_descriptor_keeps_neither_the_lock_nor_the_mark(
+    board: BarePty,
+) -> None:
+    Path(board.path).chmod(0o666)
+    with opened(board) as tty:
+        # As between fork and exec, when a descriptor that is closed on exec is open still.
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[tty.descriptor])
+    try:
+        with unprivileged(), opened(board) as again:
+            assert again.is_open
+    finally:
+        child.communicate()
+
+
 
 
 def test_a_vanished_tty_is_closed_without_an_error(board: BarePty) -> None:
