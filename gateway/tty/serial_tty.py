@@ -121,7 +121,7 @@ class Tty(serial.Serial):
         self._drain_no_more = threading.Event()
 
     def open(self) -> None:
-        """Open the tty: raw, exclusive, lines where they rest, nothing flushed.
+        """Open the tty: raw, exclusive, lines where they rest, what the board has said kept.
 
         Raises DeviceError with a reason for a person.
         """
@@ -331,11 +331,14 @@ _GONE = frozenset({errno.EIO, errno.ENODEV, errno.ENXIO, errno.EBADF})
 def _make_raw(fd: int) -> None:
     """Stop the line discipline from echoing and editing; keep the lines at close.
 
-    Before all other settings: a fresh tty echoes the board's boot log back to the board.
+    A fresh tty echoes the board's output back to the board from the open until here, so this comes
+    before all other settings. Echo that is still queued is dropped, where the driver can drop it:
+    those of USB devices can't (docs/operations.md, "Local tools").
     """
     attributes = termios.tcgetattr(fd)
     attributes[0] &= ~(termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.ICRNL)
     attributes[0] &= ~(termios.INLCR | termios.IGNCR | termios.IGNBRK | termios.IXON)
+    has_echoed = attributes[3] & termios.ECHO
     attributes[1] &= ~termios.OPOST
     attributes[2] = attributes[2] & ~termios.HUPCL | termios.CLOCAL | termios.CREAD
     attributes[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON)
@@ -343,6 +346,8 @@ def _make_raw(fd: int) -> None:
     termios.tcsetattr(fd, termios.TCSANOW, attributes)
 
 
+    if has_echoed:  # on a tty that was raw, only bytes that were meant for the board are queued
+        termios.tcflush(fd, termios.TCOFLUSH)
 def _output_speed(fd: int) -> int:
     buffer = bytearray(_TERMIOS2_BYTES)
     fcntl.ioctl(fd, _TCGETS2, buffer)

@@ -38,6 +38,13 @@ class BarePty:
             data += os.read(self.master, size - len(data))
         return data
 
+    def received_so_far(self) -> bytes:
+        """What can be read without waiting."""
+        data = b""
+        while self.has_received_more():
+            data += os.read(self.master, 65536)
+        return data
+
     def has_received_more(self) -> bool:
         return bool(select.select([self.master], [], [], 0)[0])
 

@@ -64,14 +64,27 @@ def test_opening_takes_both_lines_off_in_one_step_and_closing_moves_none(
     ]
 
 
-def test_the_tty_is_raw_before_the_lines_move_and_nothing_is_flushed(
+def queue_drops(calls: list[TtyCall]) -> list[tuple[str, str]]:
+    """The calls that drop what a queue of the tty holds."""
+    names = {"tcflush", "TCFLSH", "TCSETSF", "TCSETSF2"}
+    drops = [call for call in calls if call.name in names or call.args.startswith("TCSAFLUSH")]
+    return [(call.name, call.args) for call in drops]
+
+
+def test_a_fresh_tty_is_raw_then_rid_of_its_echo_before_the_lines_move(
     shim: Shim, board: BarePty
 ) -> None:
     calls = calls_of(shim, board, "tty.open()")
     names = [call.name for call in calls]
-    assert names.index("tcsetattr") < names.index("TIOCMSET")
-    assert {"tcflush", "TCFLSH", "TCSETSF", "TCSETSF2"}.isdisjoint(names)
-    assert not [call for call in calls if call.args.startswith("TCSAFLUSH")]
+    order = [names.index(name) for name in ("open", "tcsetattr", "tcflush", "TIOCMSET")]
+    assert order == sorted(order)
+    assert queue_drops(calls) == [("tcflush", "TCOFLUSH")]  # and nothing of what the board said
+
+
+def test_a_tty_that_was_raw_keeps_what_is_queued_for_its_board(shim: Shim, board: BarePty) -> None:
+    calls = calls_of(shim, board, "tty.open(); tty.close(); tty.open()")
+    assert [call.name for call in calls].count("open") == 2
+    assert queue_drops(calls) == [("tcflush", "TCOFLUSH")]  # by the first
 
 
 def test_each_change_of_the_lines_is_one_step(shim: Shim, board: BarePty) -> None:

@@ -19,6 +19,8 @@ from tests.support.bare_pty import BarePty
 
 SETTINGS = SerialSettings()
 NOBODY = 65534
+#: N_TTY_BUF_SIZE in linux/drivers/tty/n_tty.c, less one.
+N_TTY_READ_BUFFER_BYTES = 4095
 
 
 @pytest.fixture
@@ -139,6 +141,21 @@ def test_what_came_before_open_is_kept(board: BarePty) -> None:
         assert os.read(tty.descriptor, 100) == b"boot log without an end of line"
 
 
+def test_echo_that_the_board_has_not_read_is_dropped_at_open(board: BarePty) -> None:
+    # Echoed as ^A: more than the far end's read buffer, out of which nothing can be taken back.
+    os.write(board.master, b"\x01" * 3000)
+    with opened(board):
+        assert len(board.received_so_far()) == N_TTY_READ_BUFFER_BYTES
+
+
+def test_what_was_sent_before_a_tty_is_opened_again_reaches_its_board(board: BarePty) -> None:
+    sent = b"x" * 6000
+    with opened(board) as tty:
+        os.write(tty.descriptor, sent)
+    with opened(board):
+        assert board.received(len(sent)) == sent
+
+
 def test_nothing_is_echoed_or_edited_once_it_is_open(board: BarePty) -> None:
     everything = bytes(range(256))
     with opened(board) as tty:
@@ -172,6 +189,20 @@ def test_the_lines_are_to_stay_as_they_are_at_close(board: BarePty) -> None:
 # --- closing
 
 
+def test_a_child_that_still_has_the_descriptor_keeps_neither_the_lock_nor_the_mark(
+    board: BarePty,
+) -> None:
+    Path(board.path).chmod(0o666)
+    with opened(board) as tty:
+        # As between fork and exec, when a descriptor that is closed on exec is open still.
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[tty.descriptor])
+    try:
+        with unprivileged(), opened(board) as again:
+            assert again.is_open
+    finally:
+        child.communicate()
+
+
 def test_closing_twice_closes_once(board: BarePty) -> None:
     with opened(board) as tty:
         tty.close()
@@ -189,20 +220,6 @@ def test_a_closed_tty_does_not_touch_who_has_its_number_now(board: BarePty) -> N
             tty.purge(receive=True, transmit=True)
         with pytest.raises((OSError, ValueError)):
             tty.set_break(True)
-def test_a_child_that_still_has_the_descriptor_keeps_neither_the_lock_nor_the_mark(
-    board: BarePty,
-) -> None:
-    Path(board.path).chmod(0o666)
-    with opened(board) as tty:
-        # As between fork and exec, when a descriptor that is closed on exec is open still.
-        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[tty.descriptor])
-    try:
-        with unprivileged(), opened(board) as again:
-            assert again.is_open
-    finally:
-        child.communicate()
-
-
 
 
 def test_a_vanished_tty_is_closed_without_an_error(board: BarePty) -> None:
