@@ -16,7 +16,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import serial
@@ -69,8 +69,8 @@ _TERMIOS2_BYTES = 44
 _CMSPAR = 0o10000000000
 _TIOCSBRK, _TIOCCBRK = 0x5427, 0x5428  # asm-generic/ioctls.h; termios does not know them
 
-#: A pty carries bytes, not bits: any framing and any flow control is taken to be in force on it.
-#: Told of one, the kernel refuses it.
+#: A pty carries bytes of 8 bits. The kernel refuses a parity and fewer data bits on it, and takes
+#: stop bits and flow control: the far end can read both, and XON/XOFF stops the sender.
 _PTY_SLAVE_MAJORS = range(136, 144)
 
 #: What else TIOCMSET carries: serial8250 stops its interrupts when OUT2 goes.
@@ -189,9 +189,9 @@ class Tty(serial.Serial):
             # would keep the lock and the mark, and a pty keeps the mark until its far end closes.
             with contextlib.suppress(OSError):
                 fcntl.ioctl(self.descriptor, termios.TIOCNXCL)
-        descriptor, self.descriptor, self.fd = self.descriptor, -1, None
             with contextlib.suppress(OSError):
                 fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        descriptor, self.descriptor, self.fd = self.descriptor, -1, None
         with contextlib.suppress(OSError):
             os.close(descriptor)
 
@@ -299,10 +299,10 @@ class Tty(serial.Serial):
         Its properties would write each to the tty by itself.
         """
         self._baudrate = settings.baudrate
-        if self._is_pty:
-            return
-        self._bytesize = settings.bytesize
-        self._parity = _PARITIES[settings.parity]
+        # A pty would refuse them together with all else that is set at the same time.
+        if not self._is_pty:
+            self._bytesize = settings.bytesize
+            self._parity = _PARITIES[settings.parity]
         self._stopbits = _STOPBITS[settings.stopbits]
         self._rtscts = settings.flow_control is FlowControl.RTSCTS
         self._xonxoff = settings.flow_control is FlowControl.XONXOFF
@@ -312,14 +312,16 @@ class Tty(serial.Serial):
         speed = _output_speed(self.descriptor)
         if abs(speed - wanted.baudrate) <= wanted.baudrate * _SPEED_TOLERANCE:
             speed = wanted.baudrate
-        if self._is_pty:
-            return replace(wanted, baudrate=speed)
         iflag, _, cflag, _, _, _, _ = termios.tcgetattr(self.descriptor)
+        bytesize, parity = _BYTESIZES[cflag & termios.CSIZE], _parity_of(cflag)
+        if self._is_pty and self._location.open_lines is not None:
+            # A simulated board comes with a simulated UART, which has any framing.
+            bytesize, parity = wanted.bytesize, wanted.parity
         return SerialSettings(
             baudrate=speed,
-            bytesize=_BYTESIZES[cflag & termios.CSIZE],
-            parity=_parity_of(cflag),
-            stopbits=_stopbits_of(cflag),
+            bytesize=bytesize,
+            parity=parity,
+            stopbits=_stopbits_of(cflag, bytesize),
             flow_control=_flow_control_of(iflag, cflag),
         )
 
@@ -336,18 +338,18 @@ def _make_raw(fd: int) -> None:
     those of USB devices can't (docs/operations.md, "Local tools").
     """
     attributes = termios.tcgetattr(fd)
+    has_echoed = attributes[3] & termios.ECHO
     attributes[0] &= ~(termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.ICRNL)
     attributes[0] &= ~(termios.INLCR | termios.IGNCR | termios.IGNBRK | termios.IXON)
-    has_echoed = attributes[3] & termios.ECHO
     attributes[1] &= ~termios.OPOST
     attributes[2] = attributes[2] & ~termios.HUPCL | termios.CLOCAL | termios.CREAD
     attributes[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON)
     attributes[3] &= ~(termios.ISIG | termios.IEXTEN)
     termios.tcsetattr(fd, termios.TCSANOW, attributes)
-
-
     if has_echoed:  # on a tty that was raw, only bytes that were meant for the board are queued
         termios.tcflush(fd, termios.TCOFLUSH)
+
+
 def _output_speed(fd: int) -> int:
     buffer = bytearray(_TERMIOS2_BYTES)
     fcntl.ioctl(fd, _TCGETS2, buffer)
@@ -363,11 +365,11 @@ def _parity_of(cflag: int) -> Parity:
     return Parity.ODD if cflag & termios.PARODD else Parity.EVEN
 
 
-def _stopbits_of(cflag: int) -> StopBits:
+def _stopbits_of(cflag: int, bytesize: int) -> StopBits:
     """CSTOPB means 1.5 stop bits with 5 data bits and 2 with more, as UARTs have it."""
     if not cflag & termios.CSTOPB:
         return StopBits.ONE
-    return StopBits.ONE_POINT_FIVE if cflag & termios.CSIZE == termios.CS5 else StopBits.TWO
+    return StopBits.ONE_POINT_FIVE if bytesize == 5 else StopBits.TWO
 
 
 def _flow_control_of(iflag: int, cflag: int) -> FlowControl:

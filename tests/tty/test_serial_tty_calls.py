@@ -17,6 +17,19 @@ from gateway.tty.serial_tty import Tty, TtyLocation
 from tests.support.bare_pty import LIMIT_S, BarePty
 
 SETTINGS = SerialSettings()
+TWO_STOP_BITS = replace(SETTINGS, stopbits=StopBits.TWO)
+RTSCTS = replace(SETTINGS, flow_control=FlowControl.RTSCTS)
+XONXOFF = replace(SETTINGS, flow_control=FlowControl.XONXOFF)
+
+
+class NoLines:
+    """The lines of a simulated board, of which nothing is to be seen here."""
+
+    def set_lines(self, dtr: bool, rts: bool) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -55,23 +68,72 @@ def test_the_settings_in_force_after_open_are_those_asked_for(board: BarePty) ->
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    ("wanted", "in_force"),
     [
-        replace(SETTINGS, bytesize=7, parity=Parity.EVEN),
-        replace(SETTINGS, parity=Parity.MARK, stopbits=StopBits.TWO),
-        replace(SETTINGS, flow_control=FlowControl.RTSCTS),
-        replace(SETTINGS, flow_control=FlowControl.XONXOFF),
+        (replace(SETTINGS, bytesize=7, parity=Parity.EVEN), SETTINGS),
+        (replace(SETTINGS, parity=Parity.MARK), SETTINGS),
+        (replace(SETTINGS, stopbits=StopBits.ONE_POINT_FIVE), TWO_STOP_BITS),
+        (TWO_STOP_BITS, TWO_STOP_BITS),
+        (replace(TWO_STOP_BITS, baudrate=9600, bytesize=5), replace(TWO_STOP_BITS, baudrate=9600)),
+        (RTSCTS, RTSCTS),
+        (XONXOFF, XONXOFF),
     ],
 )
-def test_a_pty_takes_any_framing_and_stays_transparent(
-    board: BarePty, wanted: SerialSettings
+def test_a_pty_has_what_the_kernel_can_set_on_it(
+    board: BarePty, wanted: SerialSettings, in_force: SerialSettings
 ) -> None:
     with opened(board) as tty:
-        assert tty.apply(wanted) == wanted
+        assert tty.apply(wanted) == tty.in_force == in_force
+        # What the far end, QEMU or socat for instance, can read of it.
+        iflag, _, cflag, *_ = termios.tcgetattr(board.master)
+        assert bool(cflag & termios.CSTOPB) == (in_force.stopbits is StopBits.TWO)
+        assert bool(cflag & termios.CRTSCTS) == (in_force == RTSCTS)
+        assert iflag & (termios.IXON | termios.IXOFF) in (0, termios.IXON | termios.IXOFF)
+        assert bool(iflag & termios.IXON) == (in_force == XONXOFF)
+        assert tty.apply(SETTINGS) == SETTINGS
+
+
+@pytest.mark.parametrize("flow_control", [SETTINGS, RTSCTS])
+def test_a_pty_is_transparent_without_software_flow_control(
+    board: BarePty, flow_control: SerialSettings
+) -> None:
+    with opened(board) as tty:
+        tty.apply(flow_control)
         os.write(tty.descriptor, b"\x11\x13\xff")
         assert board.received(3) == b"\x11\x13\xff"
         board.send(b"\x11\x13\xff")
         assert os.read(tty.descriptor, 10) == b"\x11\x13\xff"
+
+
+@pytest.mark.parametrize("ends", ["with XON", "with flow control"])
+def test_xoff_on_a_pty_stops_what_is_sent(board: BarePty, ends: str) -> None:
+    with opened(board) as tty:
+        tty.apply(XONXOFF)
+        board.send(b"\x13.")
+        assert os.read(tty.descriptor, 10) == b"."  # XOFF is not the board's output
+        with pytest.raises(BlockingIOError):
+            os.write(tty.descriptor, b"held")
+        assert not board.has_received_more()
+        if ends == "with XON":
+            board.send(b"\x11.")
+        else:
+            tty.apply(SETTINGS)
+        os.write(tty.descriptor, b"sent")
+        assert board.received(4) == b"sent"
+
+
+def test_a_simulated_board_has_any_framing_like_the_bridge_that_it_stands_for(
+    board: BarePty,
+) -> None:
+    tty = Tty(TtyLocation(board.path, NoLines), SETTINGS)
+    tty.open()
+    for wanted in (
+        replace(SETTINGS, bytesize=7, parity=Parity.EVEN),
+        replace(SETTINGS, bytesize=5, parity=Parity.MARK, stopbits=StopBits.ONE_POINT_FIVE),
+        replace(XONXOFF, parity=Parity.ODD, stopbits=StopBits.TWO),
+    ):
+        assert tty.apply(wanted) == wanted
+    tty.close()
 
 
 def test_refused_settings_leave_the_old_in_force(board: BarePty) -> None:
