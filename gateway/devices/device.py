@@ -20,6 +20,7 @@ from gateway.devices.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasSt
 from gateway.devices.end_of_use import HANDOVER_S, EndOfUse
 from gateway.devices.local_use import LocalUse
 from gateway.devices.output_log import OutputLog, open_log
+from gateway.devices.progress_limit import ProgressLimit
 from gateway.devices.recorder import Recorder
 from gateway.devices.sharing import Arrival, DeviceUser, Users
 from gateway.devices.waiting_line import WaitingLine
@@ -154,10 +155,13 @@ class Device(DeviceControls, HasState):
         if user in self._waiting and self.state is DeviceState.ABSENT:
             self._log.info("client_waits", client=user.label, reason=self.reason)
 
-    def detach(self, user: DeviceUser, *, resets: bool = True) -> None:
+    def detach(
+        self, user: DeviceUser, *, resets: bool = True, after: ProgressLimit | None = None
+    ) -> None:
         """Give the device back, or stop asking for it; what was written is still sent.
 
-        `resets` False leaves out what `on_disconnect` asks for.
+        `resets` False leaves out what `on_disconnect` asks for. `after` is the limit under which
+        the user's bytes were sent after its client had disconnected; it goes on.
         """
         self._waiting.drop(user)
         if not self.users.leave(user):  # others drive it
@@ -166,7 +170,8 @@ class Device(DeviceControls, HasState):
         elif self.state is DeviceState.AWAY:
             self._nobody_drives_away()
         else:
-            self._begin_release(is_hurried=False, resets=resets and self._resets_at_end)
+            resets = resets and self._resets_at_end
+            self._begin_release(is_hurried=False, resets=resets, after=after)
 
     def hold_output(self, user: DeviceUser, held: bool) -> None:
         """`user` takes no output for now (True), or takes it again.
@@ -276,13 +281,15 @@ class Device(DeviceControls, HasState):
             else:
                 self._port.resume_reading()
 
-    def _begin_release(self, *, is_hurried: bool, resets: bool) -> None:
+    def _begin_release(
+        self, *, is_hurried: bool, resets: bool, after: ProgressLimit | None = None
+    ) -> None:
         """Bring the device back to where the next user expects it."""
         self._port.grace_s = self._config.grace_s if self.users else 0.0
         self.lines_set_by = None
         self._enter(DeviceState.RELEASING)
         self._port.resume_reading()
-        self._end.begin(self._become_idle, is_hurried=is_hurried, resets=resets)
+        self._end.begin(self._become_idle, is_hurried=is_hurried, resets=resets, after=after)
 
     def _become_idle(self) -> None:
         if not self._is_away and not self._shall_be_open:

@@ -12,12 +12,22 @@ import structlog
 
 from gateway import clock
 from gateway.devices.device_controls import DeviceControls
-from gateway.devices.progress_limit import ProgressLimit
+from gateway.devices.progress_limit import Limits, ProgressLimit
 from gateway.protocol.serial_settings import SerialSettings
 
-#: How long a board may take none of the bytes of a client that has left, which keep the port from
-#: the next; while it takes some, they are let out.
+#: How long a board may take none of the bytes of a client that has disconnected. They keep the port
+#: from the next client, and are sent as long as the board takes some of them.
 FINISH_LIMIT_S = 10.0
+#: The kernel tells of progress in steps, of 1280 bytes with cdc_acm. Below 2560 baud a board may
+#: take bytes all the time and show none for longer than FINISH_LIMIT_S.
+_STEP_BYTES = 1280
+
+#: How long they may take in all: a board that takes a byte now and then keeps nobody out for hours.
+FINISH_LONGEST_S = 600.0
+#: What may wait for a board when its client has left (docs/rfc2217.md, bounds). Below 15300 baud,
+#: twice its time on the wire is longer than FINISH_LONGEST_S, and is allowed.
+_MOST_WAITING_BYTES = 458752
+_BITS_PER_BYTE = 10
 
 #: How long they are let out where another is to have the device at once. Also how long a new user
 #: waits for the one before to be gone: a client that ends one connection and starts the next at
@@ -37,15 +47,23 @@ class EndOfUse:
         self._device = device
         self._settings = settings
         self._log = log
-        self._limit = ProgressLimit(lambda: device.taken_bytes, FINISH_LIMIT_S, self.drop_unsent)
+        self._limit = finish_limit(device, self.drop_unsent)
         self._hurry: clock.Timer | None = None
 
-    def begin(self, done: Callable[[], None], *, is_hurried: bool, resets: bool) -> None:
-        """Let out what was written while the board takes it; `done` when the next may come.
+    def begin(
+        self,
+        done: Callable[[], None],
+        *,
+        is_hurried: bool,
+        resets: bool,
+        after: ProgressLimit | None = None,
+    ) -> None:
+        """Send what was written while the board takes it; call `done` when the next may come.
 
         It is not called when the device is lost before. `is_hurried` is as if `hurry` was called.
+        `after` is the limit of the session that has left: its time counts.
         """
-        self._limit.start()
+        self._limit.start(after)
         if is_hurried:
             self.hurry()
         self._device.when_sent(lambda: self._sent(done, resets=resets))
@@ -77,3 +95,16 @@ class EndOfUse:
     def _bring_back(self, done: Callable[[], None]) -> None:
         self.cancel()
         self._device.bring_back(self._settings, done)
+
+
+def finish_limit(device: DeviceControls, given_up: Callable[[], None]) -> ProgressLimit:
+    """The limit for the bytes of a client that has disconnected."""
+
+    def limits() -> Limits:
+        s_per_byte = _BITS_PER_BYTE / max(device.status.settings.baudrate, 1)
+        return Limits(
+            stall_s=max(FINISH_LIMIT_S, 2 * _STEP_BYTES * s_per_byte),
+            longest_s=max(FINISH_LONGEST_S, 2 * _MOST_WAITING_BYTES * s_per_byte),
+        )
+
+    return ProgressLimit(lambda: device.taken_bytes, limits, given_up)

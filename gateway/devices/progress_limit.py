@@ -1,44 +1,67 @@
-"""Gives something up that does not move any more, however long it may take while it moves.
+"""Gives up what has stopped moving, or takes too long in all.
 
-What moves is told by whoever waits for it.
+Progress is reported by a function of the code that waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gateway import clock
 
-#: How often it is looked at. What stands still is given up so much later at most.
+#: How often progress is looked at: a stall is noticed so much later at most.
 _LOOK_S = 1.0
 
 
-class ProgressLimit:
-    """Calls `stalled`, once, when `moved()` has been the same for `limit_s`; made on the loop.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long to wait: `stall_s` without progress, `longest_s` in all."""
 
-    From `start` to `stop`.
+    stall_s: float
+    longest_s: float
+
+
+class ProgressLimit:
+    """Calls `given_up`, once, when `moved()` has not changed for `limits().stall_s`, or when
+    `limits().longest_s` have passed since the start.
+
+    For the loop's thread. Active from `start` to `stop`.
     """
 
     def __init__(
-        self, moved: Callable[[], int], limit_s: float, stalled: Callable[[], None]
+        self,
+        moved: Callable[[], int],
+        limits: Callable[[], Limits],
+        given_up: Callable[[], None],
     ) -> None:
         self._moved = moved
-        self._limit_s = limit_s
-        self._stalled = stalled
+        self._limits = limits
+        self._given_up = given_up
+        self._began_at: float | None = None
         self._seen = 0
         self._stands_since = 0.0
         self._timer: clock.Timer | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether it is looked at."""
+        """Whether it is between `start` and `stop`."""
         return self._timer is not None
 
-    def start(self) -> None:
-        """Look from now on; nothing changes if that is so already."""
-        if self._timer is None:
-            self._seen, self._stands_since = self._moved(), clock.time()
-            self._look_later()
+    def start(self, after: ProgressLimit | None = None) -> None:
+        """Begin, unless it is running; count from the start of `after`, if that has begun.
+
+        `after` must have the same measure of progress.
+        """
+        if self._timer is not None:
+            return
+        if after is not None and after._began_at is not None:
+            self._began_at = after._began_at
+            self._seen, self._stands_since = after._seen, after._stands_since
+        else:
+            self._began_at = self._stands_since = clock.time()
+            self._seen = self._moved()
+        self._look_later()
 
     def stop(self) -> None:
         """Look no more."""
@@ -47,15 +70,20 @@ class ProgressLimit:
             self._timer = None
 
     def _look_later(self) -> None:
-        at = min(clock.time() + _LOOK_S, self._stands_since + self._limit_s)
+        at = min(clock.time() + _LOOK_S, self._ends_at())
         self._timer = clock.call_at(at, self._look)
+
+    def _ends_at(self) -> float:
+        limits = self._limits()
+        assert self._began_at is not None
+        return min(self._stands_since + limits.stall_s, self._began_at + limits.longest_s)
 
     def _look(self) -> None:
         now, moved = clock.time(), self._moved()
         if moved != self._seen:
             self._seen, self._stands_since = moved, now
-        elif now >= self._stands_since + self._limit_s:
+        if now >= self._ends_at():
             self._timer = None
-            self._stalled()
-            return
-        self._look_later()
+            self._given_up()
+        else:
+            self._look_later()

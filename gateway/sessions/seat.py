@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gateway.devices.device import Device
+from gateway.devices.progress_limit import ProgressLimit
 from gateway.devices.sharing import DeviceUser
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.reset import BOTH, Lines
@@ -81,9 +82,12 @@ class Seat:
         if kept.lines == BOTH:
             self._device.set_lines(lambda: None, dtr=True, rts=True)
 
-    def leave(self, user: DeviceUser) -> None:
-        """The client leaves; where others stay, what it has set last goes back to rest."""
-        self._device.detach(user)
+    def leave(self, user: DeviceUser, after: ProgressLimit) -> None:
+        """The client leaves; where others stay, what it has set last goes back to rest.
+
+        `after` is the limit for the bytes of a client that has disconnected.
+        """
+        self._device.detach(user, after=after)
         if self._device.lines_set_by is self:
             self._device.release_lines()
 

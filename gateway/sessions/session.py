@@ -19,8 +19,7 @@ import structlog
 from gateway import clock
 from gateway.config.choices import ClientLimits
 from gateway.devices.device import Device
-from gateway.devices.end_of_use import FINISH_LIMIT_S
-from gateway.devices.progress_limit import ProgressLimit
+from gateway.devices.end_of_use import finish_limit
 from gateway.errors import ClientError, DeviceError
 from gateway.sessions.client_doubt import ClientDoubt
 from gateway.sessions.client_output import ClientOutput
@@ -94,10 +93,8 @@ class Session(asyncio.BufferedProtocol):
         self._identified = False
         self._connected = False
         self._look_timer: clock.Timer | None = None
-        self._finish_limit = ProgressLimit(
-            lambda: device.taken_bytes,
-            FINISH_LIMIT_S,
-            lambda: self.close("left, and the board takes no bytes"),
+        self._finish_limit = finish_limit(
+            device, lambda: self.close("disconnected; board not accepting data")
         )
         self._abort_timer: clock.Timer | None = None
 
@@ -344,7 +341,7 @@ class Session(asyncio.BufferedProtocol):
         self._watch.stop()
         self._doubt.stop()
         self._requests.close()
-        self._seat.leave(self)
+        self._seat.leave(self, self._finish_limit)
 
     def _hang_up(self) -> None:
         """End the connection when the client has got all that was written to it."""

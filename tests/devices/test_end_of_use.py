@@ -9,6 +9,8 @@ from structlog.testing import capture_logs
 
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.end_of_use import FINISH_LIMIT_S, HANDOVER_S, EndOfUse
+from gateway.protocol.access_server import PortStatus
+from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
 from tests.support.pty_board import LoopClock
 
@@ -22,6 +24,10 @@ class SlowBoard(DeviceControls):
         self.asked: list[str] = []
         self.waiting_bytes = 100
         self.sent: Callable[[], None] = lambda: None
+
+    @property
+    def status(self) -> PortStatus:
+        return PortStatus(SETTINGS, IDLE, break_on=False)
 
     @property
     def unsent_bytes(self) -> int:

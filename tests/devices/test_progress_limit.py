@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.devices.progress_limit import ProgressLimit
+from gateway.devices.progress_limit import Limits, ProgressLimit
 from tests.support.pty_board import LoopClock
 
 LIMIT_S = 10.0
+LONGEST_S = 100.0
 
 
 class Moving:
@@ -14,7 +15,8 @@ class Moving:
     def __init__(self) -> None:
         self.moved = 0
         self.given_up = 0
-        self.limit = ProgressLimit(lambda: self.moved, LIMIT_S, self.give_up)
+        self.limits = Limits(LIMIT_S, LONGEST_S)
+        self.limit = ProgressLimit(lambda: self.moved, lambda: self.limits, self.give_up)
 
     def give_up(self) -> None:
         self.given_up += 1
@@ -63,3 +65,48 @@ async def test_nothing_is_given_up_before_the_start_and_after_the_stop() -> None
         await clock.advance(LIMIT_S - 0.1)
         assert not moving.given_up
         moving.limit.stop()
+
+
+async def test_what_moves_all_the_time_is_given_up_when_it_takes_too_long_in_all() -> None:
+    with LoopClock() as clock:
+        moving = Moving()
+        moving.limit.start()
+        for second in range(round(LONGEST_S)):
+            assert not moving.given_up, second
+            moving.moved += 1
+            await clock.advance(1.0)
+        assert moving.given_up == 1
+
+
+async def test_a_limit_that_follows_another_counts_its_time() -> None:
+    with LoopClock() as clock:
+        first, second = Moving(), Moving()
+        first.limit.start()
+        await clock.advance(LIMIT_S - 1.0)
+        first.limit.stop()
+        second.limit.start(first.limit)
+        await clock.advance(0.9)
+        assert not second.given_up
+        await clock.advance(0.2)
+        assert second.given_up == 1
+
+
+async def test_a_limit_that_follows_one_that_never_began_counts_from_its_own_start() -> None:
+    with LoopClock() as clock:
+        first, second = Moving(), Moving()
+        await clock.advance(LIMIT_S)
+        second.limit.start(first.limit)
+        await clock.advance(LIMIT_S - 0.1)
+        assert not second.given_up
+        second.limit.stop()
+
+
+async def test_limits_that_change_count_from_then_on() -> None:
+    with LoopClock() as clock:
+        moving = Moving()
+        moving.limit.start()
+        moving.limits = Limits(3 * LIMIT_S, LONGEST_S)
+        await clock.advance(2.9 * LIMIT_S)
+        assert not moving.given_up
+        await clock.advance(0.2 * LIMIT_S)
+        assert moving.given_up == 1

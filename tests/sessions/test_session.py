@@ -48,6 +48,7 @@ ONE_READ_BYTES = 2 * 65536
 MUCH = random.Random(1).randbytes(
     int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2]) + 2_000_000
 )
+SLOW, FAST = SerialSettings(baudrate=300), SerialSettings(baudrate=921600)
 STATUS_LINE = b"\r\ndesk: 115200 8N1, DTR off, RTS off\r\n"
 
 
@@ -517,7 +518,7 @@ async def test_a_client_that_leaves_while_it_is_not_read_is_noticed(tmp_path: Pa
                     await clock.advance(1.0)
             assert board.lines[-2:] == [RESET, IDLE]
     ends = [entry for entry in logs if entry["event"] == "client_disconnected"]
-    assert [entry["reason"] for entry in ends] == ["left, and the board takes no bytes"]
+    assert [entry["reason"] for entry in ends] == ["disconnected; board not accepting data"]
     assert [entry["event"] for entry in logs].count("unsent_dropped") == 1
 
 
@@ -538,6 +539,64 @@ async def test_a_client_that_leaves_at_once_has_all_sent_that_a_slow_board_takes
                 assert clock.now_s - began > 60.0
             await served.until_idle()
             assert board.received == sent
+    assert "unsent_dropped" not in [entry["event"] for entry in logs]
+
+
+@pytest.mark.parametrize("sent_bytes", [50_000, 200_000, 300_000])
+async def test_a_port_is_free_ten_seconds_after_a_stuck_board_took_the_last_byte(
+    tmp_path: Path, sent_bytes: int
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, converse=RawPipe) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                session = await served.session()
+                await client.send(b"x" * sent_bytes)
+                await until(lambda: session.received_bytes == sent_bytes)
+                await turns(200)  # the kernel makes room in a pty a moment later
+            with LoopClock() as clock:
+                await until(lambda: not served.active)
+                await clock.advance(9.9)
+                assert served.device.state is not DeviceState.IDLE
+                await clock.advance(0.2)
+                await served.until_idle()
+            board.start_reading()
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(b"next")
+                await until(lambda: board.received.endswith(b"next"))
+
+
+async def test_a_board_that_takes_a_little_now_and_then_is_given_up_at_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.devices.end_of_use.FINISH_LONGEST_S", 30.0)
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board, settings=FAST, converse=RawPipe) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(b"x" * 300_000)
+            await until(lambda: served.device.sent_bytes > 65536)
+            with LoopClock() as clock:
+                began = clock.now_s
+                while served.device.state is not DeviceState.IDLE:
+                    board.read_some(16384)
+                    await clock.advance(4.0)
+                assert 28.0 <= clock.now_s - began <= 36.0
+    assert "unsent_dropped" in [entry["event"] for entry in logs]
+
+
+async def test_a_board_at_a_low_baud_rate_has_more_time_for_each_step(tmp_path: Path) -> None:
+    sent = b"x" * 250_000
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with serving(board, settings=SLOW, converse=RawPipe) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(sent)
+            await until(lambda: served.device.sent_bytes > 65536)
+            with LoopClock() as clock:
+                while served.device.state is not DeviceState.IDLE:
+                    board.read_some(16384)
+                    for _ in range(15):  # 10 s without progress are too long at 115200 baud
+                        await clock.advance(2.0)
+            board.start_reading()  # what the kernel has taken
+            await until(lambda: board.received == sent)
     assert "unsent_dropped" not in [entry["event"] for entry in logs]
 
 
