@@ -38,7 +38,8 @@ class ProgressLimit:
         self._moved = moved
         self._limits = limits
         self._given_up = given_up
-        self._began_at: float | None = None
+        self._has_begun = False
+        self._began_at = 0.0
         self._seen = 0
         self._stands_since = 0.0
         self._timer: clock.Timer | None = None
@@ -55,7 +56,8 @@ class ProgressLimit:
         """
         if self._timer is not None:
             return
-        if after is not None and after._began_at is not None:
+        self._has_begun = True
+        if after is not None and after._has_begun:
             self._began_at = after._began_at
             self._seen, self._stands_since = after._seen, after._stands_since
         else:
@@ -75,7 +77,6 @@ class ProgressLimit:
 
     def _ends_at(self) -> float:
         limits = self._limits()
-        assert self._began_at is not None
         return min(self._stands_since + limits.stall_s, self._began_at + limits.longest_s)
 
     def _look(self) -> None:

@@ -82,10 +82,10 @@ class Seat:
         if kept.lines == BOTH:
             self._device.set_lines(lambda: None, dtr=True, rts=True)
 
-    def leave(self, user: DeviceUser, after: ProgressLimit) -> None:
+    def leave(self, user: DeviceUser, after: ProgressLimit | None = None) -> None:
         """The client leaves; where others stay, what it has set last goes back to rest.
 
-        `after` is the limit for the bytes of a client that has disconnected.
+        `after` is the limit for the bytes of a client that has disconnected, if it has one.
         """
         self._device.detach(user, after=after)
         if self._device.lines_set_by is self:
