@@ -12,12 +12,17 @@ ESPTOOL4_VERSION := 4.8.1
 # In an environment of its own: it brings a pyserial of its own.
 LABGRID_VERSION := 26.0.1
 
+# Source packages of others, for their own test suites.
+PEERS := .peers
+PYSERIAL_VERSION := 3.5
+
 PIP_INSTALL := pip install --quiet --disable-pip-version-check
 
 # Tests find esptool and the other tools on PATH, as their users do.
 TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
 	ESPTOOL4="$(CURDIR)/$(VENV4)/bin/esptool.py" \
-	LABGRID="$(CURDIR)/$(VENV_LABGRID)/bin"
+	LABGRID="$(CURDIR)/$(VENV_LABGRID)/bin" \
+	PYSERIAL_SUITE="$(CURDIR)/$(PEERS)/pyserial-$(PYSERIAL_VERSION)/test"
 
 # Clients over RFC 2217 wait most of their time, so several tests at once take the time of one. Who
 # is done takes tests from who is not: else one process has the slow ones of a folder to itself.
@@ -28,6 +33,7 @@ RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
 LABGRID_STAMP := $(VENV_LABGRID)/.installed-$(LABGRID_VERSION)
+PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -39,10 +45,10 @@ help: ## show this list
 run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
 	@$(VENV)/bin/esp-gateway demo
 
-test: lint $(LABGRID_STAMP) ## formatting, lint, types and all tests but the slow ones
+test: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## formatting, lint, types and all tests but the slow ones
 	@$(TEST_ENV) $(PYTEST) -m "not slow"
 
-test-all: lint $(LABGRID_STAMP) ## the same with the tests that take minutes
+test-all: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## the same with the tests that take minutes
 	@$(TEST_ENV) $(PYTEST)
 
 lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
@@ -73,7 +79,7 @@ bench-quick: $(TEST_STAMP) ## the most important of it in under a minute, printe
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks --quick
 
 clean: ## remove what make and the tests have made
-	rm -rf $(VENV) $(VENV4) $(VENV_LABGRID) build dist *.egg-info fuzz-failures
+	rm -rf $(VENV) $(VENV4) $(VENV_LABGRID) $(PEERS) build dist *.egg-info fuzz-failures
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -117,3 +123,12 @@ $(LABGRID_STAMP):
 	@$(PYTHON) -m venv $(VENV_LABGRID)
 	@if $(VENV_LABGRID)/bin/$(PIP_INSTALL) --only-binary grpcio labgrid==$(LABGRID_VERSION); \
 		then touch $@; else echo "not installed: its tests are skipped"; fi
+
+# Its wheel leaves the tests out.
+$(PYSERIAL_STAMP): $(TEST_STAMP)
+	@echo "fetching pyserial's own tests into $(PEERS)"
+	@mkdir -p $(PEERS)
+	@if $(VENV)/bin/pip download --quiet --disable-pip-version-check --no-deps --no-binary pyserial \
+		--dest $(PEERS) pyserial==$(PYSERIAL_VERSION) && \
+		tar -xzf $(PEERS)/pyserial-$(PYSERIAL_VERSION).tar.gz -C $(PEERS); \
+		then touch $@; else echo "not fetched: its tests are skipped"; fi

@@ -39,7 +39,7 @@ _PARITIES = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
 _STOPSIZES = {1: 1, 1.5: 3, 2: 2}
 
 #: Where pyserial keeps what the server is told.
-_SETTINGS = ("_baudrate", "_bytesize", "_parity", "_stopbits", "_xonxoff", "_rtscts")
+_SETTINGS = ("_baudrate", "_bytesize", "_parity", "_stopbits", "_xonxoff", "_rtscts", "_rs485_mode")
 
 #: A server may tell what its UART makes of a baud rate; more than this no receiver bears.
 _MOST_BAUD_ERROR = 0.03
@@ -64,6 +64,7 @@ class Serial(SerialBase):
     _xonxoff: bool
     _rtscts: bool
     _dsrdtr: bool
+    _rs485_mode: object | None
     _timeout: float | None
     _write_timeout: float | None
     _inter_byte_timeout: float | None
@@ -149,6 +150,8 @@ class Serial(SerialBase):
             raise ValueError(f"invalid baudrate: {self._baudrate!r}")
         if self._rtscts and self._xonxoff:
             raise ValueError("xonxoff and rtscts together are not supported")
+        if self._rs485_mode is not None:
+            raise ValueError("rs485_mode can't be set over RFC 2217: configure the server's port")
         flow = Control.FLOW_NONE
         if self._rtscts:
             flow = Control.FLOW_HARDWARE
@@ -193,16 +196,6 @@ class Serial(SerialBase):
             self._postponed = False
         if self.is_open:
             self._reconfigure_port()
-
-    @property
-    def rs485_mode(self) -> None:
-        """None: RFC 2217 has no words for RS-485."""
-        return
-
-    @rs485_mode.setter
-    def rs485_mode(self, settings: object) -> None:
-        if settings is not None:
-            raise ValueError("rs485_mode can't be set over RFC 2217; the server's port decides")
 
     # Lines.
 

@@ -16,7 +16,8 @@
  *                        sent there as `lines <dtr> <rts> <monotonic ns>`
  *  MODEM_SHIM_ICOUNT_FILE  up to 11 numbers, cts dsr rng dcd rx tx frame overrun parity brk
  *                        buf_overrun, for TIOCGICOUNT; zeros without it
- *  MODEM_SHIM_MODEM_FILE  a number: the board's side of TIOCMGET; none of its lines without it
+ *  MODEM_SHIM_MODEM_FILE  a number: the board's side of TIOCMGET; none of its lines without it;
+ *                        `loop` is a loopback plug: CTS follows RTS, DSR and CD follow DTR
  *  MODEM_SHIM_OUTQ_FILE  a number for TIOCOUTQ: what the driver has not sent yet; a pty's own
  *                        is always 0
  *  MODEM_SHIM_LSR_FILE   a number for TIOCSERGETLSR, which fails without it as on many drivers
@@ -451,6 +452,14 @@ static void describe_lines(char *text, size_t size, int bits)
 		snprintf(text + length, size - length, "%s0x%x", length ? "|" : "", others);
 }
 
+static bool has_loopback_plug(void)
+{
+	char text[8];
+
+	return read_file_of("MODEM_SHIM_MODEM_FILE", text, sizeof text) &&
+	       !strncmp(text, "loop", 4);
+}
+
 static int modem_ioctl(struct slot *slot, unsigned long request, const char *name, void *argument)
 {
 	struct device *device = slot->device;
@@ -460,7 +469,10 @@ static int modem_ioctl(struct slot *slot, unsigned long request, const char *nam
 	control_transfer(slot->path, device, name);
 	pthread_mutex_lock(&mutex);
 	if (request == TIOCMGET) {
-		if (!number_of("MODEM_SHIM_MODEM_FILE", bits))
+		if (has_loopback_plug())
+			*bits = (device->rts ? TIOCM_CTS : 0) |
+				(device->dtr ? TIOCM_DSR | TIOCM_CD : 0);
+		else if (!number_of("MODEM_SHIM_MODEM_FILE", bits))
 			*bits = 0;
 		*bits |= (device->dtr ? TIOCM_DTR : 0) | (device->rts ? TIOCM_RTS : 0);
 	} else {

@@ -88,6 +88,10 @@ class Shim:
         """The board's lines in TIOCMGET: TIOCM_CTS and others."""
         _replace(self.modem, str(bits))
 
+    def plug_loopback(self) -> None:
+        """Connect RTS to CTS, and DTR to DSR and CD, as pyserial's test suite expects."""
+        _replace(self.modem, "loop")
+
     def set_unsent_bytes(self, count: int) -> None:
         """What TIOCOUTQ says that the driver has not sent."""
         _replace(self.unsent, str(count))
