@@ -102,6 +102,11 @@ class Service:
             unchanged=changes.unchanged,
         )
 
+    def reopen_logs(self) -> None:
+        """Open all log files of boards again by their names: they may have been moved."""
+        for port in self._ports:
+            port.device.reopen_log()
+
     async def stop(self) -> None:
         """End the sessions, release the lines, close the ports; bounded to less than 2 s."""
         self._stopping = True
@@ -243,7 +248,12 @@ async def serve(
     reloader = Reloader(
         load or (lambda: config), service.reload, report.reload_started, report.reload_ended
     )
-    loop.add_signal_handler(signal.SIGHUP, reloader.request)
+
+    def hang_up() -> None:
+        service.reopen_logs()
+        reloader.request()
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     status = StatusServer(status_path, service.snapshot) if status_path is not None else None
     report.start()
     try:

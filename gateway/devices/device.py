@@ -114,6 +114,11 @@ class Device(DeviceControls, HasState):
             self._enter(DeviceState.RELEASED, _UNTIL_NEEDED)
             self._serve_waiting()
 
+    def reopen_log(self) -> None:
+        """Open the log file again by its name: it may have been moved."""
+        if self._output_log is not None:
+            self._output_log.reopen()
+
     def look_again(self) -> None:
         """What is plugged in has changed, and may matter to this device."""
         in_use = self.state is not DeviceState.IDLE or bool(self.users)

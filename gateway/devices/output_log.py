@@ -1,7 +1,6 @@
-"""Writes what one board says to a file, a time in front of each line; bounded in every respect.
+"""Write the output of one board to its log file, with a time stamp in front of each line.
 
-On a thread of its own: a disk that is slow or full is felt by nobody. The file is put aside when
-it is large enough, and of those put aside a few are kept. What is kept in memory is `recorder`'s.
+A thread per file does it, so that a slow or full disk delays nothing else.
 """
 
 from __future__ import annotations
@@ -13,25 +12,32 @@ from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import structlog
 
 from gateway.config.choices import Recording
 
-#: What may wait for a slow disk; what comes beyond is dropped. 12 s of output at 921600 baud.
-MAX_WAITING_BYTES = 1 << 20
+#: What may wait for a slow or full disk; what comes beyond is dropped. 12 s of output at 921600
+#: baud.
+MAX_WAITING_BYTES: Final = 1 << 20
 
-#: How long a failed write keeps from the next try: what is written meanwhile is dropped.
-_RETRY_S = 5.0
+#: What is stamped and written at once: with one byte a line, stamps make 25 times as much of it.
+_BATCH_BYTES: Final = 1 << 16
+
+#: How long a failed write keeps from the next try.
+RETRY_S: Final = 5.0
 
 #: How long closing waits for the last bytes; a disk that does not answer is left behind.
-_CLOSE_LIMIT_S = 0.5
+_CLOSE_LIMIT_S: Final = 0.5
 
 
 class OutputLog:
-    """The log file of one board. `write` and `close` are for one thread.
+    """The log file of one board. `write`, `reopen` and `close` are for one thread.
 
-    A file that can't be written is logged once, until it can be again; nothing else comes of it.
+    A file that others have moved, deleted or truncated is noticed before the next write: what
+    follows goes to a new file at `path`. What can't be written is kept, up to MAX_WAITING_BYTES,
+    and tried again each RETRY_S. What is dropped is counted, logged, and noted in the file.
     """
 
     def __init__(
@@ -42,98 +48,167 @@ class OutputLog:
         log: structlog.typing.FilteringBoundLogger,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        self.dropped_bytes = 0
         self._path = path
         self._max_bytes = max_bytes
         self._keep = keep
         self._log = log
         self._now = now
-        self._lines = TimedLines()
         self._waiting: deque[tuple[datetime, bytes]] = deque()
-        self._waiting_bytes = 0
+        self._waiting_bytes = 0  # with the batch that is being written
+        self._is_full = False  # since a piece was dropped, until the thread has taken what waited
+        self._dropped_bytes = 0  # meanwhile
         self._changed = threading.Condition()
         self._closing = False
+        self._reopening = False
+        # From here on: used by the thread only.
+        self._lines = TimedLines()
+        self._batch = b""  # what has not been written yet of the last batch, stamped
+        self._batch_bytes = 0  # of the board in it
+        self._lost_bytes = 0  # noted in it
         self._failing = False
-        self._is_full = False
         self._fd = -1
+        self._identity = (0, 0)  # device and inode of the file that was opened last
+        self._lines_in = self._identity  # the same of the file that the last batch has gone to
         self._size = 0
         self._thread = threading.Thread(target=self._work, name=f"log {path.name}", daemon=True)
         self._thread.start()
 
     def write(self, data: bytes) -> None:
-        """The board has said `data` now; never waits."""
+        """Write `data`, received now; never waits."""
         with self._changed:
-            is_full = self._waiting_bytes + len(data) > MAX_WAITING_BYTES
-            if is_full:
-                self.dropped_bytes += len(data)
+            fits = self._waiting_bytes + len(data) <= MAX_WAITING_BYTES
+            begins_to_drop = not fits and not self._is_full
+            self._is_full = self._is_full or not fits
+            if self._is_full:
+                self._dropped_bytes += len(data)
             else:
                 self._waiting.append((self._now(), data))
                 self._waiting_bytes += len(data)
                 self._changed.notify()
-        if is_full and not self._is_full:
+        if begins_to_drop:
             self._log.warning("log_file_behind", path=str(self._path))
-        self._is_full = is_full
+
+    def reopen(self) -> None:
+        """Close the file and open it again by its name; a failed write is tried again now."""
+        with self._changed:
+            self._reopening = True
+            self._changed.notify()
 
     def close(self) -> None:
-        """Write what waits, within `_CLOSE_LIMIT_S`, and write nothing more."""
+        """Write what waits, within _CLOSE_LIMIT_S, and write nothing more."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join(_CLOSE_LIMIT_S)
+        if lost_bytes := self._waiting_bytes + self._dropped_bytes:
+            reason = "the port was stopped before the disk had taken all"
+            self._report_failure(reason, dropped_bytes=lost_bytes)
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                pieces, self._waiting = self._waiting, deque()
-                self._waiting_bytes = 0
+                self._changed.wait_for(self._has_work)
+                reopening, self._reopening = self._reopening, False
                 closing = self._closing
-            data = b"".join(self._lines.add(at, piece) for at, piece in pieces)
-            if data:
-                self._store(data)
-            if closing:
-                break
-        self._close_file()
-
-    def _store(self, data: bytes) -> None:
-        try:
-            while data:
-                if self._fd < 0:
+            try:
+                if reopening:
+                    self._close_file()
                     self._open_file()
-                room = max(self._max_bytes - self._size, 0)
-                if len(data) > room:
-                    # Whole lines, unless one alone is larger than the file may be.
-                    room = data.rfind(b"\n", 0, room) + 1 or (0 if self._size else room)
-                written = os.write(self._fd, data[:room]) if room else 0
-                self._size += written
-                data = data[written:]
-                if data and written == room:
-                    self._rotate()
-        except OSError as error:
-            self._failed(error, len(data))
-        else:
-            if self._failing:
-                self._failing = False
-                self._log.info("log_file_written_again", path=str(self._path))
-
-    def _failed(self, error: OSError, unwritten_bytes: int) -> None:
-        self.dropped_bytes += unwritten_bytes
+                self._write_batch()
+            except OSError as error:
+                self._close_file()
+                if closing:
+                    break
+                self._failed(error)
+            else:
+                if closing and not self._waiting:
+                    break
         self._close_file()
+
+    def _has_work(self) -> bool:
+        return self._has_data() or self._closing or self._reopening
+
+    def _has_data(self) -> bool:
+        return bool(self._waiting or self._batch)
+
+    def _write_batch(self) -> None:
+        """Write the rest of a batch that failed, or the next one. Raises OSError."""
+        self._look_at_file()
+        if self._fd < 0 and self._has_data():
+            self._open_file()
+        if not self._batch:
+            if self._identity != self._lines_in:
+                self._lines.restart()
+            self._take_batch()
+        while self._batch:
+            if self._fd < 0:
+                self._open_file()
+            room = max(self._max_bytes - self._size, 0)
+            if len(self._batch) > room:
+                # Whole lines, unless one alone is larger than the file may be.
+                room = self._batch.rfind(b"\n", 0, room) + 1 or (0 if self._size else room)
+            written = os.write(self._fd, self._batch[:room]) if room else 0
+            self._size += written
+            self._batch = self._batch[written:]
+            if self._batch and written == room:
+                self._rotate()
+        self._lines_in = self._identity
+        with self._changed:
+            self._waiting_bytes -= self._batch_bytes
+        self._batch_bytes = 0
+        if self._failing or self._lost_bytes:
+            path, lost_bytes = str(self._path), self._lost_bytes
+            self._failing, self._lost_bytes = False, 0
+            self._log.info("log_file_written_again", path=path, dropped_bytes=lost_bytes)
+
+    def _take_batch(self) -> None:
+        pieces = []
+        with self._changed:
+            while self._waiting and self._batch_bytes < _BATCH_BYTES:
+                pieces.append(self._waiting.popleft())
+                self._batch_bytes += len(pieces[-1][1])
+            if self._is_full and not self._waiting:
+                self._lost_bytes, self._dropped_bytes = self._dropped_bytes, 0
+                self._is_full = False
+        self._batch = b"".join(self._lines.add(at, piece) for at, piece in pieces)
+        if self._lost_bytes:
+            note = f"--- esp-gateway: {self._lost_bytes} bytes not written ---"
+            self._batch += self._lines.note(self._now(), note.encode())
+
+    def _failed(self, error: OSError) -> None:
+        """Log it once, and wait for a while, or until it is to be tried at once."""
         if not self._failing:
             self._failing = True
-            reason = (error.strerror or str(error)).lower()
-            self._log.error("log_file_not_written", path=str(self._path), reason=reason)
+            self._report_failure((error.strerror or str(error)).lower())
         with self._changed:
-            self._changed.wait_for(lambda: self._closing, _RETRY_S)
-            if not self._closing:
-                self.dropped_bytes += self._waiting_bytes
-                self._waiting.clear()
-                self._waiting_bytes = 0
+            self._changed.wait_for(lambda: self._closing or self._reopening, RETRY_S)
+
+    def _report_failure(self, reason: str, **keys: int) -> None:
+        self._log.error("log_file_not_written", path=str(self._path), reason=reason, **keys)
+
+    def _look_at_file(self) -> None:
+        """Close a file that is not at its path any longer; notice how long it is."""
+        if self._fd < 0:
+            return
+        try:
+            status = os.stat(self._path)  # noqa: PTH116 - a call less for each batch
+        except FileNotFoundError:
+            self._close_file()
+            return
+        if (status.st_dev, status.st_ino) != self._identity:
+            self._close_file()
+            return
+        if status.st_size < self._size:  # truncated
+            self._lines.restart()
+        self._size = status.st_size
 
     def _open_file(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        # O_NONBLOCK: a FIFO in its place is an error, not waited for.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         self._fd = os.open(self._path, flags, 0o640)
-        self._size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self._identity = status.st_dev, status.st_ino
+        self._size = status.st_size
         if self._size >= self._max_bytes:
             self._rotate()
             self._open_file()
@@ -172,6 +247,16 @@ class TimedLines:
 
     def __init__(self) -> None:
         self._at_start = True
+
+    def restart(self) -> None:
+        """Stamp what comes next: it begins a file."""
+        self._at_start = True
+
+    def note(self, at: datetime, text: bytes) -> bytes:
+        """A line of our own, behind whatever came before."""
+        end = b"" if self._at_start else b"\n"
+        self._at_start = True
+        return end + self.add(at, text + b"\n")
 
     def add(self, at: datetime, data: bytes) -> bytes:
         """`data`, received at `at`, as it goes into the file."""

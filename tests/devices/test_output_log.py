@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -43,7 +44,6 @@ def test_what_was_written_before_closing_is_in_the_file_behind_what_was_there(
     log.write(b"two\n")
     log.close()
     assert path.read_bytes() == b"before\n" + STAMP + b"one\n" + STAMP + b"two\n"
-    assert log.dropped_bytes == 0
 
 
 def test_the_file_is_put_aside_between_lines_and_the_oldest_go(tmp_path: Path) -> None:
@@ -75,10 +75,13 @@ def test_a_line_larger_than_the_file_is_cut(tmp_path: Path) -> None:
     assert sizes == {"desk.log": 74, "desk.log.1": 100, "desk.log.2": 100}
 
 
-def test_a_full_disk_is_logged_once_and_costs_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway.devices.output_log, "_RETRY_S", 0.0)
+def wait_for(condition: Callable[[], object]) -> None:
+    """Let the writing thread run until a condition holds."""
+    while not condition():
+        threading.Event().wait(0.001)
+
+
+def test_a_full_disk_is_logged_once_and_costs_nothing_else() -> None:
     path = Path("/dev/full")
     if not path.exists():
         pytest.skip("no /dev/full here")
@@ -86,32 +89,122 @@ def test_a_full_disk_is_logged_once_and_costs_nothing_else(
         log = OutputLog(path, 1 << 20, 0, structlog.get_logger(), lambda: AT)
         for _ in range(3):
             log.write(b"x\n")
-            while log._waiting:
-                threading.Event().wait(0.001)
+            log.reopen()
+            wait_for(lambda: not log._reopening)
         log.close()
-    assert [entry["event"] for entry in logs] == ["log_file_not_written"]
-    assert logs[0]["reason"] == "no space left on device"
-    assert log.dropped_bytes
+    assert [(entry["event"], entry["reason"]) for entry in logs] == [
+        ("log_file_not_written", "no space left on device"),
+        ("log_file_not_written", "the port was stopped before the disk had taken all"),
+    ]
+    assert logs[-1]["dropped_bytes"] == 6
 
 
-def test_a_file_that_can_be_written_again_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_what_comes_while_the_file_can_t_be_written_is_kept(
+    is_asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway.devices.output_log, "_RETRY_S", 0.0)
+    if not is_asked:
+        monkeypatch.setattr(gateway.devices.output_log, "RETRY_S", 0.001)
     path = tmp_path / "later" / "desk.log"
     with capture_logs() as logs:
         log = log_of(path)
-        log.write(b"lost\n")
-        while not logs:
-            threading.Event().wait(0.001)
+        log.write(b"one\n")
+        wait_for(lambda: logs)
+        log.write(b"two\n")
         path.parent.mkdir()
-        while not path.exists():
-            log.write(b"kept\n")
-            threading.Event().wait(0.001)
+        if is_asked:
+            log.reopen()
+        wait_for(lambda: len(logs) > 1)
         log.close()
     assert [entry["event"] for entry in logs] == ["log_file_not_written", "log_file_written_again"]
-    assert path.read_bytes().endswith(STAMP + b"kept\n")
-    assert b"lost" not in path.read_bytes()
+    assert logs[1]["dropped_bytes"] == 0
+    assert path.read_bytes() == STAMP + b"one\n" + STAMP + b"two\n"
+
+
+def test_what_is_dropped_is_counted_logged_and_noted_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway.devices.output_log, "MAX_WAITING_BYTES", 10)
+    path = tmp_path / "later" / "desk.log"
+    with capture_logs() as logs:
+        log = log_of(path)
+        log.write(b"kept")
+        wait_for(lambda: logs)
+        log.write(b"dropped\n")
+        log.write(b"3\n")  # would fit: but there is one gap, not many
+        path.parent.mkdir()
+        log.reopen()
+        wait_for(lambda: len(logs) > 2)
+        log.write(b"again\n")
+        log.close()
+    assert [entry["event"] for entry in logs] == [
+        "log_file_not_written",
+        "log_file_behind",
+        "log_file_written_again",
+    ]
+    assert logs[2]["dropped_bytes"] == 10
+    assert path.read_bytes() == b"".join(
+        STAMP + line
+        for line in (b"kept\n", b"--- esp-gateway: 10 bytes not written ---\n", b"again\n")
+    )
+
+
+def written(path: Path, content: bytes) -> Callable[[], bool]:
+    return lambda: path.exists() and path.read_bytes() == content
+
+
+def test_a_file_that_is_moved_away_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    path, moved = tmp_path / "desk.log", tmp_path / "moved.log"
+    log = log_of(path)
+    log.write(b"one\ntw")
+    wait_for(written(path, STAMP + b"one\n" + STAMP + b"tw"))
+    path.rename(moved)
+    log.write(b"o\n")
+    wait_for(written(path, STAMP + b"o\n"))
+    path.unlink()
+    log.write(b"three\n")
+    wait_for(written(path, STAMP + b"three\n"))
+    log.close()
+    assert moved.read_bytes() == STAMP + b"one\n" + STAMP + b"tw"
+
+
+def test_a_file_that_is_truncated_is_filled_again_and_put_aside_when_it_is_full(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "desk.log"
+    line = STAMP + b"123\n"
+    log = log_of(path, max_bytes=2 * len(line))
+    log.write(b"123\n12")
+    wait_for(written(path, line + STAMP + b"12"))
+    path.write_bytes(b"")  # as logrotate's copytruncate does
+    log.write(b"3\n123\n123\n")
+    log.close()
+    assert path.read_bytes() == line
+    assert (tmp_path / "desk.log.1").read_bytes() == STAMP + b"3\n" + line
+
+
+def test_a_file_that_was_replaced_is_opened_at_once_if_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "desk.log"
+    log = log_of(path)
+    log.write(b"one\n")
+    wait_for(written(path, STAMP + b"one\n"))
+    path.rename(tmp_path / "desk.log.1")
+    log.reopen()
+    wait_for(written(path, b""))
+    log.close()
+
+
+def test_a_fifo_in_the_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "desk.log"
+    os.mkfifo(path)
+    with capture_logs() as logs:
+        log = log_of(path)
+        log.write(b"one\n")
+        wait_for(lambda: logs)
+        path.unlink()
+        log.reopen()
+        wait_for(written(path, STAMP + b"one\n"))
+        log.close()
 
 
 def test_a_disk_that_hangs_bounds_what_waits(
@@ -125,18 +218,19 @@ def test_a_disk_that_hangs_bounds_what_waits(
         door.wait()
         return write(descriptor, data)
 
-    monkeypatch.setattr(gateway.devices.output_log, "MAX_WAITING_BYTES", 10)
+    monkeypatch.setattr(gateway.devices.output_log, "MAX_WAITING_BYTES", 12)
     monkeypatch.setattr(os, "write", slow_write)
     with capture_logs() as logs:
         log = log_of(tmp_path / "desk.log")
         log.write(b"first\n")
         entered.wait()
-        log.write(b"12345678\n")
+        log.write(b"12345\n")
         log.write(b"too much\n")
         log.write(b"too much\n")
-        assert log.dropped_bytes == 18
         door.set()
         log.close()
-    assert [entry["event"] for entry in logs] == ["log_file_behind"]
+    assert [entry["event"] for entry in logs] == ["log_file_behind", "log_file_written_again"]
+    assert logs[1]["dropped_bytes"] == 18
+    note = b"--- esp-gateway: 18 bytes not written ---\n"
     said = (tmp_path / "desk.log").read_bytes()
-    assert said == STAMP + b"first\n" + STAMP + b"12345678\n"
+    assert said == STAMP + b"first\n" + STAMP + b"12345\n" + STAMP + note
