@@ -17,11 +17,12 @@ import yaml
 from gateway.config.networks import EVERYBODY, NETWORKS, Networks
 from gateway.config.tls import TLS, check_tls_fits
 from gateway.config.unique import Section
-from gateway.config.values import ABSOLUTE_PATH, Address, read_address
+from gateway.config.values import ABSOLUTE_PATH, HOST, Address, read_address
 from gateway.config.yaml_lines import (
     Kind,
     Problems,
     WrongPartsError,
+    clipped,
     is_refused,
     known_entries,
     line_of,
@@ -47,8 +48,9 @@ _TOKEN_FILE_BYTES: Final = 4096
 class HttpConfig:
     """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
 
-    It speaks TLS with `tls`. State is changed by who shows the token in `token_file`, an absolute
-    path; None asks for none.
+    It speaks TLS with `tls`. Requests that change something need the token in `token_file`, an
+    absolute path; None: no token is needed. `host_names` are names in lower case by which it may be
+    addressed besides the host's own.
     """
 
     host: str
@@ -56,6 +58,7 @@ class HttpConfig:
     allow: Networks = EVERYBODY
     tls: Tls | None = None
     token_file: str | None = None
+    host_names: frozenset[str] = frozenset()
     lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -96,7 +99,22 @@ def _read_listen(node: yaml.Node) -> Address:
     return read_address(scalar_text(node), first_port=0)
 
 
+def _read_host_names(node: yaml.Node) -> frozenset[str]:
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not items:
+        raise ValueError
+    names = []
+    for item in items:
+        text = scalar_text(item)
+        try:
+            names.append(HOST.read(item))
+        except ValueError:
+            raise ValueError(f"{clipped(text)} in line {line_of(item)}") from None
+    return frozenset(str(name).lower().rstrip(".") for name in names)
+
+
 LISTEN: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_listen)
+HOST_NAMES: Final = Kind("a host name or a list of them, without a port", _read_host_names)
 
 #: The keys of `http`.
 HTTP_KEYS: Final = {
@@ -104,6 +122,7 @@ HTTP_KEYS: Final = {
     "allow": NETWORKS,
     "tls": TLS,
     "token_file": ABSOLUTE_PATH,
+    "host_names": HOST_NAMES,
 }
 _ACCEPTED: Final = f"{LISTEN.accepted}, or a mapping of {', '.join(HTTP_KEYS)}"
 

@@ -1,20 +1,21 @@
-"""Whether an HTTP request may do what it asks for: the token, and what web pages of others send.
+"""Whether an HTTP request may do what it asks for: host names, the token, pages of other sites.
 
 A browser sends requests for any page that a person looks at, with the rights of that person's
-machine. So it must be seen that a request that changes something is one of our own page
-(cross-site request forgery), and that the name it was sent to is ours (DNS rebinding). Pure: who
-may connect at all is `door`'s matter.
+machine. So every request is checked for the name that it was sent to (DNS rebinding), and a request
+that changes something for the page that it comes from (cross-site request forgery). Pure: which
+addresses may connect at all is checked before (tcp/).
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
+
+from gateway.web.host_names import is_served
 
 #: The WebSocket protocol that is spoken on a console, and how a browser, which can't set headers
 #: there, offers its token beside it.
@@ -32,11 +33,13 @@ BYTES: Final = "application/octet-stream"
 class Asked:
     """What of a request matters here, as it was sent; a header that is missing is empty.
 
-    `protocols` are the WebSocket protocols offered.
+    `target_host` is the host of a request line in absolute form (RFC 9112, section 3.2.2), empty in
+    the usual form; `protocols` are the WebSocket protocols offered.
     """
 
     method: str
     host: str = ""
+    target_host: str = ""
     origin: str = ""
     fetch_site: str = ""
     content_type: str = ""
@@ -61,16 +64,24 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is asked of requests; `token` None: nobody needs one."""
+    """What is checked; `token` None: none is needed.
+
+    `host_names` are those of the configuration, `own_names` those that the host has.
+    """
 
     token: str | None
-    is_loopback: bool
+    host_names: frozenset[str] = frozenset()
+    own_names: frozenset[str] = frozenset()
 
     def refusal(self, asked: Asked, content_types: Collection[str] = (JSON,)) -> Refused | None:
         """Why not; None if it may. `content_types` are those that its resource takes."""
-        if self.is_loopback and asked.host and not is_name_of_this_machine(asked.host):
-            reason = f"{_shown(asked.host)} is not a name of this gateway: use localhost"
-            return Refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        for host in (asked.host, asked.target_host):
+            if host and not is_served(split_host(host)[0], self.host_names | self.own_names):
+                reason = (
+                    f"{_shown(host)} is not a name of this gateway: use its IP address, or add the"
+                    " name to http.host_names in its configuration"
+                )
+                return Refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
         if not asked.changes:
             return None
         return (
@@ -91,7 +102,9 @@ class Policy:
         if self.token is None:
             return None
         shown = list(tokens_of(asked.authorization, asked.protocols))
-        if any(hmac.compare_digest(each.encode(), self.token.encode()) for each in shown):
+        # A header may have any bytes; those that are not UTF-8 arrive as surrogates.
+        offered = [each.encode(errors="surrogateescape") for each in shown]
+        if any(hmac.compare_digest(each, self.token.encode()) for each in offered):
             return None
         found = "the token is not this gateway's" if shown else "a token is needed"
         reason = f"{found} (Authorization: Bearer TOKEN)"
@@ -138,21 +151,6 @@ def is_same_origin(origin: str, host: str) -> bool:
     default = 443 if parts.scheme == "https" else 80
     asked_name, asked_port = split_host(host)
     return parts.hostname == asked_name and (port or default) == (asked_port or default)
-
-
-def is_name_of_this_machine(host: str) -> bool:
-    """Whether a Host header is a name that nobody else's DNS can point at this machine.
-
-    A page of attacker.example whose name is made to mean 127.0.0.1 comes with that name; an
-    address is no name, and localhost is never asked of DNS (RFC 6761, 6.3).
-    """
-    name, _ = split_host(host)
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        name = name.rstrip(".")
-        return name == "localhost" or name.endswith(".localhost")
-    return True
 
 
 def split_host(host: str) -> tuple[str, int | None]:

@@ -5,14 +5,20 @@ Made by `http_server`, found in each request's `app[LAB]`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import structlog
 from aiohttp import web
 
 from gateway.ports.running_port import RunningPort
+from gateway.web.host_names import own_names
 from gateway.web.http_access import Policy
+
+#: A host learns its domain from the network, perhaps after the gateway has started.
+_NAMES_AGE_S: Final = 10.0
 
 
 @dataclass
@@ -26,6 +32,16 @@ class Lab:
     version: str
     policy: Policy
     log: structlog.typing.FilteringBoundLogger
+    _names_read_at: float | None = field(default=None, init=False)
+
+    async def read_own_names(self) -> None:
+        """Read the host's names, unless that was done just now."""
+        now = asyncio.get_running_loop().time()
+        if self._names_read_at is not None and now - self._names_read_at < _NAMES_AGE_S:
+            return
+        self._names_read_at = now
+        names = await asyncio.to_thread(own_names)
+        self.policy = replace(self.policy, own_names=names)
 
     def port(self, name: str) -> RunningPort | None:
         """The port of that name."""

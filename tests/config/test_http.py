@@ -45,6 +45,16 @@ def test_a_mapping_says_who_may_ask_and_with_which_token(tmp_path: Path) -> None
     assert str(http) == "0.0.0.0:8080"
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [("Lab.Example.", {"lab.example"}), ("[lab.example, pi]", {"lab.example", "pi"})],
+)
+def test_names_by_which_it_may_be_addressed(text: str, names: set[str]) -> None:
+    http = http_of(f"http: {{listen: 127.0.0.1:8080, host_names: {text}}}")
+    assert http is not None
+    assert http.host_names == names
+
+
 def test_who_is_reached_from_elsewhere_needs_a_token() -> None:
     accepted = "token_file, or an address that only this machine reaches (127.0.0.1:8080)"
     assert problems_of("http: 0.0.0.0:8080") == [
@@ -70,6 +80,11 @@ def test_who_is_reached_from_elsewhere_needs_a_token() -> None:
             "http: {listen: 127.0.0.1:1, token_file: secret}",
             "http.token_file: found secret, accepted: an absolute path",
         ),
+        (
+            "http: {listen: 127.0.0.1:1, host_names: [lab, 'lab.example:8080']}",
+            "http.host_names: found a list (lab.example:8080 in line 3), accepted: a host name or",
+        ),
+        ("http: {listen: 127.0.0.1:1, host_names: []}", "http.host_names: found an empty list"),
         ("http: *other", "found an alias"),
     ],
 )

@@ -14,7 +14,7 @@ async def test_a_port_is_found_by_its_name_as_long_as_it_is_served(tmp_path: Pat
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             ports = running(served)
-            lab = Lab(lambda: ports, "1", Policy(None, is_loopback=True), structlog.get_logger())
+            lab = Lab(lambda: ports, "1", Policy(None), structlog.get_logger())
             assert lab.port("desk") is ports[0]
             assert lab.port("Desk") is None
             ports.clear()
