@@ -40,6 +40,7 @@ _OPTIONS = (
     "erase_all",
     "compress",
     "stub",
+    "force",
 )
 
 _EPILOG = """\
@@ -90,7 +91,9 @@ def _add_gateway_options(flash: argparse.ArgumentParser) -> None:
         "--ca", type=Path, metavar="FILE", help="certificates to trust instead of the system's"
     )
     flash.add_argument(
-        "--force", action="store_true", help="send away whoever has the port, whatever its rule"
+        "--disconnect",
+        action="store_true",
+        help="disconnect other clients of the port, whatever its `sharing`",
     )
 
 
@@ -108,7 +111,10 @@ def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
     options.add_argument("--compress", action=argparse.BooleanOptionalAction)
     options.add_argument("--no-stub", dest="stub", action="store_false", default=None)
     options.add_argument(
-        "--esptool-force", action="store_true", default=None, help="its --force: skip its checks"
+        "--force",
+        action="store_true",
+        default=None,
+        help="write images that the gateway or esptool would refuse",
     )
 
 
@@ -117,8 +123,6 @@ def _flash(arguments: argparse.Namespace) -> int:
     from gateway.flash.client import GatewayClient, RequestError  # noqa: PLC0415 - so it does here
 
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
-    if arguments.esptool_force:
-        given["force"] = True
     try:
         target = read_target(arguments.target)
         address = read_address(arguments.http, target.host)
@@ -135,7 +139,7 @@ def _flash(arguments: argparse.Namespace) -> int:
     except RequestError as error:
         return _failed(error.outcome, error)
     display = _display(arguments, names)
-    boards = Boards(client, images, display, force=arguments.force)
+    boards = Boards(client, images, display, disconnect=arguments.disconnect)
     return boards.flash(names)
 
 

@@ -16,15 +16,15 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 class Boards:
-    """See the module; `force` sends away whoever has a port."""
+    """See the module; `disconnect` disconnects the other clients of the ports."""
 
     def __init__(
-        self, client: GatewayClient, images: Images, display: Display, *, force: bool
+        self, client: GatewayClient, images: Images, display: Display, *, disconnect: bool
     ) -> None:
         self._client = client
         self._images = images
         self._display = display
-        self._force = force
+        self._disconnect = disconnect
         self._interrupted = threading.Event()
 
     def flash(self, names: list[str]) -> int:
@@ -54,7 +54,7 @@ class Boards:
             self._display.event(name, event)
 
         try:
-            outcome = self._client.flash(name, self._images, report, force=self._force)
+            outcome = self._client.flash(name, self._images, report, disconnect=self._disconnect)
         except RequestError as error:
             outcome, message = error.outcome, str(error)
         if not self._interrupted.is_set():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import secrets
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -83,28 +83,31 @@ class GatewayClient:
                 Outcome.UNREACHABLE, f"{self.address} is no esp-gateway: it has no list of ports"
             ) from None
 
-    def flash(self, name: str, images: Images, report: Report, *, force: bool = False) -> Outcome:
+    def flash(
+        self, name: str, images: Images, report: Report, *, disconnect: bool = False
+    ) -> Outcome:
         """Send the images to a port; each event goes to `report` until the last, `done`.
 
-        Raises RequestError when it comes to no end: refused, or the gateway is gone.
+        With `disconnect` the port's other clients are disconnected. Raises RequestError without a
+        last event: the request was refused, or the gateway is gone.
         """
-        boundary = secrets.token_hex(16)
-        parts = list(_multipart(images, boundary))
+        plan = images.plan.to_json().encode() + b"\n"
         headers = {
             **self._headers(),
-            "Content-Type": f"multipart/form-data; boundary={boundary}",
-            "Content-Length": str(sum(len(part) for part in parts)),
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(len(plan) + images.plan.total_bytes),
         }
-        path = f"/api/ports/{quote(name, safe='')}/flash{'?force=true' if force else ''}"
+        query = "?disconnect=true" if disconnect else ""
+        path = f"/api/ports/{quote(name, safe='')}/flash{query}"
         connection = self._connection()
         opened: socket.socket = connection.sock
         self._sockets.add(opened)
         try:
             try:
-                body = _slices(parts, images.plan.total_bytes, report)
+                body = _slices(plan, images, report, opened)
                 connection.request("POST", path, body, headers)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it may have said why before it hung up
+                pass  # the reason may have come before the end
             answer = connection.getresponse()
             if answer.status != http.HTTPStatus.OK:
                 raise self._refused(answer.status, answer.read(_MAX_ANSWER_BYTES))
@@ -189,31 +192,24 @@ def _tls_context(ca: Path | None) -> ssl.SSLContext:
         raise RequestError(Outcome.WRONG_INPUT, f"{ca}: {error.strerror or error}") from None
 
 
-def _multipart(images: Images, boundary: str) -> Iterator[bytes]:
-    """The body of the request, the plan first: RFC 7578."""
-    plan = images.plan.to_json().encode()
-    yield _head(boundary, "plan", "application/json", len(plan)) + plan
-    for image, data in zip(images.plan.images, images.data, strict=True):
-        name = f"{image.offset:#x}"
-        yield b"\r\n" + _head(boundary, name, "application/octet-stream", len(data))
-        yield data
-    yield f"\r\n--{boundary}--\r\n".encode()
+def _slices(
+    plan: bytes, images: Images, report: Report, connection: socket.socket
+) -> Iterator[bytes]:
+    """The body: the plan in a line, the images in its order; each slice is reported before.
 
-
-def _head(boundary: str, name: str, kind: str, size: int) -> bytes:
-    disposition = f'Content-Disposition: form-data; name="{name}"; filename="{name}"'
-    content = f"Content-Type: {kind}\r\nContent-Length: {size}"
-    return f"--{boundary}\r\n{disposition}\r\n{content}\r\n\r\n".encode()
-
-
-def _slices(parts: list[bytes], total: int, report: Report) -> Iterator[bytes]:
-    """The body in pieces, each reported before it is sent."""
-    sent = 0
-    whole = sum(len(part) for part in parts)
-    for part in parts:
-        for start in range(0, len(part), _SEND_BYTES):
-            report({"event": "upload", "sent": min(total, sent * total // whole), "total": total})
-            piece = part[start : start + _SEND_BYTES]
-            sent += len(piece)
+    Ends early when the gateway has answered already, which it does only to refuse. Within TLS that
+    can't be seen: then the answer is read behind all of it.
+    """
+    total_bytes = images.plan.total_bytes
+    is_plain = not isinstance(connection, ssl.SSLSocket)
+    sent_bytes = 0
+    yield plan
+    for data in images.data:
+        for start in range(0, len(data), _SEND_BYTES):
+            if is_plain and select.select([connection], [], [], 0)[0]:
+                return
+            report({"event": "upload", "sent": sent_bytes, "total": total_bytes})
+            piece = data[start : start + _SEND_BYTES]
+            sent_bytes += len(piece)
             yield piece
-    report({"event": "upload", "sent": total, "total": total})
+    report({"event": "upload", "sent": total_bytes, "total": total_bytes})

@@ -41,7 +41,7 @@ Report = Callable[[dict[str, object]], None]
 class FlashRequest:
     """Which board is to be flashed with what, stored where, and who is told of it.
 
-    With `force` others are sent away for it, whatever the port's sharing rule.
+    With `disconnect` the port's clients are disconnected for it, whatever its sharing rule.
     """
 
     config: PortConfig
@@ -50,7 +50,7 @@ class FlashRequest:
     store: ImageStore
     report: Report
     label: str
-    force: bool = False
+    disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Flasher:
         async with self._slots:
             try:
                 before = request.device.users.names
-                await user.take(force=request.force)
+                await user.take(disconnect=request.disconnect)
                 request.report({"event": "port", "name": request.config.name, "had": before})
                 result = await _Job(request, user, esptool, self._stable_names).run()
             finally:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from gateway.errors import ClientError
+from gateway.strict_json import parse_json
 
 #: Raised when a field changes its meaning or goes.
 FORMAT = 1
@@ -105,8 +107,8 @@ class FlashPlan:
 def plan_from_json(text: str | bytes) -> FlashPlan:
     """The plan, checked; PlanError with one line when it is not one."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise PlanError(f"the plan is not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PlanError(f'the plan has to be a JSON object with "format": {FORMAT}')
@@ -119,6 +121,8 @@ def plan_from_json(text: str | bytes) -> FlashPlan:
     if len(listed) > MAX_IMAGES:  # before each is looked at
         raise PlanError(f"{len(listed)} images; at most {MAX_IMAGES} are accepted")
     images = tuple(_image(index, entry) for index, entry in enumerate(listed))
+    if any(image.offset > following.offset for image, following in pairwise(images)):
+        raise PlanError("the images have to be listed, and sent, in the order of their offsets")
     return checked(FlashPlan(images, _options(options), _printable(content.get("label", ""))))
 
 

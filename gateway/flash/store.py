@@ -1,18 +1,22 @@
 """Images that a client sends, on the gateway's disk: whole and right, or not at all.
 
-They lie in a private folder that is removed in any case; what a killed gateway has left there is
-removed by the next. Nothing here blocks the loop.
+Their room on the disk is allocated before the first byte of them is read, so that of several
+uploads at once those that fit succeed and the others are refused at their plan. They lie in a
+private folder that is removed in any case; what a killed gateway has left is removed by the next.
+Nothing here blocks the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterable, Callable
 from pathlib import Path
@@ -25,7 +29,11 @@ from gateway.flash.plan import FlashImage, FlashPlan
 _PREFIX = "esp-gateway-flash-"
 
 #: So much is collected before it goes to the disk, in another thread.
-_WRITE_BYTES = 1 << 20
+_WRITE_BYTES = 1 << 18
+
+#: All images of all ports: 16 boards of the largest plan, 256 of 4 MB. $TMPDIR is in memory on many
+#: hosts.
+MAX_STORED_BYTES = 1 << 30
 
 #: A folder that is not locked and older than this belongs to nobody: one is locked at once.
 _STALE_S = 60.0
@@ -39,32 +47,82 @@ class NoRoomError(NotStoredError):
     """For the client, and the operator: the gateway's disk is full or does not work."""
 
 
-class ImageStore:
-    """The images of one plan; an async context manager, whose end removes them.
+class ImageStores:
+    """Where images are stored, and how much of it is in use.
 
-    `parent` is the folder in which the private one is made, by default the system's for temporary
+    `parent` is the folder in which private ones are made, by default the system's for temporary
     files.
     """
 
-    def __init__(self, plan: FlashPlan, parent: Path | None = None) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
+        self._parent = parent
+        self._used_bytes = 0
+        #: One plan is allocated at a time: two that have half of their room each would both fail.
+        self._allocating = threading.Lock()
+
+    def store(self, plan: FlashPlan) -> ImageStore:
+        """A store for the images of one plan, to be entered."""
+        return ImageStore(plan, self)
+
+    def allocate(self, plan: FlashPlan) -> tuple[Path, int]:
+        """Make a folder with a file of its length for each image; NoRoomError. Blocks.
+
+        Returns the folder and a descriptor of it, locked while it is in use.
+        """
+        with self._allocating:
+            parent = self._parent or Path(tempfile.gettempdir())
+            _remove_stale(parent)
+            free_bytes = shutil.disk_usage(parent).free
+            left_bytes = min(free_bytes, MAX_STORED_BYTES - self._used_bytes)
+            if left_bytes < plan.total_bytes:
+                raise _no_room(plan, left_bytes)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for image in plan.images:
+                    _allocate(folder / _file_of(image), image.size)
+            except OSError as error:
+                _remove(folder, lock)
+                free_bytes = shutil.disk_usage(parent).free
+                if error.errno == errno.ENOSPC and free_bytes < plan.total_bytes:
+                    raise _no_room(plan, free_bytes) from None
+                raise
+            self._used_bytes += plan.total_bytes
+            return folder, lock
+
+    def free(self, plan: FlashPlan, folder: Path, lock: int) -> None:
+        """Remove what `allocate` has made. Blocks."""
+        _remove(folder, lock)
+        with self._allocating:
+            self._used_bytes -= plan.total_bytes
+
+
+class ImageStore:
+    """The images of one plan; an async context manager, whose end removes them."""
+
+    def __init__(self, plan: FlashPlan, stores: ImageStores) -> None:
         self._plan = plan
-        self._parent = parent or Path(tempfile.gettempdir())
-        self._lock = -1
-        self._folder: Path | None = None
+        self._stores = stores
+        self._made: tuple[Path, int] | None = None
 
     @property
     def folder(self) -> Path:
         """Where the images are; only inside of the context."""
-        assert self._folder is not None  # noqa: S101 - a programming error
-        return self._folder
+        assert self._made is not None  # noqa: S101 - a programming error
+        return self._made[0]
 
     def file(self, number: int) -> str:
         """The name of an image's file in the folder."""
-        return f"{self._plan.images[number].offset:#x}.bin"
+        return _file_of(self._plan.images[number])
 
     async def __aenter__(self) -> Self:
-        """Raises NotStoredError when there is no room."""
-        await self._to_thread(self._make_folder)
+        """Raises NoRoomError."""
+        try:
+            await self._to_thread(self._allocate)
+        except asyncio.CancelledError:
+            await self._to_thread(self._free)  # it was allocated all the same
+            raise
         return self
 
     async def __aexit__(
@@ -73,7 +131,7 @@ class ImageStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._to_thread(self._remove_folder)
+        await self._to_thread(self._free)
 
     async def add(self, number: int, chunks: AsyncIterable[bytes]) -> None:
         """Store an image; NotStoredError when it is not the one of the plan."""
@@ -106,24 +164,13 @@ class ImageStore:
             reason = error.strerror or str(error)
             raise NoRoomError(f"the gateway can't store the images: {reason}") from None
 
-    def _make_folder(self) -> None:
-        _remove_stale(self._parent)
-        free = shutil.disk_usage(self._parent).free
-        if free < self._plan.total_bytes:
-            raise NoRoomError(
-                f"the gateway can't store the images: {self._plan.total_bytes} bytes are needed,"
-                f" {free} are free"
-            )
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent))
-        self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+    def _allocate(self) -> None:
+        self._made = self._stores.allocate(self._plan)
 
-    def _remove_folder(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+    def _free(self) -> None:
+        made, self._made = self._made, None
+        if made is not None:
+            self._stores.free(self._plan, *made)
 
 
 class _Writer:
@@ -143,7 +190,7 @@ class _Writer:
     def write(self, data: bytes) -> None:
         """Raises OSError when it can't, no room left for instance."""
         if self._file is None:
-            self._file = self._path.open("xb", buffering=0)
+            self._file = self._path.open("r+b", buffering=0)
         rest = memoryview(data)
         while rest:
             rest = rest[self._file.write(rest) :]
@@ -154,6 +201,32 @@ class _Writer:
         """Nothing happens the second time."""
         if self._file is not None:
             self._file.close()
+
+
+def _file_of(image: FlashImage) -> str:
+    return f"{image.offset:#x}.bin"
+
+
+def _allocate(path: Path, size: int) -> None:
+    with path.open("xb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
+            file.truncate(size)  # a file system that can't: its room may end while images come
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _no_room(plan: FlashPlan, left_bytes: int) -> NoRoomError:
+    return NoRoomError(
+        f"the gateway can't store the images: {plan.total_bytes} bytes are needed,"
+        f" {max(0, left_bytes)} are free"
+    )
 
 
 def _check(image: FlashImage, written: _Writer) -> None:

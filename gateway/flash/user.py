@@ -56,12 +56,12 @@ class FlashUser(Visitor):
         self._others: list[DeviceUser] = []  # who drove it together with us
         self._lent = False
 
-    async def take(self, *, force: bool = False) -> None:
+    async def take(self, *, disconnect: bool = False) -> None:
         """Get the device; NoBoardError when it is not to be had.
 
-        With `force` whoever has it and may keep it is sent away.
+        With `disconnect` its clients are disconnected, whatever its sharing rule.
         """
-        if force and self._device.users:
+        if disconnect and self._device.users:
             await self._send_all_away()
         if self._device.state in _NO_BOARD:  # it is not waited for, whatever `on_absent` says
             raise NoBoardError(

@@ -22,6 +22,7 @@ from gateway.web.http_answers import (
     HttpError,
     answer,
     client_name,
+    is_true,
     read_body,
     read_options,
     takes,
@@ -105,16 +106,14 @@ async def write_to_board(request: web.Request) -> web.Response:
     """Send bytes to the board; answered when they have left."""
     port = port_asked_for(request)
     device = port.device
-    force = request.query.get("force", "false")
-    if force not in {"true", "false"}:
-        raise HttpError(HTTPStatus.BAD_REQUEST, "force must be true or false")
+    force = is_true(request, "force")
     data = await read_body(request, MAX_WRITE_BYTES)
     with _conflicts():
         if not device.users or device.users.arrival is Arrival.JOINS:
             async with Visit(device, client_name(request)) as visit:
                 device.write(data)
                 await visit.step(device.when_sent, _time_for(device, data))
-        elif force == "true":
+        elif force:
             device.write(data)
             await beside_its_users(device, device.when_sent, _time_for(device, data))
         else:

@@ -1,9 +1,12 @@
-"""`POST /api/ports/{name}/flash`: takes images, writes them to the board, tells how it goes.
+"""`POST /api/ports/{name}/flash`: takes images, writes them to the board, reports each step.
 
-The request is multipart/form-data: first the part `plan` (`flash.plan`, JSON), then a part for each
-image, named by its offset as in `0x10000`. The answer is a line of JSON for each event, the last of
-them `done`; what is refused before anything was done to the board is an error with a status. What
-is done to the board is `flash.job`'s matter.
+The body is `application/octet-stream`: the plan (`flash.plan`) as JSON in one line, then its images
+one behind the other in its order. The answer is a line of JSON for each event, the last of them
+`done`; what is refused before anything was done to the board is an error with a status. What is
+done to the board is in `flash.job`.
+
+Not multipart: the plan has each length already, so that the body need not be searched for anything,
+and a form of a web page can't send it.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
 from gateway.errors import GatewayError
@@ -26,10 +30,11 @@ from gateway.flash.events import FlashEvents
 from gateway.flash.job import Flasher, FlashRequest, FlashResult
 from gateway.flash.outcome import Outcome
 from gateway.flash.plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
-from gateway.flash.store import ImageStore, NoRoomError, NotStoredError
+from gateway.flash.store import ImageStore, ImageStores, NoRoomError, NotStoredError
 from gateway.flash.user import NoBoardError
 from gateway.ports.running_port import RunningPort
-from gateway.web.http_answers import answer, client_name, takes
+from gateway.web.http_access import BYTES
+from gateway.web.http_answers import HttpError, answer, client_name, is_true, takes
 from gateway.web.lab import LAB
 from gateway.web.ports_api import port_asked_for
 
@@ -39,14 +44,13 @@ class _Flashing(set[asyncio.Future[FlashResult]]):
 
 
 FLASHER: Final = web.AppKey("flasher", Flasher)
+STORES: Final = web.AppKey("stores", ImageStores)
 FLASHING: Final = web.AppKey("flashing", _Flashing)
 
 #: How long a client may send nothing of what it has announced, and how slow it may be on the whole.
 _CHUNK_LIMIT_S: Final = 30.0
 _SLOWEST_BYTES_PER_S: Final = 16384
 _UPLOAD_START_S: Final = 60.0
-
-_CHUNK_BYTES: Final = 65536
 
 #: A client hears of us at least this often, so that either end notices when the other is gone.
 _ALIVE_S: Final = 10.0
@@ -57,14 +61,15 @@ _WRITE_LIMIT_S: Final = 60.0
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
     app[FLASHER] = Flasher(structlog.get_logger())
+    app[STORES] = ImageStores()
     app[FLASHING] = _Flashing()
     app.on_shutdown.append(_end_all)
     app.router.add_post("/api/ports/{name}/flash", flash)
 
 
-@takes("multipart/form-data")
+@takes(BYTES)
 async def flash(request: web.Request) -> web.StreamResponse:
-    """Write images to the board of a port. A client that hangs up ends it."""
+    """Write images to the board of a port. A client that closes its connection ends it."""
     port = port_asked_for(request)
     try:
         return await _flash(request, port)
@@ -90,17 +95,17 @@ def _refusal(error: BaseException) -> tuple[HTTPStatus, Outcome]:
 
 async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
     flasher = request.app[FLASHER]
-    upload = _Upload(await _multipart(request))
-    plan = await upload.read_plan()
-    await flasher.esptool()  # before the images come for nothing
+    disconnect = _is_to_disconnect(request)
+    body = _Body(request)
+    plan = await body.read_plan()
+    await flasher.esptool()  # without one, the images are not waited for
     who = f"{plan.label} at {client_name(request)}" if plan.label else client_name(request)
     events = FlashEvents()
     with flasher.reserved(port.config.name, who):
-        async with ImageStore(plan, None) as store:
-            await upload.read_images(plan, store)
-            force = request.query.get("force", "") in {"1", "true"}
+        async with request.app[STORES].store(plan) as store:
+            await body.read_images(plan, store)
             asked = FlashRequest(
-                port.config, port.device, plan, store, events.add, who, force=force
+                port.config, port.device, plan, store, events.add, who, disconnect=disconnect
             )
             flashing = asyncio.ensure_future(flasher.flash(asked))
             request.app[FLASHING].add(flashing)
@@ -123,68 +128,75 @@ async def _end_all(app: web.Application) -> None:
         await asyncio.wait(flashing)
 
 
-async def _multipart(request: web.Request) -> MultipartReader:
+def _is_to_disconnect(request: web.Request) -> bool:
     try:
-        return await request.multipart()
-    except (AssertionError, ValueError) as error:
-        raise PlanError(f"the body is no multipart/form-data: {error}") from None
+        return is_true(request, "disconnect")
+    except HttpError as error:
+        raise PlanError(str(error)) from None
 
 
-class _Upload:
-    """The parts of a request in the order in which they come."""
+class _Body:
+    """The body of a request, read as it arrives; nothing of it is kept that is not asked for."""
 
-    def __init__(self, reader: MultipartReader) -> None:
-        self._reader = reader
+    def __init__(self, request: web.Request) -> None:
+        self._content = request.content
+        self._announced_bytes = request.content_length
+        self._read_bytes = 0
+        self._begun = bytearray()  # read and not taken
 
     async def read_plan(self) -> FlashPlan:
-        """The first part. Raises PlanError."""
+        """The first line. Raises PlanError."""
         async with _while_it_comes(_UPLOAD_START_S):
-            part = await self._next()
-            if part is None or part.name != "plan":
-                raise PlanError("the first part has to be `plan`")
-            text = bytearray()
-            async for chunk in _chunks(part):
-                text += chunk
-                if len(text) > MAX_PLAN_BYTES:
-                    raise PlanError(f"the plan has more than {MAX_PLAN_BYTES} bytes")
-        return plan_from_json(bytes(text))
+            end, searched_bytes = -1, 0
+            while end < 0 and searched_bytes <= MAX_PLAN_BYTES:
+                if not await self._read_more():
+                    raise PlanError("the first line has to be the plan: no line ends in the body")
+                end = self._begun.find(b"\n", searched_bytes)
+                searched_bytes = len(self._begun)
+        if not 0 <= end <= MAX_PLAN_BYTES:
+            raise PlanError(
+                f"the plan, which is the first line, has more than {MAX_PLAN_BYTES} bytes"
+            )
+        line = bytes(self._begun[:end])
+        del self._begun[: end + 1]
+        return plan_from_json(line)
 
     async def read_images(self, plan: FlashPlan, store: ImageStore) -> None:
-        """The others, each an image of the plan. Raises NotStoredError."""
-        missing = {image.offset: number for number, image in enumerate(plan.images)}
+        """All that follows. Raises NotStoredError when it is not what the plan says."""
+        left_bytes = (self._announced_bytes or 0) - self._read_bytes + len(self._begun)
+        if self._announced_bytes is not None and left_bytes != plan.total_bytes:
+            raise _other_length(plan, left_bytes)
         async with _while_it_comes(_UPLOAD_START_S + plan.total_bytes / _SLOWEST_BYTES_PER_S):
-            while missing:
-                part = await self._next()
-                if part is None:
-                    offset = min(missing)
-                    raise NotStoredError(f"there is no part {offset:#x}, which the plan has")
-                await store.add(missing.pop(_offset(part, missing)), _chunks(part))
+            for number, image in enumerate(plan.images):
+                await store.add(number, self._chunks(image.size))
+            if self._begun or await self._read_more():  # of a length that was not announced
+                raise _other_length(plan, plan.total_bytes + len(self._begun), "or more")
 
-    async def _next(self) -> BodyPartReader | None:
+    async def _chunks(self, n_bytes: int) -> AsyncIterator[bytes]:
+        """The next `n_bytes`, fewer if the body ends before."""
+        while n_bytes and (self._begun or await self._read_more()):
+            chunk = bytes(self._begun[:n_bytes])
+            del self._begun[:n_bytes]
+            n_bytes -= len(chunk)
+            yield chunk
+
+    async def _read_more(self) -> bool:
+        """Wait for more of it; False at its end."""
         try:
-            part = await self._reader.next()
-        except ValueError as error:
-            raise PlanError(f"the body is no multipart/form-data: {error}") from None
-        if part is not None and not isinstance(part, BodyPartReader):
-            raise PlanError("a part has parts of its own")
-        return part
+            async with clock.timeout(_CHUNK_LIMIT_S):
+                chunk = await self._content.readany()
+        except (web.RequestPayloadError, HttpProcessingError):
+            raise NotStoredError("the body is not valid HTTP") from None
+        self._read_bytes += len(chunk)
+        self._begun += chunk
+        return bool(chunk)
 
 
-def _offset(part: BodyPartReader, missing: dict[int, int]) -> int:
-    with contextlib.suppress(ValueError):
-        if (offset := int(part.name or "", 0)) in missing:
-            return offset
-    shown = "".join(c if c.isprintable() else "?" for c in (part.name or "")[:40])
-    raise NotStoredError(f"part {shown!r} is none of the plan's offsets, or comes again")
-
-
-async def _chunks(part: BodyPartReader) -> AsyncIterator[bytes]:
-    while True:
-        async with clock.timeout(_CHUNK_LIMIT_S):
-            chunk = await part.read_chunk(_CHUNK_BYTES)
-        if not chunk:
-            return
-        yield bytes(chunk)
+def _other_length(plan: FlashPlan, found_bytes: int, more: str = "") -> NotStoredError:
+    found = f"{found_bytes} bytes {more}".strip()
+    return NotStoredError(
+        f"{found} follow the plan, whose images have {plan.total_bytes} bytes together"
+    )
 
 
 @contextlib.asynccontextmanager
@@ -193,7 +205,7 @@ async def _while_it_comes(limit_s: float) -> AsyncIterator[None]:
         async with clock.timeout(limit_s):
             yield
     except TimeoutError:
-        raise NotStoredError("the images did not come in time") from None
+        raise NotStoredError("the images did not arrive in time") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +230,19 @@ class _Answer:
             if not lines and not await self._next():
                 lines = [{"event": "alive"}]
             if lines:
-                async with clock.timeout(_WRITE_LIMIT_S):
-                    await response.write(
-                        "".join(json.dumps(line) + "\n" for line in lines).encode()
-                    )
+                await self._write(response, lines)
             if is_over:
                 await response.write_eof()
                 return response
+
+    async def _write(self, response: web.StreamResponse, lines: list[dict[str, object]]) -> None:
+        try:
+            async with clock.timeout(_WRITE_LIMIT_S):
+                await response.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        except TimeoutError:
+            if self.request.transport is not None:
+                self.request.transport.abort()
+            raise ConnectionAbortedError("the client does not read its answer") from None
 
     async def _next(self) -> bool:
         """Wait for an event or the end; False when neither came for a while."""

@@ -27,9 +27,14 @@ class FakeClient:
         self.hung_up = threading.Event()
 
     def flash(
-        self, name: str, images: Images, report: Callable[[dict[str, Any]], None], *, force: bool
+        self,
+        name: str,
+        images: Images,
+        report: Callable[[dict[str, Any]], None],
+        *,
+        disconnect: bool,
     ) -> Outcome:
-        assert (images, force) == (IMAGES, True)
+        assert (images, disconnect) == (IMAGES, True)
         self._all_there.wait()
         outcome = self._outcomes[name]
         if isinstance(outcome, RequestError):
@@ -59,7 +64,7 @@ class FakeDisplay:
 
 
 def boards_of(client: FakeClient, display: FakeDisplay) -> Boards:
-    return Boards(cast("GatewayClient", client), IMAGES, display, force=True)
+    return Boards(cast("GatewayClient", client), IMAGES, display, disconnect=True)
 
 
 def test_all_are_flashed_at_the_same_time() -> None:

@@ -92,11 +92,9 @@ def test_images_are_sent_with_their_plan_and_events_come_back() -> None:
     head, _, body = bytes(received).partition(b"\r\n\r\n")
     assert head.startswith(b"POST /api/ports/desk%201%2F2/flash HTTP/1.1\r\n")
     assert b"Authorization: Bearer secret" in head
-    boundary = b"--" + head.partition(b"boundary=")[2].partition(b"\r\n")[0]
-    first, second = body.removesuffix(b"\r\n" + boundary + b"--\r\n").split(boundary + b"\r\n")[1:]
-    assert plan_from_json(first.partition(b"\r\n\r\n")[2]) == PLAN
-    disposition, _, data = second.partition(b"\r\n\r\n")
-    assert b'name="0x1000"' in disposition
+    assert b"Content-Type: application/octet-stream" in head
+    plan, _, data = body.partition(b"\n")
+    assert plan_from_json(plan) == PLAN
     assert data == DATA
 
 

@@ -22,7 +22,7 @@ from gateway.flash.esptool_process import COMMAND_VARIABLE, NoEsptoolError
 from gateway.flash.job import Flasher, FlashRequest, FlashResult
 from gateway.flash.outcome import Outcome
 from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan
-from gateway.flash.store import ImageStore
+from gateway.flash.store import ImageStores
 from gateway.flash.user import NoBoardError
 from gateway.protocol.reset import RESET, STRAP
 from gateway.protocol.reset_strategy import Reset, ResetChoice
@@ -45,7 +45,7 @@ class Bench:
     plan: FlashPlan = PLAN
 
     async def flash(self) -> FlashResult:
-        async with ImageStore(self.plan, self.folder) as store:
+        async with ImageStores(self.folder).store(self.plan) as store:
             return await self.flasher.flash(
                 FlashRequest(
                     self.config, self.device, self.plan, store, self.events.append, "ann@desk"

@@ -73,7 +73,7 @@ async def test_an_exclusive_port_is_not_taken_from_its_client_unless_by_force(
             user.leave()
             assert client.has_device
             forced = FlashUser(device, LABEL)
-            await forced.take(force=True)
+            await forced.take(disconnect=True)
             assert client.said[1:] == [f"lost: released for {LABEL}"]
             assert device.users.names == LABEL
             forced.leave()

@@ -7,12 +7,11 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 import gateway.flash.store
@@ -22,6 +21,7 @@ from gateway.flash.plan import MAX_BYTES, FlashImage, FlashPlan
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.http_lab import (
     Answered,
+    HttpClient,
     check_schema,
     client_of,
     http_client,
@@ -51,15 +51,18 @@ def fake(
     assert not list(images.iterdir())
 
 
-def form(plan: str | None = None, *parts: tuple[str, bytes]) -> aiohttp.MultipartWriter:
-    writer = aiohttp.MultipartWriter("form-data")
-    for name, data in (("plan", (plan or PLAN.to_json()).encode()), *parts):
-        writer.append(data).set_content_disposition("form-data", name=name)
-    return writer
+def body(plan: str | None = None, *images: bytes) -> bytes:
+    return b"".join(((plan or PLAN.to_json()).encode(), b"\n", *images))
 
 
-def right() -> aiohttp.MultipartWriter:
-    return form(None, ("0x1000", DATA))
+RIGHT = body(None, DATA)
+KIND = {"Content-Type": "application/octet-stream"}
+
+
+async def post(
+    client: HttpClient, data: bytes = RIGHT, query: str = "", **headers: str
+) -> Answered:
+    return await client.post(PATH + query, data=data, headers={**KIND, **headers})
 
 
 def events_of(answered: Answered) -> list[dict[str, Any]]:
@@ -76,7 +79,7 @@ async def test_images_are_written_and_each_event_is_a_line(
 ) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            events = events_of(await client.post(PATH, data=right()))
+            events = events_of(await post(client))
             kinds = [event["event"] for event in events if event["event"] != "line"]
             assert kinds[:3] == ["port", "started", "chip"]
             assert kinds[-2:] == ["verified", "done"]
@@ -90,60 +93,99 @@ async def test_images_are_written_and_each_event_is_a_line(
             await served.until_idle()
 
 
-async def test_images_may_come_in_any_order(tmp_path: Path, fake: FakeEsptool) -> None:
-    other = replace(IMAGE, offset=0x20000)
-    plan = FlashPlan((other, IMAGE))
-    body = form(plan.to_json(), ("0x20000", DATA), ("4096", DATA))
+async def test_several_images_follow_the_plan_in_its_order(
+    tmp_path: Path, fake: FakeEsptool
+) -> None:
+    other = FlashImage(0x20000, 5, hashlib.sha256(b"other").hexdigest(), "other.bin")
+    data = body(FlashPlan((IMAGE, other)).to_json(), DATA, b"other")
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            events_of(await client.post(PATH, data=body))
+            events_of(await post(client, data))
             assert fake.arguments[-4:] == ["0x1000", "0x1000.bin", "0x20000", "0x20000.bin"]
 
 
-@pytest.mark.parametrize(
-    ("body", "outcome", "reason"),
-    [
-        (form("{}"), "wrong-input", "the plan has to be a JSON object"),
-        (form("x" * 70000), "wrong-input", "the plan has more than 65536 bytes"),
-        (
-            form(FlashPlan((replace(IMAGE, size=MAX_BYTES + 1),)).to_json()),
-            "wrong-input",
-            f"at most {MAX_BYTES} are accepted",
-        ),
-        (form(None, ("0x1000", DATA[:-1] + b"!")), "not-stored", "damaged on its way"),
-        (form(None, ("0x1000", DATA + b"!")), "not-stored", "more than its 32768 bytes"),
-        (form(None, ("0x1000", DATA[:5])), "not-stored", "5 of its 32768 bytes came"),
-        (form(None, ("0x2000", DATA)), "not-stored", "part '0x2000' is none of the plan's"),
-        (form(None), "not-stored", "there is no part 0x1000"),
-    ],
-)
-async def test_what_is_not_right_is_refused_before_the_port_is_touched(
-    tmp_path: Path, fake: FakeEsptool, body: aiohttp.MultipartWriter, outcome: str, reason: str
+async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+@pytest.mark.parametrize("size", [1000, 65536])
+async def test_the_body_may_come_in_pieces_of_any_size_and_without_its_length(
+    tmp_path: Path, fake: FakeEsptool, size: int
 ) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post(PATH, data=body)
+            pieces = in_pieces(RIGHT, size)
+            events = events_of(await client.post(PATH, data=pieces, headers=KIND))
+            assert events[-1]["outcome"] == "written"
+            for wrong in (RIGHT[:-1], RIGHT + b"!"):
+                answered = await client.post(PATH, data=in_pieces(wrong, size), headers=KIND)
+                assert (answered.status, answered.content["outcome"]) == (400, "not-stored")
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome", "reason"),
+    [
+        (b"", "wrong-input", "the first line has to be the plan: no line ends in the body"),
+        (b"{}", "wrong-input", "the first line has to be the plan: no line ends in the body"),
+        (b"\n", "wrong-input", "the plan is not JSON"),
+        (b"\xff\n", "wrong-input", "the plan is not JSON: not UTF-8"),
+        (b"--x\r\nContent-Disposition: form-data", "wrong-input", "the plan is not JSON"),
+        (body("{}"), "wrong-input", "the plan has to be a JSON object"),
+        (b"\n" * 100_000, "wrong-input", "the plan is not JSON"),
+        (b"x" * 70000, "wrong-input", "the plan, which is the first line, has more than 65536"),
+        (
+            body("x" * 70000),
+            "wrong-input",
+            "the plan, which is the first line, has more than 65536",
+        ),
+        (
+            body(FlashPlan((replace(IMAGE, size=MAX_BYTES + 1),)).to_json()),
+            "wrong-input",
+            f"at most {MAX_BYTES} are accepted",
+        ),
+        (
+            body(FlashPlan((replace(IMAGE, offset=0x20000), IMAGE)).to_json(), DATA, DATA),
+            "wrong-input",
+            "in the order of their offsets",
+        ),
+        (body(None, DATA[:-1] + b"!"), "not-stored", "damaged on its way"),
+        (
+            body(None, DATA + b"!"),
+            "not-stored",
+            "32769 bytes follow the plan, whose images have 32768",
+        ),
+        (body(None, DATA[:5]), "not-stored", "5 bytes follow the plan, whose images have 32768"),
+        (body(None), "not-stored", "0 bytes follow the plan, whose images have 32768"),
+    ],
+)
+async def test_what_is_not_right_is_refused_before_the_port_is_touched(
+    tmp_path: Path, fake: FakeEsptool, data: bytes, outcome: str, reason: str
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await post(client, data)
             assert (answered.status, answered.content["outcome"]) == (400, outcome)
             assert reason in answered.error
             assert served.device.sessions == 0
 
 
-@pytest.mark.parametrize("body", [b"", b"nonsense", b"--x\r\n\r\n", b"--x--\r\n", b"\r\n" * 100])
-async def test_any_body_is_refused_in_one_line(
-    tmp_path: Path, fake: FakeEsptool, body: bytes
-) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"],
+)
+async def test_what_a_form_of_a_page_can_send_is_refused(fake: FakeEsptool, kind: str) -> None:
+    async with http_client([]) as client:
+        assert (await client.post(PATH, data=RIGHT, headers={"Content-Type": kind})).status == 415
+        assert (await post(client)).status == 404
+        assert (await post(client, query="?disconnect=1")).status == 404
+
+
+async def test_disconnect_is_true_or_false(tmp_path: Path, fake: FakeEsptool) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post(PATH, data=body, headers=headers)
-            assert answered.status == 400
-            assert "\n" not in answered.error
-
-
-async def test_what_is_no_form_is_refused(tmp_path: Path, fake: FakeEsptool) -> None:
-    async with http_client([]) as client:
-        assert (await client.post(PATH, {"force": True})).status == 415
-        assert (await client.post(PATH, data=right())).status == 404
+            answered = await post(client, query="?disconnect=1")
+            assert (answered.status, answered.error) == (400, "disconnect must be true or false")
 
 
 async def test_a_port_that_is_in_use_stays_with_its_client(
@@ -153,11 +195,11 @@ async def test_a_port_that_is_in_use_stays_with_its_client(
         async with serving(board) as served, http_client(running(served)) as client:
             with await TcpClient.connect(served.tcp_port) as tcp_client:
                 await tcp_client.receive_wire(GREETING)
-                answered = await client.post(PATH, data=right())
+                answered = await post(client)
                 assert (answered.status, answered.content["outcome"]) == (409, "busy")
                 assert answered.error.startswith(f"desk: in use by {tcp_client.name} since")
                 assert not fake.has_begun
-                events = events_of(await client.post(f"{PATH}?force=1", data=right()))
+                events = events_of(await post(client, query="?disconnect=true"))
                 assert events[-1]["outcome"] == "written"
             await served.until_idle()
 
@@ -172,7 +214,7 @@ async def test_a_monitor_of_a_preempt_port_is_told_and_goes_on(
         ):
             with await TcpClient.connect(served.tcp_port) as monitor:
                 await monitor.receive_wire(GREETING)
-                assert events_of(await client.post(PATH, data=right()))[-1]["outcome"] == "written"
+                assert events_of(await post(client))[-1]["outcome"] == "written"
                 await monitor.receive(lambda: b"yours again" in monitor.data)
                 assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
                 await board.write(b"the new app")
@@ -187,9 +229,9 @@ async def test_a_second_flasher_is_told_who_the_first_is(tmp_path: Path, fake: F
             serving(board, sharing=Sharing.TAKEOVER) as served,
             http_client(running(served)) as client,
         ):
-            first = asyncio.ensure_future(client.post(PATH, data=right()))
+            first = asyncio.ensure_future(post(client))
             await until(lambda: fake.has_begun)
-            second = await client.post(f"{PATH}?force=1", data=right())
+            second = await post(client, query="?disconnect=true")
             assert (second.status, second.content["outcome"]) == (409, "busy")
             assert second.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
             assert fake.runs
@@ -202,7 +244,7 @@ async def test_when_the_client_goes_esptool_ends_and_the_port_is_free(
 ) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            flashing = asyncio.ensure_future(client.post(PATH, data=right()))
+            flashing = asyncio.ensure_future(post(client))
             await until(lambda: fake.has_begun)
             await end(flashing, served)
             assert not fake.runs
@@ -216,7 +258,7 @@ async def test_when_the_gateway_stops_esptool_ends(tmp_path: Path, fake: FakeEsp
             http_server(running(served)) as server,
             client_of(server) as client,
         ):
-            flashing = asyncio.ensure_future(client.post(PATH, data=right()))
+            flashing = asyncio.ensure_future(post(client))
             await until(lambda: fake.has_begun)
             await server.stop()
             assert not fake.runs
@@ -240,7 +282,7 @@ async def test_a_client_is_told_that_the_gateway_lives(
     monkeypatch.setattr("gateway.web.flash._ALIVE_S", 0.01)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            events = events_of(await client.post(PATH, data=right()))
+            events = events_of(await post(client))
             assert {"event": "alive"} in events
             assert events[-1]["outcome"] == "written"
 
@@ -254,7 +296,7 @@ async def test_a_full_disk_is_told(
     monkeypatch.setattr(gateway.flash.store._Writer, "write", full)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post(PATH, data=right())
+            answered = await post(client)
             assert (answered.status, answered.content["outcome"]) == (507, "not-stored")
             assert "No space left on device" in answered.error
             assert served.device.sessions == 0
@@ -266,7 +308,7 @@ async def test_without_esptool_it_is_said_before_the_images_come(
     monkeypatch.setenv(COMMAND_VARIABLE, str(tmp_path / "nothing"))
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post(PATH, data=right())
+            answered = await post(client)
             assert (answered.status, answered.content["outcome"]) == (501, "no-esptool")
 
 
@@ -274,18 +316,18 @@ async def test_images_that_do_not_come_are_not_waited_for(
     tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.web.flash._CHUNK_LIMIT_S", 0.2)
-    body = right()
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
             try:
-                head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n"
-                kind = f"Content-Type: multipart/form-data; boundary={body.boundary}\r\n\r\n"
-                plan = "Content-Disposition: form-data; name=plan\r\n\r\n" + PLAN.to_json()
-                writer.write(f"{head}{kind}--{body.boundary}\r\n{plan}\r\n".encode())
+                head = (
+                    f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(RIGHT)}\r\n"
+                )
+                writer.write(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+                writer.write(RIGHT[:1000])
                 answer = await reader.readuntil(b"}\n")
                 assert b" 400 " in answer.partition(b"\r\n")[0]
-                assert b"did not come in time" in answer
+                assert b"did not arrive in time" in answer
             finally:
                 writer.close()
                 await writer.wait_closed()
@@ -294,6 +336,5 @@ async def test_images_that_do_not_come_are_not_waited_for(
 async def test_a_token_is_needed_where_there_is_one(tmp_path: Path, fake: FakeEsptool) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served), "a" * 20) as client:
-            assert (await client.post(PATH, data=right())).status == 401
-            headers = {"Authorization": "Bearer " + "a" * 20}
-            events_of(await client.post(PATH, data=right(), headers=headers))
+            assert (await post(client)).status == 401
+            events_of(await post(client, Authorization="Bearer " + "a" * 20))
