@@ -59,8 +59,9 @@ lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
 reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays, as a table
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.reset_matrix
 
-fuzz: $(TEST_STAMP) ## 10 MB of broken client streams on the whole session, one or two minutes
+fuzz: $(TEST_STAMP) ## 10 MB of broken client streams, 40,000 broken HTTP requests (a few minutes)
 	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
+	@$(VENV)/bin/python -m tests.http_fuzz $(HTTP_FUZZ_ARGS)
 
 jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machine that is slow at the wrong moments (5 minutes)
 	@$(TEST_ENV) $(PYTEST) -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)

@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
         "log_writer",
         "regular_file",
         "sd_notify",
+        "strict_json",
     },
     {
         "protocol.serial_settings",

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
-from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
+from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
 from gateway.errors import ClientError, DeviceError
 from gateway.ports.running_port import RunningPort
@@ -64,13 +64,22 @@ async def open_console(request: web.Request) -> web.StreamResponse:
     consoles = request.app[_CONSOLES].open
     if len(consoles) >= MAX_CONSOLES:
         raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CONSOLES} consoles are open already")
+    offered = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
+    protocols = {each.strip() for line in offered for each in line.split(",")}
+    if protocols and CONSOLE_PROTOCOL not in protocols:
+        reason = f"of the protocols of a WebSocket one must be {CONSOLE_PROTOCOL}"
+        raise HttpError(HTTPStatus.BAD_REQUEST, reason)
     socket = web.WebSocketResponse(
         protocols=(CONSOLE_PROTOCOL,),
         max_msg_size=MAX_MESSAGE_BYTES + 1,  # the first that is too many
         timeout=_CLOSE_S,
         compress=False,
     )
-    if not socket.can_prepare(request).ok:
+    try:
+        is_websocket = socket.can_prepare(request).ok
+    except UnicodeError:  # bytes of a header that aiohttp puts into its own error
+        is_websocket = False
+    if not is_websocket:
         raise HttpError(HTTPStatus.UPGRADE_REQUIRED, "a console is a WebSocket")
     await socket.prepare(request)
     assert request.transport is not None  # noqa: S101 - it was there a moment ago

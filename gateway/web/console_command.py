@@ -6,7 +6,6 @@ How it comes and is answered is `console`'s matter.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -17,6 +16,7 @@ from gateway.devices.device import Device
 from gateway.errors import GatewayError
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.sessions.seat import Seat
+from gateway.strict_json import parse_json
 
 #: How long one may take; then the next is heard all the same.
 _LIMIT_S: Final = 15.0
@@ -31,9 +31,9 @@ class CommandError(GatewayError):
 async def carry_out(seat: Seat, device: Device, text: str) -> dict[str, object]:
     """Do what a message asks for; returns the answer. Raises CommandError."""
     try:
-        asked = json.loads(text)
-    except (ValueError, RecursionError):
-        raise CommandError("this is not JSON") from None
+        asked = parse_json(text)
+    except ValueError as error:
+        raise CommandError(f"this is not JSON: {error}") from None
     kind = asked.get("type") if isinstance(asked, dict) else None
     if not isinstance(kind, str) or kind not in _COMMANDS:
         raise CommandError(f"the type must be one of {', '.join(_COMMANDS)}")

@@ -1,7 +1,6 @@
-"""How requests are answered: JSON, errors in one line, who may ask checked before all else.
+"""How requests are answered: access checks first, JSON, errors in one line.
 
-What is answered is the matter of each room that adds routes; the rules of access are
-`http_access`'s.
+What is answered is in the modules that add routes; the rules of access are in `http_access`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
 from gateway.errors import GatewayError
+from gateway.strict_json import parse_json
 from gateway.web.http_access import JSON, SAFE_METHODS, Asked
 from gateway.web.lab import LAB
 
@@ -85,7 +85,7 @@ async def read_body(request: web.Request, limit_bytes: int = MAX_BODY_BYTES) -> 
                 if len(body) > limit_bytes:
                     raise too_large
     except (web.RequestPayloadError, HttpProcessingError):
-        raise HttpError(HTTPStatus.BAD_REQUEST, "the body does not hold to HTTP") from None
+        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not valid HTTP") from None
     except TimeoutError:
         reason = f"the request did not end within {_BODY_LIMIT_S:g} s"
         raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
@@ -96,9 +96,9 @@ async def read_options(request: web.Request, known: Collection[str]) -> dict[str
     """The JSON object that a request carries, empty without one; its keys are some of `known`."""
     body = await read_body(request)
     try:
-        options = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError):
-        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not JSON") from None
+        options = parse_json(body) if body.strip() else {}
+    except ValueError as error:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from None
     if not isinstance(options, dict):
         raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
     if unknown := sorted(options.keys() - set(known)):
@@ -107,9 +107,31 @@ async def read_options(request: web.Request, known: Collection[str]) -> dict[str
     return options
 
 
+def knowing_expectations(
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """Answer 417 before aiohttp does, whose own answer fails on bytes that are not UTF-8."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        expected = request.headers.get(hdrs.EXPECT, "100-continue")
+        if expected.lower() != "100-continue":
+            return error_answer(HTTPStatus.EXPECTATION_FAILED, "Expect must be 100-continue")
+        return await handler(request)
+
+    return handle
+
+
+def is_true(request: web.Request, name: str) -> bool:
+    """A parameter of the query that is true or false, false if it is left out; HttpError."""
+    value = request.query.get(name, "false")
+    if value not in {"true", "false"}:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be true or false")
+    return value == "true"
+
+
 @web.middleware
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer who may not ask, and whatever goes wrong; every request comes through here."""
+    """Check and answer one request, and answer all errors; every request passes through here."""
     lab = request.app[LAB]
     try:
         response = await _answered(request, handler)
@@ -119,11 +141,12 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if error.status < HTTPStatus.BAD_REQUEST:
             raise
         response = _plain_error(request, error)
-    except ConnectionError:  # the client has left
-        raise
-    except Exception:  # our own mistake: the client is not shown where
-        lab.log.exception("http_failed", method=request.method, path=_path(request))
-        response = error_answer(500, "the gateway has made a mistake: its log says which")
+    except (ConnectionError, web.RequestPayloadError) as error:
+        response = web.Response()  # nothing of it is sent
+        if not _has_left(request):
+            response = _failed(request, error)
+    except Exception as error:
+        response = _failed(request, error)
     if request.method not in SAFE_METHODS:
         lab.log.info(
             "http_asked",
@@ -132,6 +155,19 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
             status=response.status,
         )
     return response
+
+
+def _has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _failed(request: web.Request, error: Exception) -> web.Response:
+    """Log a fault of the gateway; the client gets no details of it."""
+    log = request.app[LAB].log
+    log.error("http_failed", method=request.method, path=_path(request), exc_info=error)
+    if request.writer.output_size and request.transport is not None:
+        request.transport.abort()  # a second head must not follow within the first answer
+    return error_answer(500, "internal error of the gateway: its log has the details")
 
 
 async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
@@ -151,10 +187,18 @@ def client_name(request: web.Request) -> str:
 
 
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    lab = request.app[LAB]
+    asked = _asked(request)
     content_types = getattr(request.match_info.handler, _TAKES, (JSON,))
-    refused = request.app[LAB].policy.refusal(_asked(request), content_types)
+    refused = lab.policy.refusal(asked, content_types)
+    if refused is not None and refused.status is HTTPStatus.MISDIRECTED_REQUEST:
+        await lab.read_own_names()  # the host may have a new one
+        refused = lab.policy.refusal(asked, content_types)
     if refused is not None:
         raise HttpError(refused.status, refused.reason)
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        reason = "Content-Encoding must be identity: compressed bodies are not accepted"
+        raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
     return await handler(request)
 
 
@@ -164,6 +208,8 @@ def _asked(request: web.Request) -> Asked:
     return Asked(
         method=request.method,
         host=headers.get(hdrs.HOST, ""),
+        # In the usual form the request line has a path only, or "*".
+        target_host="" if request.raw_path[:1] in {"/", "*"} else request.host,
         origin=headers.get(hdrs.ORIGIN, ""),
         fetch_site=headers.get("Sec-Fetch-Site", ""),
         content_type=headers.get(hdrs.CONTENT_TYPE, ""),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -33,7 +34,12 @@ from gateway.web import (
     ports_api,
 )
 from gateway.web.http_access import Policy
-from gateway.web.http_answers import MAX_BODY_BYTES, add_headers, guarded
+from gateway.web.http_answers import (
+    MAX_BODY_BYTES,
+    add_headers,
+    guarded,
+    knowing_expectations,
+)
 from gateway.web.https import Https
 from gateway.web.lab import LAB, Lab
 
@@ -76,12 +82,13 @@ class HttpServer:
     ) -> None:
         self._config = config
         self._log = structlog.get_logger()
-        self._lab = Lab(ports, version, Policy(token, config.is_loopback), self._log)
+        self._lab = Lab(ports, version, Policy(token, config.host_names), self._log)
         self._door = Door(Access(config.allow, MAX_CONNECTIONS), self._log)
         self._sockets = BoundSockets(config.host, config.tcp_port, self._door, self)
         self._runner = web.AppRunner(
             self._app(),
             access_log=None,
+            auto_decompress=False,  # else a few KB of a body become as much memory as they like
             logger=_library_log(),
             handler_cancellation=True,
             keepalive_timeout=_IDLE_LIMIT_S,
@@ -98,11 +105,16 @@ class HttpServer:
 
     def use_token(self, token: str | None) -> None:
         """Ask for this token from now on."""
-        self._lab.policy = Policy(token, self._config.is_loopback)
+        self._lab.policy = replace(self._lab.policy, token=token)
 
     async def start(self) -> None:
         """Listen; an address that can't be bound now is tried again until it can."""
         await self._runner.setup()
+        assert self._runner.server is not None  # noqa: S101 - it is set up
+        self._runner.server.request_handler = knowing_expectations(
+            self._runner.server.request_handler
+        )
+        await self._lab.read_own_names()
         await self._sockets.open()
 
     async def stop(self) -> None:
@@ -153,12 +165,12 @@ class HttpServer:
 
 
 def _library_log() -> logging.Logger:
-    """The library's log without what is no HTTP: anybody can send that, and is answered."""
+    """The library's log without what clients send that is not HTTP: they get their answer."""
     log = logging.getLogger("aiohttp.server")
-    log.addFilter(_is_ours)
+    log.addFilter(_is_a_fault)
     return log
 
 
-def _is_ours(record: logging.LogRecord) -> bool:
+def _is_a_fault(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError)
+    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)

@@ -13,6 +13,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
+from gateway import clock
 from gateway.ports.running_port import RunningPort
 from gateway.web.host_names import own_names
 from gateway.web.http_access import Policy
@@ -36,7 +37,7 @@ class Lab:
 
     async def read_own_names(self) -> None:
         """Read the host's names, unless that was done just now."""
-        now = asyncio.get_running_loop().time()
+        now = clock.time()
         if self._names_read_at is not None and now - self._names_read_at < _NAMES_AGE_S:
             return
         self._names_read_at = now

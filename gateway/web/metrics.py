@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway import clock
 from gateway.ports.running_port import RunningPort
@@ -24,6 +24,9 @@ SAMPLE_EVERY_S: Final = 0.5
 
 #: How many ports are looked at before others have their turn on the loop.
 _PORTS_AT_A_TIME: Final = 50
+
+#: The one other format that is written, if the client accepts it in any version.
+_OPEN_METRICS: Final = "application/openmetrics-text"
 
 #: From what a timer is always late to what breaks resets, in seconds.
 LOOP_LAG_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -48,7 +51,8 @@ async def show_metrics(request: web.Request) -> web.Response:
         if number % _PORTS_AT_A_TIME == 0:
             await asyncio.sleep(0)
     sample = ServiceSample(lab.version, ports, request.app[_LAG].copy())
-    accepted = request.headers.get("Accept", "")
+    is_open = _OPEN_METRICS in request.headers.get(hdrs.ACCEPT, "")
+    accepted = f"{_OPEN_METRICS};version=1.0.0" if is_open else ""
     body, content_type = await asyncio.to_thread(exposition, sample, accepted)
     return web.Response(body=body, headers={"Content-Type": content_type})
 

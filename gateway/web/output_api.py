@@ -100,6 +100,9 @@ async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) ->
     except TimeoutError:
         reason = f"{device.name}: nothing that fits within {limit_s:g} s"
         raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+    except OSError as error:
+        reason = f"the gateway can't start a process: {error.strerror or error}"
+        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason) from None
     finally:
         recorder.unfollow(wait.add)
     return answer(found)

@@ -1,8 +1,9 @@
 """The program that looks for a regular expression in bytes: see text_wait.py.
 
-Run by itself, without the package: `python text_matcher.py PATTERN`. Reads frames, each a line
-with the position and the number of its bytes and then these; writes one line of JSON when it has
-found something, or when PATTERN is no expression.
+Run by itself, without the package: `python text_matcher.py`. Reads frames, each a line with a
+position and a number of bytes and then these bytes. The first is the expression (its position is
+not used), the others are what the board says. Writes one line of JSON at the first match, or when
+the expression can't be used: `{"error": ...}`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from typing import BinaryIO
 #: A match may be so long, unless more has come at once.
 _WINDOW_BYTES = 8192
 
+#: A match with its groups, of which each may be as long. MAX_ANSWER_BYTES of text_wait.py is what
+#: that becomes in JSON, at six characters a byte.
+_MOST_FOUND_BYTES = 262144
+
 #: Of memory for all of it, and seconds of a processor: an expression that needs more has none.
 _MOST_MEMORY_BYTES = 256 << 20
 _MOST_CPU_S = 20
@@ -27,12 +32,15 @@ def main() -> int:
     """Look for it; 0 when it was found or is none."""
     limit(resource.RLIMIT_AS, _MOST_MEMORY_BYTES)
     limit(resource.RLIMIT_CPU, _MOST_CPU_S)
+    stream = sys.stdin.buffer
+    _, expression = next(frames(stream))
     try:
-        pattern = re.compile(sys.argv[1].encode())
+        pattern = re.compile(expression)
     except (re.error, OverflowError, RecursionError, ValueError) as error:
-        found: dict[str, object] | None = {"error": str(error).splitlines()[0]}
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        found: dict[str, object] | None = {"error": f"not a regular expression: {reason}"}
     else:
-        found = look(pattern, sys.stdin.buffer)
+        found = look(pattern, stream)
     if found is None:
         return 1
     sys.stdout.write(json.dumps(found) + "\n")
@@ -52,6 +60,10 @@ def look(pattern: re.Pattern[bytes], stream: BinaryIO) -> dict[str, object] | No
         window += data
         match = pattern.search(window)
         if match is not None:
+            found_bytes = sum(len(each or b"") for each in (match[0], *match.groups()))
+            if found_bytes > _MOST_FOUND_BYTES:
+                reason = f"the match and its groups have {found_bytes} bytes"
+                return {"error": f"{reason}: at most {_MOST_FOUND_BYTES} are answered"}
             begin = seq + len(data) - len(window)
             return {
                 "match": match[0].decode(errors="replace"),

@@ -20,6 +20,9 @@ MAX_PATTERN_CHARS: Final = 1000
 #: So much may wait for the process: an expression that is slower than the board is given up.
 MAX_UNREAD_BYTES: Final = 1 << 22
 
+#: The longest line of JSON that the process writes (_MOST_FOUND_BYTES in text_matcher.py).
+MAX_ANSWER_BYTES: Final = 1 << 21
+
 _PROGRAM: Final = Path(__file__).with_name("text_matcher.py")
 
 
@@ -31,14 +34,14 @@ class TextWait:
     """See the module; made and used on the loop. `close` must be called in the end."""
 
     def __init__(self, pattern: str) -> None:
-        self._pattern = pattern
         self._reason = "the expression takes more time or memory than there is"
-        self._early: list[bytes] = []
+        # Not an argument of the process, which no NUL could be in.
+        self._early: list[bytes] = [_frame(0, pattern.encode())]
         self._process: asyncio.subprocess.Process | None = None
 
     def add(self, seq: int, data: bytes) -> None:
         """The board has said `data`, whose first byte has the position `seq`."""
-        frame = b"%d %d\n%b" % (seq, len(data), data)
+        frame = _frame(seq, data)
         process = self._process
         if process is None:  # being started, which takes no longer than the board's next lines
             self._early.append(frame)
@@ -58,9 +61,10 @@ class TextWait:
                 self._process.kill()
 
     async def found(self) -> dict[str, Any]:
-        """What has been found, as the interface has it; waits for ever.
+        """What has been found, as the interface has it; waits indefinitely.
 
-        Raises PatternError when the expression is none, or too slow for the board.
+        Raises PatternError when the expression can't be used or is too slow for the board, OSError
+        when no process can be started.
         """
         # Isolated: neither the environment nor the folder it is started in have a say.
         process = await asyncio.create_subprocess_exec(
@@ -68,10 +72,10 @@ class TextWait:
             "-I",
             "-S",
             str(_PROGRAM),
-            self._pattern,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            limit=MAX_ANSWER_BYTES,
         )
         self._process = process
         assert process.stdin is not None  # noqa: S101 - for the type checker
@@ -83,7 +87,7 @@ class TextWait:
             raise PatternError(self._reason)
         told: dict[str, Any] = json.loads(line)
         if "error" in told:
-            raise PatternError(f"no regular expression: {told['error']}")
+            raise PatternError(str(told["error"]))
         return told
 
     async def close(self) -> None:
@@ -96,3 +100,7 @@ class TextWait:
         # Not only `wait`: the pipes are closed, too.
         with contextlib.suppress(ConnectionError):
             await process.communicate()
+
+
+def _frame(seq: int, data: bytes) -> bytes:
+    return b"%d %d\n%b" % (seq, len(data), data)

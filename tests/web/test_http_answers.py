@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from gateway.web import http_answers, http_server
+from gateway.config.http import HttpConfig
+from gateway.web import http_answers, lab
+from gateway.web import http_server as module
 from gateway.web.http_answers import MAX_BODY_BYTES, answer, read_body, read_options, takes
-from tests.support.http_lab import HttpClient, http_client
+from tests.support.http_lab import LOOPBACK, HttpClient, client_of, http_client, http_server
 
 TOKEN = "0123456789abcdef"  # noqa: S105 - nobody's
 
@@ -38,10 +42,10 @@ def add_routes(app: web.Application) -> None:
 
 @pytest.fixture(autouse=True)
 def rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "ROOMS", (*http_server.ROOMS, add_routes))
+    monkeypatch.setattr(module, "ROOMS", (*module.ROOMS, add_routes))
 
 
-async def post(client: HttpClient, path: str, body: bytes, kind: str) -> tuple[int, object]:
+async def post(client: HttpClient, path: str, body: bytes, kind: str) -> tuple[int, Any]:
     """Post to one of the routes of this test, which the interface does not describe."""
     url = client.url + path
     headers = {"Content-Type": kind}
@@ -57,13 +61,18 @@ async def test_options_are_a_json_object_of_known_keys() -> None:
         assert await post(client, "/echo", b'{"one": 1}', JSON) == (200, {"one": 1})
         assert await post(client, "/echo", b"", JSON) == (200, {})
         for body, reason in [
-            (b"{", "the body is not JSON"),
-            (b"\xff", "the body is not JSON"),
-            (b"[" * 100_000, "the body is not JSON"),
+            (b"{", "the body is not JSON: Expecting property name enclosed in double quotes: line"),
+            (b"\xff", "the body is not JSON: not UTF-8"),
+            ("{}".encode("utf-16"), "the body is not JSON: not UTF-8"),
+            (b'{"one": "\\ud800"}', "the body is not JSON: half of a surrogate pair"),
+            (b'{"one": NaN}', "the body is not JSON: NaN is not a JSON value"),
+            (b"[" * 100_000, "the body is not JSON: nested too deeply"),
             (b"[]", "the body is not a JSON object"),
             (b'{"three": 3}', "unknown key 'three' (known: one, two)"),
         ]:
-            assert await post(client, "/echo", body, JSON) == (400, {"error": reason})
+            status, content = await post(client, "/echo", body, JSON)
+            assert status == 400
+            assert content["error"].startswith(reason)
 
 
 async def test_what_is_too_large_is_refused_whether_it_says_so_or_not() -> None:
@@ -137,9 +146,86 @@ async def test_every_answer_says_what_browsers_may_do_with_it() -> None:
 
 async def test_a_name_of_somebody_else_is_refused() -> None:
     async with http_client([]) as client:
-        answered = await client.get("/api/ports", headers={"Host": "evil.example"})
-        assert answered.status == 421
-        assert answered.error == "evil.example is not a name of this gateway: use localhost"
+        for method, path in [
+            ("GET", "/api/ports"),
+            ("GET", "/"),
+            ("GET", "/static/app.js"),
+            ("GET", "/nothing"),
+            ("GET", "/metrics"),
+            ("GET", "/api/events"),
+            ("GET", "/api/ports/desk/console"),
+            ("POST", "/api/ports/desk/reset"),
+            ("OPTIONS", "/api/ports"),
+        ]:
+            answered = await client.ask(method, path, headers={"Host": "evil.example"})
+            assert answered.status == 421
+            assert answered.error.startswith("evil.example is not a name of this gateway: use")
+
+
+async def test_a_request_line_with_a_host_of_somebody_else_is_refused() -> None:
+    async with http_client([]) as client:
+        for host, status in (("evil.example", b"421"), ("localhost", b"200")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
+            writer.write(
+                f"GET http://{host}/api/ports HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            )
+            assert status in await reader.readuntil(b"\r\n")
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_a_name_that_the_host_has_got_meanwhile_is_served(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: set[str] = set()
+    monkeypatch.setattr(lab, "own_names", lambda: frozenset(names))
+    monkeypatch.setattr(lab, "_NAMES_AGE_S", 0.0)
+    async with http_client([]) as client:
+        headers = {"Host": "pi.lab.example"}
+        assert (await client.get("/api/ports", headers=headers)).status == 421
+        names.add("pi.lab.example")
+        assert (await client.get("/api/ports", headers=headers)).status == 200
+
+
+async def test_names_of_the_configuration_are_served() -> None:
+    config = HttpConfig(LOOPBACK, 0, host_names=frozenset({"lab.example"}))
+    async with http_server([], config=config) as server, client_of(server) as client:
+        answered = await client.get("/api/ports", headers={"Host": "Lab.example:8080"})
+        assert answered.status == 200
+
+
+async def test_a_compressed_body_is_refused() -> None:
+    async with http_client([]) as client:
+        headers = {"Content-Encoding": "gzip", "Content-Type": JSON}
+        answered = await client.post("/api/ports/desk/reset", headers=headers, data=b"x")
+        assert answered.status == 415
+        assert answered.error.startswith("Content-Encoding must be identity")
+
+
+@pytest.mark.parametrize("what", [ConnectionResetError(), RuntimeError("a mistake")])
+async def test_what_fails_within_an_answer_ends_the_connection(what: Exception) -> None:
+    """No second head within the first answer."""
+
+    async def begin(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"begun")
+        raise what
+
+    with pytest.MonkeyPatch.context() as patch:
+        routes = (*module.ROOMS, lambda app: app.router.add_get("/begin", begin))
+        patch.setattr(module, "ROOMS", routes)
+        async with http_client([]) as client:
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
+            writer.write(b"GET /begin HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with capture_logs() as logs:
+                got = b""
+                with contextlib.suppress(ConnectionError):
+                    while chunk := await reader.read(65536):
+                        got += chunk
+            writer.close()
+    assert got.count(b"HTTP/1.") <= 1
+    assert [each["event"] for each in logs] == ["http_failed"]
 
 
 async def test_what_is_asked_to_be_changed_is_logged_with_who_and_what_came_of_it() -> None:

@@ -150,7 +150,7 @@ async def test_an_expression_that_takes_for_ever_stops_nobody(tmp_path: Path) ->
         ({"pattern": ""}, "pattern must be a regular expression of 1 to 1000 characters"),
         ({"pattern": 7}, "pattern must be a regular expression of 1 to 1000 characters"),
         ({"pattern": "x" * 1001}, "pattern must be a regular expression of 1 to 1000 characters"),
-        ({"pattern": "("}, "no regular expression: missing ), unterminated subpattern"),
+        ({"pattern": "("}, "not a regular expression: missing ), unterminated subpattern"),
         ({"pattern": "x", "timeout_s": 601}, "timeout_s must be a number from 0 to 600"),
         ({"pattern": "x", "timeout_s": True}, "timeout_s must be a number from 0 to 600"),
         ({"pattern": "x", "since": "1"}, "since must be a number from 0 to"),
