@@ -202,8 +202,8 @@ async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: 
                 await user.take()
                 await user.lend()
                 assert device.state is DeviceState.AWAY
-                await device.stop()
-                with pytest.raises(NoBoardError, match="desk: stopped") as gone:
+                await device.stop("its entry has changed")
+                with pytest.raises(NoBoardError, match="desk: its entry has changed") as gone:
                     await user.take_back()
                 assert gone.value.outcome is Outcome.ABSENT
                 with pytest.raises(NoBoardError, match="desk: stopped"):
