@@ -57,7 +57,11 @@ async def discover(timeout_s: float, interfaces: Sequence[str] = ()) -> list[Fou
         ports = [port for port in await asyncio.gather(*asked) if port is not None]
     finally:
         await zeroconf.async_close()
-    return sorted(ports, key=lambda port: (_natural(port.gateway), _natural(port.name), port.url))
+    return sorted(ports, key=_in_order)
+
+
+def _in_order(port: FoundPort) -> tuple[object, ...]:
+    return _natural(port.gateway), port.gateway_id, _natural(port.name), port.url
 
 
 def _wherever() -> network.OwnAddresses:
@@ -97,7 +101,10 @@ def to_table(ports: Sequence[FoundPort]) -> str:
     """For a person: a line each, columns aligned."""
     if not ports:
         return "no gateway has answered"
-    rows = [_HEAD, *(_row(port) for port in ports)]
+    ids: dict[str, set[str]] = {}
+    for port in ports:
+        ids.setdefault(port.gateway, set()).add(port.gateway_id)
+    rows = [_HEAD, *(_row(port, is_shared=len(ids[port.gateway]) > 1) for port in ports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -105,10 +112,11 @@ def to_table(ports: Sequence[FoundPort]) -> str:
     )
 
 
-def _row(port: FoundPort) -> tuple[str, ...]:
+def _row(port: FoundPort, *, is_shared: bool) -> tuple[str, ...]:
+    """`is_shared`: several gateways have this one's name."""
     board = port.chip or port.kind or "-"
     return (
-        port.gateway,
+        f"{port.gateway} ({port.gateway_id or 'no id'})" if is_shared else port.gateway,
         port.name,
         port.url,
         board if port.is_present else f"{board}, absent",

@@ -9,10 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-
-from gateway.config.mdns import MAX_INSTANCE_CHARS
+from zlib import crc32
 
 #: The type of service by the port's protocol. ser2net announces byte streams as the second one.
 TYPES = {"rfc2217": "_rfc2217._tcp.local.", "raw": "_iostream._tcp.local."}
@@ -26,7 +25,10 @@ _GENSIO_STACKS = {
 _SCHEMES = {"rfc2217": "rfc2217", "raw": "socket"}
 
 #: Tells the ports of gateways from what others announce under the same types.
-_PROVIDER = "esp-serial-gateway"
+PROVIDER = "esp-serial-gateway"
+
+#: A label of DNS (RFC 1035, 2.3.4).
+_MAX_LABEL_BYTES = 63
 
 #: One string of a TXT record, `key=value` (RFC 6763, 6.1).
 _MAX_TXT_BYTES = 255
@@ -56,6 +58,19 @@ class PortFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """This gateway on the network: its name for people, and what sets it apart from others.
+
+    `id` (6 hexadecimal digits) is part of the host name that has the address records: gateways on
+    machines of one name, as Raspberry Pis have it, must not share these records.
+    """
+
+    gateway: str
+    id: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Announcement:
     """A port as it is announced; `server` is the name of the host that has the addresses."""
 
@@ -67,28 +82,46 @@ class Announcement:
     txt: tuple[tuple[str, str], ...]
 
 
-def announced(
-    gateway: str, facts: PortFacts, own_addresses: tuple[str, ...]
-) -> Announcement | None:
-    """What to announce of a port of `gateway` where the host has these addresses.
+def announced(host: Host, facts: PortFacts, number: int = 1) -> Announcement | None:
+    """What to announce of a port; None when the port listens at none of the host's addresses.
 
-    None when the port listens at none of them.
+    `number` counts ports of one host that have the same `label_key`, from 1.
     """
-    addresses = _reached_at(facts.listens_at, own_addresses)
+    addresses = _reached_at(facts.listens_at, host.addresses)
     if not addresses:
         return None
-    gateway = gateway[:MAX_INSTANCE_CHARS].strip() or _PROVIDER
     service = TYPES[facts.protocol]
-    # Labels of DNS are joined by dots, and those inside of one are not told from them everywhere.
-    label = f"{facts.name} on {gateway}".replace(".", "-")
     return Announcement(
         type=service,
-        instance=f"{label}.{service}",
-        server=f"{_host_label(gateway, facts.listens_at)}.local.",
+        instance=f"{_label(facts.name, host.gateway, number)}.{service}",
+        server=f"{_host_label(host, facts.listens_at)}.local.",
         tcp_port=facts.tcp_port,
         addresses=addresses,
-        txt=tuple(_txt(gateway, facts)),
+        txt=tuple(_txt(host, facts)),
     )
+
+
+def label_key(name: str) -> str:
+    """Equal for names of ports that DNS would take for the same: it ignores case."""
+    return _in_label(name).casefold()
+
+
+def suffixed(announcement: Announcement, suffix: str) -> Announcement:
+    """The same under another name, for one that was found to be in use."""
+    label = announcement.instance.removesuffix(f".{announcement.type}")
+    shorter = label.encode()[: _MAX_LABEL_BYTES - len(suffix) - 1].decode(errors="ignore")
+    return replace(announcement, instance=f"{shorter}-{suffix}.{announcement.type}")
+
+
+def _label(name: str, gateway: str, number: int) -> str:
+    port = _in_label(name) if number == 1 else f"{_in_label(name)} #{number}"
+    label = f"{port} on {_in_label(gateway)}"
+    return label.encode()[:_MAX_LABEL_BYTES].decode(errors="ignore").rstrip()
+
+
+def _in_label(text: str) -> str:
+    """Labels of DNS are joined by dots, and dots inside a label are not escaped everywhere."""
+    return text.replace(".", "-")
 
 
 @lru_cache(maxsize=256)  # most ports listen at the same addresses
@@ -109,24 +142,32 @@ def _by_kind(text: str) -> tuple[int, bool, int]:
     return address.version, address.is_link_local, int(address)
 
 
-def _host_label(gateway: str, listens_at: tuple[str, ...]) -> str:
-    """A name of our own for the host: who else announces its name may know other addresses of it.
+def _host_label(host: Host, listens_at: tuple[str, ...]) -> str:
+    """The host's name for address records.
 
-    Ports that are bound to other addresses are on a host of another name.
+    Other programs, Avahi for instance, announce the machine's own name, with other addresses. For
+    the same reason, ports that are bound to other addresses are on a host of another name.
     """
-    label = re.sub(r"[^a-z0-9]+", "-", gateway.lower()).strip("-")
+    label = f"{_as_host_name(host.gateway)[:24].strip('-') or 'gateway'}-esp-{host.id}"
     bound = "-".join(listens_at)
     if bound != "0.0.0.0":
-        label += "-" + re.sub(r"[^a-z0-9]+", "-", bound.replace("::", "v6-")).strip("-")
-    return f"{label[:50]}-esp".strip("-")
+        text = _as_host_name(bound.replace("::", "v6-"))
+        fits = len(label) + 1 + len(text) <= _MAX_LABEL_BYTES
+        label += f"-{text}" if fits else f"-{crc32(bound.encode()):08x}"
+    return label
 
 
-def _txt(gateway: str, facts: PortFacts) -> Iterable[tuple[str, str]]:
+def _as_host_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _txt(host: Host, facts: PortFacts) -> Iterable[tuple[str, str]]:
     """The keys of the TXT record, those without a value left out."""
     values = {
         "txtvers": "1",
-        "provider": _PROVIDER,
-        "gateway": gateway,
+        "provider": PROVIDER,
+        "gateway": host.gateway,
+        "id": host.id,
         "name": facts.name,
         "protocol": facts.protocol,
         "gensiostack": _GENSIO_STACKS[facts.protocol, facts.has_tls],
@@ -147,10 +188,12 @@ def _txt(gateway: str, facts: PortFacts) -> Iterable[tuple[str, str]]:
 class FoundPort:
     """A port of some gateway, as it was announced.
 
-    A port with TLS has a URL of our own, `tls://`: no tool speaks it without help.
+    A port with TLS has a URL of our own, `tls://`: no tool speaks it without help. `gateway_id`
+    tells gateways of one name apart; it is empty where an older version has announced the port.
     """
 
     gateway: str
+    gateway_id: str
     name: str
     url: str
     protocol: str
@@ -183,13 +226,14 @@ def understood(
     }
     protocol = texts.get("protocol", "")
     ordered = _nearest_first(addresses, own_networks)
-    if texts.get("provider") != _PROVIDER or protocol not in _SCHEMES or not ordered:
+    if texts.get("provider") != PROVIDER or protocol not in _SCHEMES or not ordered:
         return None
     has_tls = texts.get("tls") == "yes"
     scheme = "tls" if has_tls else _SCHEMES[protocol]
     host = f"[{ordered[0]}]" if ":" in ordered[0] else ordered[0]
     return FoundPort(
         gateway=texts.get("gateway", ""),
+        gateway_id=texts.get("id", ""),
         name=texts.get("name", ""),
         url=f"{scheme}://{host}:{tcp_port}",
         protocol=protocol,

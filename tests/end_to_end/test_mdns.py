@@ -78,11 +78,69 @@ def test_avahi_finds_them_too(tmp_path: Path) -> None:
     assert set(rows) == {"desk", "pipe"}
     *_, kind, domain, host, address, tcp_port, txt = rows["desk"]
     assert (kind, domain, address, tcp_port) == ("_rfc2217._tcp", "local", ADDRESS, "4001")
-    assert host == "the-lab-esp.local"
+    assert re.fullmatch(r"the-lab-esp-[0-9a-f]{6}\.local", host)
     strings = re.findall(r'"([^"]*)"', txt)
     assert {"name=desk", "gateway=The lab", "protocol=rfc2217", "present=yes"} <= set(strings)
     assert rows["pipe"][4] == "_iostream._tcp"
     assert rows["pipe"][7:9] == [ADDRESS, "4002"]
+
+
+#: Three machines of one name on one switch: two run a gateway, the third looks for ports.
+ONE_NAME = """
+ip link add switch type bridge
+ip link set switch up
+for number in 1 2 3; do
+  ip netns add host$number
+  ip link add port$number type veth peer name eth0 netns host$number
+  ip link set port$number master switch
+  ip link set port$number up
+  ip -n host$number link set lo up
+  ip -n host$number link set eth0 up
+  ip -n host$number address add 10.98.0.$number/24 dev eth0
+done
+# Started at the same moment, three times.
+for turn in 1 2 3; do
+  gateways=
+  for number in 1 2; do
+    ip netns exec host$number "$PYTHON" -m gateway run --config "$CONFIG.$number" \\
+      --socket /run/status$number.sock 2>> "$LOG" &
+    gateways="$gateways $!"
+  done
+  for i in 1 2 3 4 5 6 7 8 9 10; do
+    sleep 1
+    found=$(ip netns exec host3 "$PYTHON" -m gateway discover --json)
+    [ "$(printf '%s' "$found" | grep -c url)" -lt 4 ] || break
+  done
+  printf '%s\\n' "$found" | tr '\\n' ' '
+  echo
+  kill $gateways
+  wait
+done
+"""
+
+
+def test_gateways_on_hosts_of_one_name_are_each_found_at_their_own_address(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    for number in (1, 2):
+        (tmp_path / f"gateway.yaml.{number}").write_text(
+            "mdns: true\nports:\n"
+            "  - {name: desk, tcp: 4001, host: 0.0.0.0, device: /dev/ttyUSB9}\n"
+            f"  - {{name: only-{number}, tcp: 4002, host: 0.0.0.0, device: /dev/ttyUSB8}}\n"
+        )
+    env = {"PYTHON": sys.executable, "CONFIG": str(config), "LOG": str(tmp_path / "log")}
+    done = run_tool(in_a_lan("sh", "-c", ONE_NAME), _LIMIT_S, env)
+    turns = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(turns) == 3, done.stderr
+    for ports in turns:
+        urls = {(port["gateway_id"], port["name"]): port["url"] for port in ports}
+        ids = {name: gateway_id for gateway_id, name in urls if name.startswith("only")}
+        assert len({port["gateway"] for port in ports}) == 1
+        assert urls == {
+            (ids[f"only-{number}"], name): f"rfc2217://10.98.0.{number}:{tcp_port}"
+            for number in (1, 2)
+            for name, tcp_port in (("desk", 4001), (f"only-{number}", 4002))
+        }
+        assert all(len(port["addresses"]) == 1 for port in ports)
 
 
 async def test_a_reload_is_followed_and_the_end_is_announced(tmp_path: Path) -> None:

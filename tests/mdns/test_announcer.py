@@ -6,14 +6,18 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Self
 
 import pytest
 from structlog.testing import capture_logs
+from structlog.typing import EventDict
+from zeroconf import ServiceInfo
+from zeroconf.asyncio import AsyncZeroconf
 
 from gateway.config.mdns import MdnsConfig
-from gateway.mdns import announcer, network
+from gateway.mdns import announcer, network, records
 from gateway.mdns.announcer import Announcer
-from gateway.mdns.records import PortFacts
+from gateway.mdns.records import Host, PortFacts
 from tests.support.mdns import find, find_all, gateway_name
 from tests.support.pty_board import until
 
@@ -78,9 +82,9 @@ async def test_a_board_that_is_gone_is_told_of_and_one_that_is_back() -> None:
     async with announced(DESK) as gateway:
         await find(gateway.name, lambda ports: "desk" in ports and ports["desk"].is_present)
         gateway.ports = {"desk": replace(DESK, is_present=False, chip="")}
-        await find(gateway.name, lambda ports: not ports["desk"].is_present)
+        await find(gateway.name, lambda ports: "desk" in ports and not ports["desk"].is_present)
         gateway.ports = {"desk": DESK}
-        await find(gateway.name, lambda ports: ports["desk"].is_present)
+        await find(gateway.name, lambda ports: "desk" in ports and ports["desk"].is_present)
 
 
 async def test_a_board_that_is_gone_for_a_moment_is_no_news() -> None:
@@ -122,6 +126,111 @@ async def test_two_gateways_of_one_name_are_both_found() -> None:
         finally:
             await second.announcer.stop()
     assert [(port.name, port.tcp_port) for port in found] == [("desk", 4001), ("desk", 4002)]
+
+
+async def test_names_that_dns_takes_for_one_are_all_announced() -> None:
+    names = ["rack-1", "rack.1", "Rack-1", "Desk", "desk"]
+    ports = [replace(DESK, name=name, tcp_port=4001 + n) for n, name in enumerate(names)]
+    async with announced(*ports) as gateway:
+        found = await find(gateway.name, lambda ports: len(ports) == len(names))
+        assert {name: port.tcp_port for name, port in found.items()} == {
+            port.name: port.tcp_port for port in ports
+        }
+        # One that has given way gets the name back when it is free.
+        gateway.ports = {port.name: port for port in ports if port.name != "rack-1"}
+        await find(gateway.name, lambda ports: len(ports) == len(names) - 1)
+
+
+async def test_a_port_that_can_not_be_announced_costs_no_other_port() -> None:
+    bad = replace(DESK, name="bell\a", tcp_port=4009)
+    with capture_logs() as logs:
+        async with announced(bad, DESK) as gateway:
+            await find(gateway.name, lambda ports: list(ports) == ["desk"])
+            gateway.ports[SHELF.name] = SHELF
+            await find(gateway.name, lambda ports: len(ports) == 2)
+            # What it was refused for has gone.
+            gateway.ports[bad.name] = replace(bad, name="bell")
+            await find(gateway.name, lambda ports: len(ports) == 3)
+    (line,) = [each for each in logs if each["event"] == "mdns_port_not_announced"]
+    assert line["device"] == "bell\a"
+    assert [each["event"] for each in logs].count("mdns_started") == 1
+
+
+# --- names that another host has
+
+
+class Rival:
+    """Another host's announcements on loopback, which do not ask first whether a name is free."""
+
+    ADDRESS = "127.0.0.77"
+
+    def __init__(self) -> None:
+        self._zeroconf = AsyncZeroconf(interfaces=["127.0.0.1"])
+
+    async def announce(self, instance: str, server: str) -> None:
+        info = ServiceInfo(
+            "_rfc2217._tcp.local.",
+            f"{instance}._rfc2217._tcp.local.",
+            port=9,
+            server=server,
+            parsed_addresses=[self.ADDRESS],
+        )
+        await (await self._zeroconf.async_register_service(info, cooperating_responders=True))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._zeroconf.async_close()
+
+
+def in_use(logs: list[EventDict]) -> list[EventDict]:
+    return [line for line in logs if line["event"] == "mdns_name_in_use"]
+
+
+async def test_a_host_name_that_another_host_has_is_not_taken() -> None:
+    name = gateway_name()
+    own = network.own_addresses(["lo"])
+    before = records.announced(Host(name, network.host_id(own), own.addresses), DESK)
+    assert before is not None
+    with capture_logs() as logs:
+        async with Rival() as rival:
+            await rival.announce(f"{name}-rival", before.server)
+            gateway = Announced(DESK)
+            gateway.announcer.follow(MdnsConfig(name, ("lo",)))
+            try:
+                found = await find(name, lambda ports: "desk" in ports)
+            finally:
+                await gateway.announcer.stop()
+    assert found["desk"].host != before.server.rstrip(".")
+    assert Rival.ADDRESS not in found["desk"].addresses
+    (line,) = in_use(logs)
+    assert line["used_by"] == Rival.ADDRESS
+
+
+async def test_a_host_name_that_another_host_takes_later_is_given_up() -> None:
+    with capture_logs() as logs:
+        async with Rival() as rival, announced(DESK) as gateway:
+            before = (await find(gateway.name, lambda ports: "desk" in ports))["desk"]
+            await rival.announce(f"{gateway.name}-rival", f"{before.host}.")
+            found = await find(
+                gateway.name,
+                lambda ports: "desk" in ports and ports["desk"].host != before.host,
+            )
+    assert found["desk"].addresses == before.addresses == ("127.0.0.1",)
+    assert len(in_use(logs)) == 1
+
+
+async def test_two_hosts_that_take_a_port_s_name_at_one_moment_both_keep_their_port() -> None:
+    with capture_logs() as logs:
+        async with Rival() as rival, announced(DESK) as gateway:
+            first = await find(gateway.name, lambda ports: "desk" in ports)
+            await rival.announce(f"desk on {gateway.name}", "rival.local.")
+            await until(lambda: in_use(logs))
+            again = await find(gateway.name, lambda ports: "desk" in ports)
+    assert again == first
+    (line,) = in_use(logs)
+    assert line["device"] == "desk"
 
 
 async def test_a_port_that_can_not_be_reached_there_is_named_once_in_the_log() -> None:

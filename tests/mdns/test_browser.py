@@ -14,6 +14,7 @@ from gateway.mdns.records import FoundPort
 
 DESK = FoundPort(
     gateway="lab",
+    gateway_id="a1b2c3",
     name="desk",
     url="rfc2217://192.0.2.7:4001",
     protocol="rfc2217",
@@ -39,6 +40,13 @@ def test_the_table_has_a_line_for_each_port_with_what_to_paste() -> None:
     assert "socket://192.0.2.7:4100   UART bridge, absent  -" in second
 
 
+def test_gateways_of_one_name_are_told_apart_in_the_table() -> None:
+    second = replace(DESK, gateway_id="d4e5f6", url="rfc2217://192.0.2.8:4001")
+    older = replace(DESK, gateway_id="", url="rfc2217://192.0.2.9:4001")
+    _, *rows = to_table([DESK, second, older]).splitlines()
+    assert [row.split("  ")[0] for row in rows] == ["lab (a1b2c3)", "lab (d4e5f6)", "lab (no id)"]
+
+
 def test_nobody_is_a_sentence_for_a_person_and_an_empty_list_for_a_program() -> None:
     assert to_table([]) == "no gateway has answered"
     assert json.loads(to_json([])) == []
@@ -48,6 +56,7 @@ def test_a_program_gets_all_that_is_known() -> None:
     (found,) = json.loads(to_json([DESK]))
     assert found == {
         "gateway": "lab",
+        "gateway_id": "a1b2c3",
         "name": "desk",
         "url": "rfc2217://192.0.2.7:4001",
         "protocol": "rfc2217",

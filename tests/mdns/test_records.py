@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.mdns.records import Announcement, FoundPort, PortFacts, announced, understood
+from gateway.mdns.records import (
+    Announcement,
+    FoundPort,
+    Host,
+    PortFacts,
+    announced,
+    label_key,
+    suffixed,
+    understood,
+)
 
 OWN = ("192.0.2.7", "198.51.100.7", "fd00::7", "fe80::7")
 
@@ -23,7 +32,7 @@ DESK = PortFacts(
 
 
 def announcement(facts: PortFacts, gateway: str = "lab") -> Announcement:
-    found = announced(gateway, facts, OWN)
+    found = announced(Host(gateway, "a1b2c3", OWN), facts)
     assert found is not None
     return found
 
@@ -40,6 +49,7 @@ def test_what_is_announced_is_understood() -> None:
     assert said.instance == "desk on lab._rfc2217._tcp.local."
     assert heard(said) == FoundPort(
         gateway="lab",
+        gateway_id="a1b2c3",
         name="desk",
         url="rfc2217://192.0.2.7:4001",
         protocol="rfc2217",
@@ -88,7 +98,7 @@ def test_a_port_is_announced_where_it_can_be_reached(
 
 @pytest.mark.parametrize("listens_at", [(), ("127.0.0.1",), ("127.0.0.1", "::1"), ("203.0.113.1",)])
 def test_a_port_that_nobody_can_reach_there_is_not_announced(listens_at: tuple[str, ...]) -> None:
-    assert announced("lab", replace(DESK, listens_at=listens_at), OWN) is None
+    assert announced(Host("lab", "a1b2c3", OWN), replace(DESK, listens_at=listens_at)) is None
 
 
 def test_ports_at_other_addresses_are_on_a_host_of_another_name() -> None:
@@ -102,17 +112,54 @@ def test_ports_at_other_addresses_are_on_a_host_of_another_name() -> None:
     ]
     servers = {announcement(replace(DESK, listens_at=way)).server for way in ways}
     assert len(servers) == len(ways)
-    assert all(server.endswith("-esp.local.") for server in servers)
+    assert all(server.startswith("lab-esp-a1b2c3") for server in servers)
+    assert announcement(DESK).server == "lab-esp-a1b2c3.local."
+
+
+def test_gateways_of_one_name_are_hosts_of_two() -> None:
+    first, second = (announced(Host("lab", each, OWN), DESK) for each in ("a1b2c3", "d4e5f6"))
+    assert first is not None
+    assert second is not None
+    assert first.server != second.server
+    assert first.instance == second.instance
+    assert suffixed(first, "a1b2c3").instance == "desk on lab-a1b2c3._rfc2217._tcp.local."
+    found = heard(first), heard(second)
+    assert [port and (port.gateway, port.gateway_id) for port in found] == [
+        ("lab", "a1b2c3"),
+        ("lab", "d4e5f6"),
+    ]
+
+
+@pytest.mark.parametrize("names", [("rack-1", "rack.1"), ("Desk", "desk", "DESK")])
+def test_names_that_dns_takes_for_one_get_numbers(names: tuple[str, ...]) -> None:
+    assert len({label_key(name) for name in names}) == 1
+    found = [
+        announced(Host("lab", "a1b2c3", OWN), replace(DESK, name=name), number)
+        for number, name in enumerate(names, 1)
+    ]
+    labels = {each.instance.casefold() for each in found if each is not None}
+    assert len(labels) == len(names)
+    assert [dict(each.txt)["name"] for each in found if each is not None] == list(names)
 
 
 def test_names_fit_the_labels_of_dns() -> None:
     said = announcement(
         replace(DESK, name="n.1" + 29 * "x"), "The lab of 2nd floor, room 203, left"
     )
-    label = said.instance.removesuffix("._rfc2217._tcp.local.")
-    assert len(label.encode()) <= 63
-    assert "." not in label
+    for each in (said, suffixed(said, "a1b2c3")):
+        label = each.instance.removesuffix("._rfc2217._tcp.local.")
+        assert len(label.encode()) <= 63
+        assert "." not in label
     assert len(said.server.partition(".")[0]) <= 63
+
+
+def test_host_names_of_long_addresses_fit_and_differ() -> None:
+    ways = [f"2001:db8:1111:2222:3333:4444:5555:{last:x}" for last in (0x6666, 0x6667)]
+    host = Host(40 * "g", "a1b2c3", tuple(ways))
+    found = [announced(host, replace(DESK, listens_at=(way,))) for way in ways]
+    labels = {each.server.partition(".")[0] for each in found if each is not None}
+    assert len(labels) == 2
+    assert all(len(label) <= 63 for label in labels)
 
 
 def test_texts_fit_the_strings_of_a_txt_record() -> None:
