@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="validate a configuration file without serving it")
     check.add_argument("file", type=Path, metavar="FILE", help="YAML file")
+    check.add_argument("--quiet", action="store_true", help="print mistakes and warnings only")
     check.set_defaults(run=_check)
 
     status = commands.add_parser("status", help="show the ports of the running service")
@@ -140,10 +141,19 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.file)
+    if not arguments.quiet:
+        _print_summary(arguments.file, config)
+    for warning in config.warnings:
+        print(f"{warning} (only a warning)", file=sys.stderr)
+    cli_lan.print_warnings(config)
+    return 0
+
+
+def _print_summary(file: Path, config: GatewayConfig) -> None:
     counted = _counted(len(config.ports), "port")
     if config.pools:
         counted += f", {_counted(len(config.pools), 'pool')}"
-    print(f"{arguments.file}: no errors, {counted}")
+    print(f"{file}: no errors, {counted}")
     for port in config.ports:
         way_in = f"connects to {port.connect}" if port.connect else f"{port.host}:{port.tcp_port}"
         print(f"  {port.name}: {way_in}{_tls_text(port)} -> {port.device}")
@@ -152,10 +162,6 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"  {pool.name}: {way_in} -> each of {pool.pattern.device}")
     if config.http is not None:
         print(f"  HTTP: {config.http}")
-    for warning in config.warnings:
-        print(f"{warning} (only a warning)", file=sys.stderr)
-    cli_lan.print_warnings(config)
-    return 0
 
 
 def _tls_text(port: PortConfig) -> str:

@@ -27,8 +27,9 @@ class Reloader:
     """Run one reload at a time, and one more after it for all requests that come meanwhile.
 
     Made and used on the loop. `load` blocks, so it runs on a thread; `serve` makes the service
-    serve what it returns. `started` and `ended` are called around each reload. Whatever a reload
-    raises is logged: the service continues with what it serves.
+    serve what it returns. `started` and `ended` are called around each reload, `ended` with whether
+    the file is served now. Whatever a reload raises is logged: the service continues with what it
+    serves.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Reloader:
         load: Callable[[], GatewayConfig],
         serve: Callable[[GatewayConfig], Awaitable[None]],
         started: Callable[[], None],
-        ended: Callable[[], None],
+        ended: Callable[[bool], None],
     ) -> None:
         self._load = load
         self._serve = serve
@@ -70,16 +71,17 @@ class Reloader:
             while True:
                 self._requested_again = False
                 self._started()
+                is_served = False
                 try:
-                    await self._reload()
+                    is_served = await self._reload()
                 finally:
-                    self._ended()
+                    self._ended(is_served)
                 if not self._requested_again:
                     return
         finally:
             self._task = None
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
         try:
             await self._serve(await self._loaded())
         except ConfigError as error:
@@ -89,6 +91,9 @@ class Reloader:
             self._log.error("reload_failed", reason=str(error))
         except Exception as error:
             self._log.exception("reload_failed", reason=str(error) or type(error).__name__)
+        else:
+            return True
+        return False
 
     async def _loaded(self) -> GatewayConfig:
         """Return what the file says now; raise ReloadError when reading it does not end.

@@ -52,7 +52,8 @@ class SdReport:
         self._notifier = notifier
         self._counts = counts
         self._is_ready = False
-        self._said: Counts | None = None
+        self._reload_failed = False
+        self._said = ""
         self._timers: dict[str, clock.Timer] = {}
 
     def start(self) -> None:
@@ -63,7 +64,7 @@ class SdReport:
 
     def update(self) -> None:
         """Report what has changed at once."""
-        if self._notifier.is_wanted:
+        if self._timers:
             self._timers["report"].cancel()
             self._report()
 
@@ -71,21 +72,27 @@ class SdReport:
         """The file is read again; `reload_ended` must follow."""
         self._notifier.reloading()
 
-    def reload_ended(self) -> None:
-        """The reload is over, whatever came of it."""
-        if self._is_ready:
+    def reload_ended(self, is_served: bool) -> None:
+        """The reload is over; whether the file is served now is part of the status from here on."""
+        self._reload_failed = not is_served
+        if self._timers and self._is_ready:
             self._notifier.ready()
+        self.update()
 
     def stop(self) -> None:
         """The service stops: the last thing that is reported."""
         for timer in self._timers.values():
             timer.cancel()
+        self._timers.clear()
         self._notifier.stopping()
 
     def _report(self) -> None:
         counts = self._counts()
-        if counts is not None and counts != self._said and self._notifier.status(str(counts)):
-            self._said = counts
+        status = "starting" if counts is None else str(counts)
+        if self._reload_failed:
+            status += ", last reload failed"
+        if status != self._said and self._notifier.status(status):
+            self._said = status
         if not self._is_ready:
             if counts is not None and counts.listening == counts.ports:
                 self._is_ready = self._notifier.ready()

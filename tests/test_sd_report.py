@@ -119,17 +119,30 @@ async def test_a_reload_is_announced_and_ended(tmp_path: Path) -> None:
     with ServiceManager(tmp_path) as manager, reporting(manager, lambda: IDLE) as (report, _):
         manager.waiting()
         report.reload_started()
-        report.reload_ended()
+        report.reload_ended(True)
         started, ended = manager.waiting()
-    assert started.startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert ended == "READY=1"
+        assert started.startswith("RELOADING=1\nMONOTONIC_USEC=")
+        assert ended == "READY=1"
+
+
+async def test_a_reload_that_failed_is_part_of_the_status_until_one_succeeds(
+    tmp_path: Path,
+) -> None:
+    with ServiceManager(tmp_path) as manager, reporting(manager, lambda: IDLE) as (report, _):
+        manager.waiting()
+        report.reload_started()
+        report.reload_ended(False)
+        assert manager.waiting()[1:] == ["READY=1", f"STATUS={IDLE}, last reload failed"]
+        report.reload_started()
+        report.reload_ended(True)
+        assert manager.waiting()[1:] == ["READY=1", f"STATUS={IDLE}"]
 
 
 async def test_a_reload_does_not_make_ready_what_never_was(tmp_path: Path) -> None:
     unbound = replace(IDLE, listening=0)
     with ServiceManager(tmp_path) as manager, reporting(manager, lambda: unbound) as (report, _):
         report.reload_started()
-        report.reload_ended()
+        report.reload_ended(True)
         assert "READY=1" not in manager.waiting()
 
 

@@ -97,9 +97,11 @@ def test_a_service_lives_from_its_installation_to_its_removal(tmp_path: Path) ->
         keeps_what_a_board_says(host)
         tells_everybody_its_status(host)
         reloads(host)
+        refuses_to_reload_a_wrong_file(host)
         tells_levels(host)
         is_ended_and_started_again_when_stuck(host)
         waits_for_an_address(host)
+        is_given_the_time_that_its_imports_take(host)
         stays_down_with_a_wrong_file(host)
         is_upgraded(host)
         is_removed(host)
@@ -142,6 +144,20 @@ def reloads(host: Host) -> None:
     assert host.property("MainPID") == pid
 
 
+def refuses_to_reload_a_wrong_file(host: Host) -> None:
+    pid = host.property("MainPID")
+    right = host.machine.output_of("cat", CONFIG)
+    host.write(CONFIG, "ports: none\n")
+    reload = host.machine.run("systemctl", "reload", UNIT)
+    assert reload.returncode != 0
+    assert "failed" in reload.stderr
+    assert f"{CONFIG}:1: ports: " in host.journal()
+    assert host.property("ActiveState") == "active"
+    host.write(CONFIG, right)
+    host.systemctl("reload")
+    assert host.property("MainPID") == pid
+
+
 def tells_levels(host: Host) -> None:
     assert '{"event": "service_started"' in host.journal()
     warnings = host.journal("--priority=warning")
@@ -179,6 +195,30 @@ def waits_for_an_address(host: Host) -> None:
     host.machine.output_of("ip", "address", "add", "192.0.2.1", "dev", "lo")
     host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the service")
     assert host.property("NRestarts") == "0"
+
+
+#: In the place of a module: takes longer to import than systemd waits for a start by itself.
+SLOW_MODULE = f"""
+import sys, time
+time.sleep({SHORT_START_LIMIT_S + 3})
+sys.path.remove("/opt/slow")
+del sys.modules["yaml"]
+import yaml
+"""
+
+
+def is_given_the_time_that_its_imports_take(host: Host) -> None:
+    host.write(CONFIG, CONFIGURATION)
+    host.write("/opt/slow/yaml.py", SLOW_MODULE)
+    limit = f"TimeoutStartSec={SHORT_START_LIMIT_S}"
+    set_in_unit(host, f"{limit}\nEnvironment=PYTHONPATH=/opt/slow")
+    host.systemctl("restart")
+    assert host.property("ActiveState") == "active"
+    assert host.property("NRestarts") == "0"
+    start, active = ("ExecMainStartTimestampMonotonic", "ActiveEnterTimestampMonotonic")
+    took_us = int(host.property(active)) - int(host.property(start))
+    assert took_us > SHORT_START_LIMIT_S * 1_000_000
+    set_in_unit(host, limit)
 
 
 def stays_down_with_a_wrong_file(host: Host) -> None:
