@@ -206,7 +206,7 @@ async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: 
                 with pytest.raises(NoBoardError, match="desk: its entry has changed") as gone:
                     await user.take_back()
                 assert gone.value.outcome is Outcome.ABSENT
-                with pytest.raises(NoBoardError, match="desk: stopped"):
+                with pytest.raises(NoBoardError, match="desk: its entry has changed"):
                     await user.reset()
                 user.leave()
                 again = FlashUser(device, LABEL)
