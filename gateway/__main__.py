@@ -6,6 +6,8 @@ standard library is imported here before the service manager has been asked for 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 
@@ -16,6 +18,7 @@ IMPORT_LIMIT_S = 180.0
 
 def main() -> int:
     """Run the command; returns its exit code."""
+    _open_standard_streams()
     if sys.argv[1:2] == ["run"]:
         _prepare_service()
     try:
@@ -24,6 +27,16 @@ def main() -> int:
         return run_command()
     except KeyboardInterrupt:  # while something was imported
         return 128 + signal.SIGINT
+
+
+def _open_standard_streams() -> None:
+    """Open those that were closed, so that no tty or connection gets what is written to them."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, which is this one.
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+                setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w"))  # noqa: PTH123, SIM115 - for the process
 
 
 def _prepare_service() -> None:

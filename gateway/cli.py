@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import errno
+import io
 import os
 import signal
 import sys
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__, cli_flash, cli_lan
+from gateway.cli_lan import print_help
 from gateway.config.device import tcp_text
 from gateway.config.document import GatewayConfig, PortConfig, load_config
 from gateway.errors import ConfigError, GatewayError
@@ -20,17 +24,48 @@ from gateway.errors import ConfigError, GatewayError
 if TYPE_CHECKING:
     from gateway.service import Service
 
-#: Exit codes: something failed; the operator's file or arguments are wrong (argparse's code).
+#: Exit codes: something failed; the operator's file or arguments are wrong (argparse's code); ended
+#: by a signal, whose number is added (as shells have it).
 _FAILED = 1
 _WRONG_INPUT = 2
+_SIGNALLED = 128
+
+#: What writing to a file may fail with; the commands write none but what they print.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 #: Between two looks of `status --watch`.
 _WATCH_S = 1.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parsed = _parser().parse_args(arguments)
+    """Run the command; returns its exit code.
+
+    Raises SystemExit for wrong arguments, --help and --version.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run_command(_parser().parse_args(arguments))
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # here, where it can fail with a message
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what takes long to end
+        return _SIGNALLED + signal.SIGINT
+    except BrokenPipeError:
+        _drop_unwritten()
+        return _SIGNALLED + signal.SIGPIPE
+    except OSError as error:
+        if _drop_unwritten() or error.errno in _DISK_ERRORS:
+            error.filename = error.filename or "standard output"
+        with contextlib.suppress(OSError):
+            print(f"esp-gateway: {_reason(error)}", file=sys.stderr, flush=True)
+        return _FAILED
+
+
+def _run_command(parsed: argparse.Namespace) -> int:
     try:
         code: int = parsed.run(parsed)
     except ConfigError as error:
@@ -42,12 +77,35 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def _drop_unwritten() -> bool:
+    """Drop what can't be written, which the interpreter would try again at its end.
+
+    Returns whether there was any.
+    """
+    failed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            failed = True
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+    return failed
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text if error.filename is None else f"{error.filename}: {text}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="esp-gateway", description="RFC 2217 gateway for the ESP boards of a lab host"
     )
     parser.add_argument("--version", action="version", version=f"esp-gateway {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=lambda _: print_help(parser))
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     run = commands.add_parser("run", help="serve the ports of a configuration file")
     run.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file")
@@ -133,8 +191,6 @@ def _status(arguments: argparse.Namespace) -> int:
             if not arguments.watch:
                 return 0
             time.sleep(_WATCH_S)
-    except KeyboardInterrupt:
-        return 0
     except ValueError as error:
         raise status_socket.StatusError(f"{path}: {error}") from error
 
@@ -206,6 +262,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
     """Run the service, made by `service.serve`, until it ends."""
+    import structlog  # noqa: PLC0415 - as below
+
     from gateway import event_loop, log  # noqa: PLC0415 - `check` needs neither
     from gateway.log_writer import LogWriter  # noqa: PLC0415
 
@@ -221,5 +279,8 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
 
     try:
         event_loop.run(serve())
+    except OSError:
+        structlog.get_logger().exception("service_failed")
+        raise
     finally:
         writer.close()

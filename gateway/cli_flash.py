@@ -170,9 +170,10 @@ def _token(file: Path | None) -> str:
 
 
 def _label() -> str:
-    """Who flashes, for whoever finds the port taken."""
+    """Return the user's name for the client that finds the port taken."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # no such user in this container
+    except (ImportError, KeyError, OSError):  # no such user in this container
         user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"
+    # A variable of the environment may hold any bytes.
+    return f"{user}@{socket.gethostname()}".encode(errors="replace").decode()

@@ -32,7 +32,8 @@ def add_export(
     export = commands.add_parser(
         "export", help="write the ports as another program's configuration"
     )
-    kinds = export.add_subparsers(required=True, metavar="KIND")
+    export.set_defaults(run=lambda _: print_help(export))
+    kinds = export.add_subparsers(metavar="KIND")
     labgrid = kinds.add_parser("labgrid", help="resources for labgrid-exporter")
     labgrid.add_argument(
         "file",
@@ -64,6 +65,12 @@ def add_discover(commands: Commands) -> None:
         help="network interface to ask on, by name or IP address (default: all)",
     )
     discover.set_defaults(run=_discover)
+
+
+def print_help(parser: argparse.ArgumentParser) -> int:
+    """Print what a command that was given alone can do."""
+    parser.print_help()
+    return 0
 
 
 def print_warnings(config: GatewayConfig) -> None:
@@ -123,9 +130,6 @@ def _exported(arguments: argparse.Namespace) -> Export:
 def _discover(arguments: argparse.Namespace) -> int:
     from gateway.mdns import browser  # noqa: PLC0415 - as above
 
-    try:
-        ports = asyncio.run(browser.discover(arguments.timeout, arguments.interface))
-    except KeyboardInterrupt:
-        return 130  # as a shell has it for SIGINT
+    ports = asyncio.run(browser.discover(arguments.timeout, arguments.interface))
     print(browser.to_json(ports) if arguments.json else browser.to_table(ports))
     return 0

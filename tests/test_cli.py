@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -15,7 +19,7 @@ import structlog
 
 from gateway.cli import main
 from tests.support.certificates import Authority
-from tests.support.processes import Service, run_tool
+from tests.support.processes import BackgroundProcess, Service, run_tool
 
 RUN_LIMIT_S = 60.0
 
@@ -127,7 +131,7 @@ def test_a_board_that_does_not_start_is_one_line_and_another_code(
     assert "can't be started" in line
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["run"], ["check"], ["demo", "x"]])
+@pytest.mark.parametrize("arguments", [["serve"], ["run"], ["check"], ["demo", "x"]])
 def test_wrong_arguments_are_told_with_the_code_of_wrong_input(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +139,131 @@ def test_wrong_arguments_are_told_with_the_code_of_wrong_input(
         main(arguments)
     assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("usage: esp-gateway")
+
+
+@pytest.mark.parametrize("arguments", [[], ["export"]])
+def test_a_command_alone_prints_its_help(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(" ".join(["usage: esp-gateway", *arguments]))
+    assert err == ""
+
+
+#: Commands that print something, and what argparse prints.
+PRINTING = [["check", "{}"], ["devices"], ["status", "--socket", "{}.sock"], ["--help"], []]
+
+
+@pytest.fixture
+def served(config: Path) -> Iterator[Path]:
+    """A configuration whose service runs."""
+    config.write_text("ports: [{name: desk, tcp: 0, device: /dev/serial/by-id/x}]\n")
+    command = [sys.executable, "-m", "gateway", "run", "--config", str(config)]
+    with BackgroundProcess([*command, "--socket", f"{config}.sock"]) as service:
+        service.wait_for_line("status_served")
+        yield config
+
+
+def command_of(arguments: list[str], config: Path) -> list[str]:
+    return [sys.executable, "-m", "gateway", *(each.format(config) for each in arguments)]
+
+
+def run_with(
+    arguments: list[str], config: Path, *, out: int, error: int = subprocess.PIPE
+) -> tuple[int, str]:
+    """Exit code and standard error of a command with these as standard output and error."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        command_of(arguments, config),
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=error,
+        text=True,
+        timeout=RUN_LIMIT_S,
+        check=False,
+        env=environment,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_has_left_is_an_exit_code_and_no_traceback(served: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    for arguments in PRINTING:
+        assert run_with(arguments, served, out=writing) == (128 + signal.SIGPIPE, "")
+    wrong = ["check", "{}.none"]
+    assert run_with(wrong, served, out=writing, error=writing)[0] == 128 + signal.SIGPIPE
+    os.close(writing)
+
+
+def test_a_full_disk_is_one_line_and_no_traceback(served: Path) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    for arguments in PRINTING:
+        assert run_with(arguments, served, out=full) == (
+            1,
+            "esp-gateway: standard output: No space left on device\n",
+        )
+    os.close(full)
+
+
+def test_output_that_is_closed_is_none_at_all(served: Path) -> None:
+    for arguments in PRINTING:
+        command = " ".join(f"'{each}'" for each in command_of(arguments, served))
+        done = run_tool(["bash", "-c", f"{command} <&- >&-"], RUN_LIMIT_S)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_service_without_standard_streams_writes_its_log_nowhere_else(config: Path) -> None:
+    config.write_text("ports: [{name: desk, tcp: 0, device: /dev/serial/by-id/x}]\n")
+    command = [sys.executable, "-m", "gateway", "run", "--config", str(config)]
+    shell = f'exec "$@" --socket {config}.sock <&- >&- 2>&-'
+    with BackgroundProcess(["bash", "-c", shell, "bash", *command]) as service:
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while not Path(f"{config}.sock").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        links = [Path(f"/proc/{service.pid}/fd/{number}").readlink() for number in range(3)]
+        assert links == [Path("/dev/null")] * 3
+
+
+@pytest.mark.parametrize("command", [["discover", "--timeout", "60"], ["status", "--watch"]])
+def test_ctrl_c_is_an_exit_code_and_no_traceback(served: Path, command: list[str]) -> None:
+    if command[0] == "status":
+        command = [*command, "--socket", f"{served}.sock"]
+    # Where it waits, whatever it waits for: it has ended its imports then.
+    script = (
+        "import signal, sys, threading, time\n"
+        "from gateway.cli import main\n"
+        "def interrupt():\n"
+        "    while not {'browser', 'status'} & {name.rpartition('.')[2] for name in sys.modules}:\n"
+        "        time.sleep(0.01)\n"
+        "    time.sleep(0.5)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "threading.Thread(target=interrupt, daemon=True).start()\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    done = run_tool([sys.executable, "-c", script, *command], RUN_LIMIT_S)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
+
+
+def test_a_user_without_an_entry_in_the_passwd_can_use_all_commands(
+    monkeypatch: pytest.MonkeyPatch, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_such_user(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(pwd, "getpwuid", no_such_user)
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    config.write_text(GOOD)
+    assert main(["devices", "--config", str(config)]) == 0
+    assert main(["check", str(config)]) == 0
+    (config.parent / "app.bin").write_bytes(b"\xe9" + bytes(100))
+    capsys.readouterr()
+    command = ["flash", "--http", "127.0.0.1:1", "127.0.0.1:4001"]
+    assert main([*command, "0x10000", str(config.parent / "app.bin")]) > 0
+    assert "127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

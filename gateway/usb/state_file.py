@@ -23,8 +23,12 @@ def default_folder(environment: Mapping[str, str]) -> Path:
     if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given)
     home = environment.get("XDG_STATE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path("~/.local/state").expanduser()
-    return base / "esp-gateway"
+    if home.startswith("/"):
+        return Path(home) / "esp-gateway"
+    try:
+        return Path("~/.local/state/esp-gateway").expanduser()
+    except RuntimeError:  # neither $HOME nor an entry of the user in /etc/passwd
+        return Path("/var/lib/esp-gateway")
 
 
 def read_state(path: Path) -> Any:
