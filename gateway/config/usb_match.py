@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.protocol.board_kinds import is_jtag_channel
+
 #: What makers of cheap chips write where a serial number belongs. Boards that carry one of these
 #: are told apart by where they are plugged in, from the first one on.
 _NO_SERIALS = frozenset({"0001", "0002", "00000001", "1234", "12345", "123456", "12345678"})
@@ -42,6 +44,12 @@ class UsbTty:
     def usb(self) -> str:
         """Vendor and product id, `10c4:ea60`."""
         return f"{self.vendor_id:04x}:{self.product_id:04x}"
+
+    @property
+    def is_jtag(self) -> bool:
+        """Whether it is a JTAG channel; only a match that names its interface fits it."""
+        ids = self.vendor_id, self.product_id
+        return is_jtag_channel(ids, self.interface, self.product)
 
     @property
     def unit(self) -> str:
@@ -81,6 +89,13 @@ class UsbMatch:
     any_usb: bool = False
 
     def fits(self, tty: UsbTty) -> bool:
+        """Whether a port with this match is for a device.
+
+        A channel for JTAG is left out unless its interface is given.
+        """
+        return self.describes(tty) and (self.interface is not None or not tty.is_jtag)
+
+    def describes(self, tty: UsbTty) -> bool:
         """Whether all that is given is true of a device."""
         return all(getattr(tty, name) == wanted for name, wanted in self.criteria)
 

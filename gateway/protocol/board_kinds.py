@@ -128,3 +128,36 @@ def kind_of(usb_ids: UsbIds | None) -> BoardKind:
     """The kind of board; a bridge where nothing is known, which most boards have."""
     row = row_of(usb_ids)
     return BoardKind.BRIDGE if row is None else row.kind
+
+
+@dataclass(frozen=True, slots=True)
+class _JtagChannel:
+    """A channel of a USB device that is wired to JTAG, although the kernel makes a tty of it.
+
+    `product` is part of the device's product text; empty fits every device of these ids.
+    """
+
+    vendor_id: int
+    product_id: int
+    product: str
+    interface: int
+
+
+#: The first row that fits is taken. An FT2232 or FT4232 may be wired in another way, so a port can
+#: still ask for such a channel by its interface.
+_JTAG_CHANNELS = (
+    # Tigard, an adapter with its UART on the first channel: github.com/tigard-tools/tigard
+    _JtagChannel(0x0403, 0x6010, "Tigard", 1),
+    # ESP-Prog, ESP-WROVER-KIT, Kaluga, Ethernet-Kit: channel A of their FT2232H (OpenOCD's
+    # interface/ftdi/esp32_devkitj_v1.cfg); only channels A and B of the chips have an MPSSE.
+    _JtagChannel(0x0403, 0x6010, "", 0),
+    _JtagChannel(0x0403, 0x6011, "", 0),
+)
+
+
+def is_jtag_channel(usb_ids: UsbIds, interface: int, product: str) -> bool:
+    """Whether an interface of a USB device is known to be for JTAG; no board answers on its tty."""
+    for row in _JTAG_CHANNELS:
+        if (row.vendor_id, row.product_id) == usb_ids and row.product in product:
+            return row.interface == interface
+    return False

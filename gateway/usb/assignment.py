@@ -68,6 +68,11 @@ def assign(
     )
 
 
+def jtag_note(tty: UsbTty) -> str:
+    """Why a channel for JTAG is not served, and what to do if it should be."""
+    return f"JTAG channel; to serve it all the same, give a port `interface: {tty.interface}`"
+
+
 class _Index:
     """Finds the devices that a match fits without asking each: hundreds of ports, as many devices.
 

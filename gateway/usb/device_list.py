@@ -16,7 +16,7 @@ from gateway.config.device import pool_member_name
 from gateway.config.document import GatewayConfig
 from gateway.config.usb_match import UsbTty
 from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
-from gateway.usb.assignment import Assignment, assign
+from gateway.usb.assignment import Assignment, assign, jtag_note
 from gateway.usb.pool_store import today
 from gateway.usb.pool_table import PoolTable
 from gateway.usb.sysfs import existing
@@ -57,7 +57,9 @@ def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> 
         if name not in assignment.paths and name not in assignment.problems
     ]
     in_pools, pool_notes = _served_by_pools(ttys, assignment, config, table)
-    return Listing(ttys, ports | in_pools, notes + pool_notes)
+    ports |= in_pools
+    jtag = [f"{tty}: {jtag_note(tty)}" for tty in ttys if tty.is_jtag and tty.path not in ports]
+    return Listing(ttys, ports, notes + pool_notes + jtag)
 
 
 def _served_by_pools(
@@ -109,16 +111,13 @@ def to_yaml(listed: Listing, config: GatewayConfig) -> str:
     used |= {tcp_port for pool in config.pools for tcp_port in pool.tcp_ports}
     free = (number for number in range(_FIRST_TCP_PORT, _LAST_TCP_PORT + 1) if number not in used)
     serials = Counter(tty.serial_key for tty in listed.ttys)
-    lines = ["ports:"]
-    for tty, tcp_port in zip(_unserved(listed), free, strict=False):
-        lines += _entry(tty, tcp_port, listed, is_shared=serials[tty.serial_key] > 1)
-    if len(lines) == 1:
-        return "ports: []  # nothing is plugged in that has no port"
-    return "\n".join(lines)
-
-
-def _unserved(listed: Listing) -> Iterator[UsbTty]:
-    return (tty for tty in listed.ttys if tty.path not in listed.ports)
+    unserved = [tty for tty in listed.ttys if tty.path not in listed.ports]
+    entries: list[str] = []
+    for tty, tcp_port in zip((tty for tty in unserved if not tty.is_jtag), free, strict=False):
+        entries += _entry(tty, tcp_port, listed, is_shared=serials[tty.serial_key] > 1)
+    head = "ports:" if entries else "ports: []  # nothing is plugged in that has no port"
+    left_out = [f"  # {tty}: {jtag_note(tty)}" for tty in unserved if tty.is_jtag]
+    return "\n".join([head, *entries, *left_out])
 
 
 def _entry(tty: UsbTty, tcp_port: int, listed: Listing, *, is_shared: bool) -> Iterator[str]:
@@ -152,16 +151,21 @@ def _name(tty: UsbTty, listed: Listing) -> str:
 
 
 def _row(tty: UsbTty, listed: Listing) -> tuple[str, ...]:
-    row = row_of(_ids(tty))
     return (
         tty.path,
         tty.usb,
-        row.name if row is not None else "-",
+        _chip(tty),
         _location(tty, listed),
         tty.serial or "-",
         tty.product or "-",
         listed.ports.get(tty.path, "-"),
     )
+
+
+def _chip(tty: UsbTty) -> str:
+    row = row_of(_ids(tty))
+    name = row.name if row is not None else "-"
+    return f"{name}, JTAG channel" if tty.is_jtag else name
 
 
 def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
@@ -176,6 +180,7 @@ def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
         "product": tty.product,
         "chip": row.name if row is not None else None,
         "kind": row.kind.value if row is not None else None,
+        "channel": "JTAG" if tty.is_jtag else None,
         "port": listed.ports.get(tty.path),
     }
 

@@ -20,7 +20,7 @@ from gateway.config.document import GatewayConfig, PortConfig
 from gateway.config.usb_match import UsbTty
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.tty.serial_tty import TtyLocation
-from gateway.usb.assignment import Assignment, assign
+from gateway.usb.assignment import Assignment, assign, jtag_note
 from gateway.usb.hotplug import Monitor, Watcher, open_udev_monitor
 from gateway.usb.pool_store import PoolStore, today
 from gateway.usb.pool_table import Served
@@ -166,17 +166,24 @@ class Inventory:
             return False
         wanted: dict[str, list[UsbTty]] = {pool.name: [] for pool in self._config.pools}
         left_out: dict[str, str] = {}
+        # Records of these are dropped: no pool serves them.
+        not_for_pools = list(assignment.held)
         for tty in assignment.free:
             fitting = [pool.name for pool in self._config.pools if pool.pattern.device.fits(tty)]
             if len(fitting) == 1:
                 wanted[fitting[0]].append(tty)
             elif fitting:
                 left_out[str(tty)] = f"fits the pools {', '.join(fitting)}"
+            elif tty.is_jtag and any(
+                match.describes(tty)
+                for pool in self._config.pools
+                for match in pool.pattern.device.matches
+            ):
+                left_out[str(tty)] = jtag_note(tty)
+                not_for_pools.append(tty)
         before = self.ports()
         ranges = {pool.name: pool.tcp_ports for pool in self._config.pools}
-        self._served = self._store.table.update(
-            ranges, wanted, self._ttys, today(), assignment.held
-        )
+        self._served = self._store.table.update(ranges, wanted, self._ttys, today(), not_for_pools)
         self._pool_paths = {
             pool_member_name(*place): tty.path for place, tty in self._served.ttys.items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,7 @@ def test_json_tells_the_same(tmp_path: Path) -> None:
             "product": "USB Serial",
             "chip": "CH340",
             "kind": "UART bridge",
+            "channel": None,
             "port": None,
         }
 
@@ -130,17 +132,56 @@ def test_the_yaml_serves_each_device_by_what_lasts(tmp_path: Path) -> None:
         assert [(port.name, port.tcp_port, str(port.device)) for port in read.ports] == [
             ("cp2102-1-1-1", 4001, f"serial {CP2102N.serial}"),
             ("ch340-1-1-2", 4002, "location 1-1.2"),
-            ("ft2232-1-1-3-1-0", 4003, "serial FT7ABC12, interface 0"),
-            ("ft2232-1-1-3-1-1", 4004, "serial FT7ABC12, interface 1"),
-            ("usb-otg-1-1-4", 4005, "location 1-1.4"),
+            ("ft2232-1-1-3-1-1", 4003, "serial FT7ABC12, interface 1"),
+            ("usb-otg-1-1-4", 4004, "location 1-1.4"),
             *(
-                (f"wch-bridge-1-2{(number and f'-{number}') or ''}", 4006 + number, path)
+                (f"wch-bridge-1-2{(number and f'-{number}') or ''}", 4005 + number, path)
                 for number, path in enumerate(usb.tty_paths("1-2"))
             ),
         ]
         assert "# " + usb.tty_paths("1-1.1")[0] + " now: Silicon Labs CP2102N" in text
         # What is printed serves all that is there.
         assert len(listed(usb, read).ports) == len(read.ports)
+
+
+def test_a_jtag_channel_is_named_as_such_and_served_only_if_asked_for(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        jtag, uart = usb.plug(FT2232, "1-1")
+        note = (
+            f"{jtag} (0403:6010 at 1-1:1.0): JTAG channel; to serve it all the same, give a port "
+        )
+        table = to_table(listed(usb)).splitlines()
+        assert "FT2232 (ESP-Prog, ESP-WROVER-KIT), JTAG channel" in table[1]
+        assert "JTAG" not in table[2]
+        assert table[3] == f"{note}`interface: 0`"
+        channels = {each["path"]: each["channel"] for each in json.loads(to_json(listed(usb)))}
+        assert channels == {jtag: "JTAG", uart: None}
+        text = to_yaml(listed(usb), NOTHING)
+        read = parse_yaml_ports(text)
+        assert read is not None
+        assert listed(usb, read).ports == {uart: "ft2232-1-1-1-1"}
+        assert f"  # {note}" in text
+        # A match of the whole device means its UART; one with the interface means that one.
+        for match in ("serial: FT7ABC12", "location: 1-1", "usb: '0403:6010'", "usb: '*:*'"):
+            served = config(f"name: desk, tcp: 4001, device: {{{match}}}")
+            assert listed(usb, served).ports == {uart: "desk"}
+            pool = config(f"name: pool, tcp: 4100-4109, device: {{{match}}}")
+            assert listed(usb, pool).ports == {uart: "pool-4100"}
+        for asked in ("serial: FT7ABC12, interface: 0", "location: '1-1:1.0'"):
+            served = config(f"name: desk, tcp: 4001, device: {{{asked}}}")
+            assert listed(usb, served).ports == {jtag: "desk"}
+            assert note not in to_table(listed(usb, served))
+        assert listed(usb, config(f"name: desk, tcp: 4001, device: {jtag}")).ports == {jtag: "desk"}
+
+
+def test_which_channel_is_for_jtag_is_known_by_the_ids_and_the_product(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        quad = replace(FT2232, usb="0403:6011", product="Quad RS232-HS", interfaces=(0, 1, 2, 3))
+        usb.plug(quad, "1-1")
+        usb.plug(replace(FT2232, product="Tigard V1.1"), "1-2")
+        usb.plug(replace(FT2232, usb="10c4:ea70"), "1-3")
+        found = {(tty.location, tty.interface): tty.is_jtag for tty in listed(usb).ttys}
+        assert {place for place, is_jtag in found.items() if is_jtag} == {("1-1", 0), ("1-2", 1)}
 
 
 def test_a_serial_number_that_two_have_is_not_used(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.usb.pool_store import FILE_NAME
+from gateway.usb.pool_table import PoolTable, Record
+from gateway.usb.state_file import write_state
 from tests.conftest import open_fds
 from tests.support.fake_sysfs import CH340, CP2102, CP2102N, FT2232, USB_JTAG
 from tests.support.pty_board import LoopClock, turns, until
@@ -305,6 +308,29 @@ async def test_a_damaged_state_begins_anew_and_is_told(tmp_path: Path) -> None:
             await lab.start(SHELF)
             await lab.until_open(f"shelf-{FIRST}")
         assert "pool_state_not_read" in {log["event"] for log in logs}
+
+
+async def test_a_pool_does_not_open_a_jtag_channel_and_says_so_once(tmp_path: Path) -> None:
+    async with usb_lab(tmp_path) as lab:
+        # As an older version left it behind, which served both channels.
+        keys = [f"0403:{FT2232.serial}:1.{interface}-port0" for interface in (1, 0)]
+        records = [
+            Record("prog", FIRST + n, key, "somewhere", 20_000) for n, key in enumerate(keys)
+        ]
+        write_state(tmp_path / "state" / FILE_NAME, PoolTable(records).to_json())
+        with capture_logs() as logs:
+            await lab.start(f"name: prog, tcp: {FIRST}-{FIRST + 9}, device: {{usb: '0403:*'}}")
+            lab.plug(FT2232, "1-1")
+            await lab.until_open(f"prog-{FIRST}")
+            lab.plug(CH340, "1-2")
+            await until(lambda: sum(log["event"] == "usb_plugged_in" for log in logs) == 3)
+        await until(lambda: list(lab.states()) == [f"prog-{FIRST}"])
+        port = next(port for port in lab.service._ports)
+        tty = lab.service._inventory.tty_of(port.config)
+        assert tty is not None
+        assert tty.interface == 1
+        reasons = [log["reason"] for log in logs if log["event"] == "usb_not_served"]
+        assert [reason.partition(";")[0] for reason in reasons] == ["JTAG channel"]
 
 
 async def test_a_board_that_no_pool_can_take_is_told_once(tmp_path: Path) -> None:
