@@ -16,6 +16,7 @@ from gateway.devices.device import DeviceState
 from gateway.protocol.access_server import SerialData
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import IDLE, RESET, STRAP, Lines
+from gateway.sessions.session import SessionState
 from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
 from tests.support.tcp_client import TcpClient
 from tests.support.telnet_wire import RFC2217_CLIENT
@@ -127,7 +128,7 @@ async def test_the_app_is_booted_however_the_client_leaves(
                 session = await served.session()
                 await until(lambda: session.received_bytes == len(MORE_THAN_A_PTY_HOLDS))
                 leave(client)
-                await until(lambda: served.device.state is DeviceState.RELEASING)
+                await until(lambda: session.state is SessionState.FINISHING)
                 await turns(10)
                 assert board.lines[before:] == []
                 board.start_reading()
