@@ -74,7 +74,7 @@ class Protocol(Enum):
 
 
 class OnConnect(Enum):
-    """What is done to the board for a client of a raw port, before its first byte."""
+    """What is done to the board when a client gets control of the port, before its first byte."""
 
     NOTHING = "nothing"
     BOOTLOADER = "bootloader"
@@ -82,7 +82,7 @@ class OnConnect(Enum):
 
 
 class OnDisconnect(Enum):
-    """What is done to the board when a client of a raw port has left, behind its last byte."""
+    """What is done to the board when its last client has disconnected, after its last byte."""
 
     NOTHING = "nothing"
     RESET = "reset"
@@ -297,10 +297,6 @@ def _check_fit(port: Section, line: int, problems: Problems) -> None:
             if key in port.lines:
                 found = f"{key} beside connect (line {port.lines['connect']})"
                 refuse_key(key, found, f"connect without {key}, or tcp")
-    for key in ("on_connect", "on_disconnect"):
-        is_given = key in port.lines and key in port.values
-        if is_given and port.values.get("protocol") is Protocol.RFC2217:
-            refuse_key(key, f"{key} with protocol rfc2217", f"{key} with protocol: raw")
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.
@@ -329,8 +325,6 @@ def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
     """The checked values as a PortConfig; `{name}` still stands where it was written."""
     values = {"connect": None} | port.values | {"tcp_port": tcp_port}
     values.pop("tcp", None)
-    if values["protocol"] is not Protocol.RAW:
-        values |= {"on_connect": OnConnect.NOTHING, "on_disconnect": OnDisconnect.NOTHING}
     if values["connect"] is not None:
         values["open"] = Opening.ALWAYS
     if values["on_connect"] is OnConnect.BOOTLOADER:

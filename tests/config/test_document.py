@@ -311,12 +311,6 @@ def test_values_past_their_limits_are_refused_with_what_is_accepted(key: str, wr
             "5: ports[0].open",
             "open beside connect (line 4)",
         ),
-        ({"on_connect": "reset"}, "5: ports[0].on_connect", "on_connect with protocol rfc2217"),
-        (
-            {"on_disconnect": "nothing", "protocol": "rfc2217"},
-            "5: ports[0].on_disconnect",
-            "on_disconnect with protocol rfc2217",
-        ),
         ({"tcp": ""}, "3: ports[0].tcp", "nothing"),
         ({"tcp": '"4001"'}, "3: ports[0].tcp", '"4001" (text, because of the quotes)'),
         (
@@ -405,21 +399,18 @@ def test_a_default_host_is_for_the_ports_that_listen() -> None:
     assert [each.tcp_port for each in parse_config(text, "f.yaml").ports] == [4001, None, None]
 
 
-def test_default_resets_are_for_the_raw_ports() -> None:
+@pytest.mark.parametrize("protocol", ["raw", "rfc2217"])
+def test_resets_at_connect_and_disconnect_are_for_ports_of_both_protocols(protocol: str) -> None:
     text = "defaults: {on_connect: bootloader, on_disconnect: reset}\n" + ports(
-        port(), port(name="b", tcp="4002", device="/dev/b", protocol="raw")
+        port(protocol=protocol),
+        port(name="b", tcp="4002", device="/dev/b", protocol=protocol, on_connect="reset"),
     )
     assert [
         (each.on_connect, each.on_disconnect) for each in parse_config(text, "f.yaml").ports
     ] == [
-        (OnConnect.NOTHING, OnDisconnect.NOTHING),
         (OnConnect.BOOTLOADER, OnDisconnect.RESET),
+        (OnConnect.RESET, OnDisconnect.RESET),
     ]
-
-
-def test_a_raw_default_allows_a_port_its_own_resets() -> None:
-    text = "defaults: {protocol: raw}\n" + ports(port(on_connect="reset"))
-    assert parse_config(text, "f.yaml").ports[0].on_connect is OnConnect.RESET
 
 
 @pytest.mark.parametrize(
