@@ -30,6 +30,7 @@ class DeviceControls:
         self._port = port
         self._lines = lines
         self._break_on = False
+        self._last_set_by: object | None = None  # the client whose commands the lines follow
 
     @property
     def status(self) -> PortStatus:
@@ -79,6 +80,9 @@ class DeviceControls:
         self, done: Callable[[], None], *, dtr: bool | None = None, rts: bool | None = None
     ) -> None:
         """Set one modem line or both behind the bytes written so far."""
+        if self.lines_set_by is not self._last_set_by:
+            self._last_set_by = self.lines_set_by
+            self._lines.other_client()
         self._lines.request(dtr=dtr, rts=rts, settled=done)
 
     def release_lines(self) -> None:

@@ -69,6 +69,11 @@ _HELD_EDGES = frozenset({(RESET, BOTH), (BOTH, RESET)})
 #: says RTS on again, and nobody wants IO0 low at the end of it.
 _HARD_RESET_WITH_DTR_ON = [("rts", True), ("dtr", True), ("rts", False), ("dtr", True)]
 
+#: Both lines off and on again, one after the other: how PlatformIO (`pio test`) and scripts for
+#: Arduino boards reset a board. At a local port the first step is the reset, since RTS is on while
+#: DTR goes off. An attach ends with lines that are off, or never has them off.
+_TOGGLE = [("dtr", False), ("rts", False), ("dtr", True), ("rts", True)]
+
 
 class LineController:
     """Turns a client's DTR and RTS commands into the line states that the board shall see.
@@ -90,12 +95,16 @@ class LineController:
         self._held_until: float | None = None  # `wanted` is held back until then
         self.strap_follows_reset = False  # `applied` is STRAP, and was RESET before
         self._since_both: list[tuple[str, bool]] = []  # commanded since both lines are on
+        self._latest: list[tuple[str, bool]] = []  # as many commands as a toggle has, and one more
+        self._commanded_at = float("-inf")
 
     @property
     def is_finishing(self) -> bool:
         """True while what the client has sent to its end waits for its time."""
-        # DTR is on again behind a hard reset that was sent with DTR on.
-        return list(self._steps) in ([IDLE], [IDLE, STRAP], [RESET, IDLE, STRAP])
+        # DTR is on again behind a hard reset that was sent with DTR on, both lines behind a toggle.
+        steps = list(self._steps)
+        is_pulse = steps in ([BOTH], [RESET, BOTH]) and RESET in (self.applied, steps[0])
+        return is_pulse or steps in ([IDLE], [IDLE, STRAP], [RESET, IDLE, STRAP])
 
     @property
     def busy(self) -> bool:
@@ -127,9 +136,18 @@ class LineController:
         if self._held_until is not None:
             self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
         else:
-            self._enter(self.wanted, now, is_whole=dtr is not None and rts is not None)
+            is_whole = dtr is not None and rts is not None
+            # `RTS on` while it is on, then `DTR off`: the state is meant, it is no first half.
+            means_reset = self._last == BOTH and self._since_both == [("rts", True)]
+            self._enter(self.wanted, now, is_whole=is_whole or means_reset)
         self._look_for_hard_reset(before, dtr=dtr, rts=rts)
+        self._look_for_toggle(now, dtr=dtr, rts=rts)
         self._advance(now)
+
+    def forget_commands(self) -> None:
+        """Another client sends the next command: it continues nothing of what was sent before."""
+        self._latest.clear()
+        self._since_both.clear()
 
     def release(self, now: float) -> None:
         """The client has left: bring the board to where it runs its app, lines off.
@@ -141,9 +159,11 @@ class LineController:
         """
         self._held_until = None
         self.wanted = IDLE
+        self.forget_commands()
         if self.is_finishing:
             if self._steps[-1] == STRAP:
                 self._steps.pop()
+            self._steps[-1] = IDLE
             return
         self._steps.clear()
         if self.applied == STRAP and self.strap_follows_reset:
@@ -174,6 +194,7 @@ class LineController:
 
     def _play(self, now: float, *states: Lines) -> None:
         self._held_until = None
+        self.forget_commands()
         self.wanted = IDLE
         self._steps = deque(states)
         if self.applied == RESET:
@@ -219,6 +240,20 @@ class LineController:
             self._steps.extend((RESET, IDLE, STRAP))
         del self._since_both[len(_HARD_RESET_WITH_DTR_ON) + 1 :]  # it can't match any more
 
+    def _look_for_toggle(self, now: float, *, dtr: bool | None, rts: bool | None) -> None:
+        """Reset the board where a client takes both lines off and on again without a pause.
+
+        Its commands must not be the client's first: those are the states that it opens with.
+        """
+        if now > self._commanded_at + self._hold_s:
+            del self._latest[:-1]  # one is enough to tell that it has sent others before
+        self._commanded_at = now
+        self._latest += [("dtr", dtr)] if dtr is not None else []
+        self._latest += [("rts", rts)] if rts is not None else []
+        if self._latest[-len(_TOGGLE) :] == _TOGGLE and len(self._latest) > len(_TOGGLE):
+            self._steps.extend((RESET, BOTH))
+        del self._latest[: -len(_TOGGLE) - 1]
+
     def _advance(self, now: float) -> None:
         while self._steps and now >= self._earliest:
             lines = self._steps.popleft()
@@ -229,6 +264,8 @@ class LineController:
                 self._earliest = now + MIN_STRAP_S
             else:
                 self._earliest = now
+            if RESET in (lines, self.applied):
+                self._latest = [("reset", True)]  # what ends a reset is no part of a toggle
             if self.applied == RESET:
                 self._resets.append(Starts.BOOTLOADER if lines == STRAP else Starts.APP)
             self.applied = lines

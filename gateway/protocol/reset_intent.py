@@ -57,6 +57,9 @@ class Controller(Protocol):
     def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:
         """The client sets one line or both."""
 
+    def forget_commands(self) -> None:
+        """Another client sends the next command."""
+
     def release(self, now: float) -> None:
         """The client has left."""
 
@@ -170,6 +173,10 @@ class IntentController:
             self._plays_usb_jtag = not self._follows
             if self._follows:
                 self._wire.show(STRAP)
+
+    def forget_commands(self) -> None:
+        """Another client sends the next command: it continues nothing of what was sent before."""
+        self._circuit.forget_commands()
 
     def release(self, now: float) -> None:
         """The client has left: its board runs its app, or the bootloader that it has asked for.
@@ -314,6 +321,9 @@ class PassThrough:
                 enters = self.wanted == STRAP
                 self._wire.tell(Starts.BOOTLOADER if enters else Starts.APP)
             self._wire.show(self.wanted)
+
+    def forget_commands(self) -> None:
+        """Another client sends the next command: each passes by itself."""
 
     def release(self, now: float) -> None:  # noqa: ARG002
         """The client has left: both lines off in one step, when what is played is over."""

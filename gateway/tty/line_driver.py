@@ -93,6 +93,10 @@ class LineDriver:
         self._settled.append(settled)
         self._advance()
 
+    def other_client(self) -> None:
+        """Another client sends the next request: it continues nothing of what was sent before."""
+        self._controller.forget_commands()
+
     def release(self, settled: Callable[[], None]) -> None:
         """The client has left: both lines off, without leaving the board in its bootloader."""
         self._controller.release(self._now())

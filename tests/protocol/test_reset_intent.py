@@ -77,6 +77,9 @@ APP_RESETS = {
     "esptool, USB": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_HARD_USB_DTR_OFF),
     "esptool, straight after open": (*clients.OPEN, *clients.ESPTOOL_HARD_DTR_ON),
     "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_HARD),
+    "script that says RTS on again": clients.SCRIPT_RTS_PULSE,
+    "pio test": clients.PIO_TEST,
+    "pio test, lines on": clients.PIO_TEST_LINES_ON,
 }
 NO_RESETS = {
     "pyserial": clients.OPEN,
@@ -85,6 +88,8 @@ NO_RESETS = {
     "miniterm": clients.MINITERM_TOGGLE,
     "mpremote": (*clients.OPEN, *clients.MPREMOTE_CLOSE),
     "script": (*clients.OPEN, *clients.SCRIPT_LINES_OFF),
+    "script that raises both lines": clients.SCRIPT_LINES_RAISED,
+    "script that has both lines off for a while": clients.SCRIPT_LINES_OFF_AND_ON,
 }
 
 

@@ -322,3 +322,30 @@ async def test_one_that_joins_a_board_that_takes_nothing_writes_nothing_either(
                     board.start_reading()
                     await until(lambda: len(board.received) == 300_000)
                     assert board.received.count(b"y") == 100_000
+
+
+async def test_commands_of_two_clients_are_not_taken_for_one_clients_reset(tmp_path: Path) -> None:
+    lines_off, lines_on = (Control.DTR_OFF, Control.RTS_OFF), (Control.DTR_ON, Control.RTS_ON)
+
+    async def set_lines(client: TcpClient, codes: tuple[Control, Control]) -> None:
+        seen = len(client.received)
+        await client.send(b"".join(map(control, codes)))
+        answers = b"".join(map(answer, codes))
+        await client.receive(lambda: answers in client.received[seen:])
+
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, sharing=Sharing.SHARED) as served:
+            board.start_reading()
+            with await rfc2217_client(served) as first, await rfc2217_client(served) as second:
+                before = len(board.lines)
+                await set_lines(first, lines_on)
+                await set_lines(first, lines_off)
+                await set_lines(second, lines_on)
+                await until(lambda: len(board.lines) == before + 3)
+                await second.send(b"settled")
+                await until(lambda: board.received == b"settled")
+                assert board.lines[before:] == [BOTH, IDLE, BOTH]
+                # The same from one client is a reset.
+                await set_lines(second, lines_off)
+                await set_lines(second, lines_on)
+                await until(lambda: board.lines[before + 3 :] == [IDLE, BOTH, RESET, BOTH])

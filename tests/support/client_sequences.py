@@ -82,6 +82,16 @@ MINITERM_TOGGLE = (*OPEN, *_sequence(0.3, 12, 0.3, 9))
 MPREMOTE_CLOSE = _sequence(12, 9)
 #: What many scripts do after open(): `port.dtr = False; port.rts = False`.
 SCRIPT_LINES_OFF = _sequence(9, 12)
+#: Scripts that reset a board at a local port: RTS is on already, and said to be on again.
+SCRIPT_RTS_PULSE = (*OPEN, *_sequence(11, 9, 0.1, 12))
+#: Scripts that have both lines off before they open, and then on, so that nothing is reset.
+SCRIPT_LINES_RAISED = (*OPEN_LINES_OFF, *_sequence(8, 11))
+#: Both lines off, and on again only after a while.
+SCRIPT_LINES_OFF_AND_ON = (*OPEN, *_sequence(9, 12, 3.0, 8, 11))
+#: PlatformIO 6.2.0, `pio test`: `monitor_rts` and `monitor_dtr` are not set by default, which
+#: pyserial takes for off; then with both set to 1.
+PIO_TEST = (*OPEN_LINES_OFF, *_sequence(None, 9, 12, 0.1, 8, 11, 0.1))
+PIO_TEST_LINES_ON = (*OPEN, *_sequence(None, 9, 12, 0.1, 8, 11, 0.1))
 
 #: Which line each of those commands sets, and to what.
 _LINE_COMMANDS = {8: ("dtr", True), 9: ("dtr", False), 11: ("rts", True), 12: ("rts", False)}
