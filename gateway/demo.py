@@ -6,7 +6,7 @@ import importlib.util
 
 from gateway.config.document import GatewayConfig, parse_config
 from gateway.config.http import PACKAGES
-from gateway.tcp.bound_sockets import is_free
+from gateway.tcp.acceptor import is_free
 
 _HOST = "127.0.0.1"
 _FIRST_TCP_PORT = 4001

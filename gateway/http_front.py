@@ -15,6 +15,7 @@ import structlog
 from gateway.blocking import call_blocking
 from gateway.config.http import HttpConfig, TokenFileError, read_token
 from gateway.ports.running_port import RunningPort
+from gateway.tcp.admission import Admission, Intake
 from gateway.tls.contexts import TlsContexts, TlsNow
 from gateway.tls.files import TlsFileError
 
@@ -26,9 +27,14 @@ class HttpFront:
     """See the module; made and used on the loop. `ports` tells which ports run."""
 
     def __init__(
-        self, ports: Callable[[], Sequence[RunningPort]], version: str, contexts: TlsContexts
+        self,
+        ports: Callable[[], Sequence[RunningPort]],
+        version: str,
+        contexts: TlsContexts,
+        admission: Admission,
     ) -> None:
         self._ports = ports
+        self._admission = admission
         self._contexts = contexts
         self._version = version
         self._log = structlog.get_logger()
@@ -57,7 +63,8 @@ class HttpFront:
             # On a thread: the ports are served meanwhile.
             server_of = await call_blocking(_load, "HTTP server")
             self._config = config
-            self._server = server_of(config, token, self._ports, self._version, tls)
+            intake = Intake(self._admission, tls)
+            self._server = server_of(config, token, self._ports, self._version, intake)
             await self._server.start()
 
     async def _tls_of(self, config: HttpConfig | None) -> TlsNow | None:

@@ -27,6 +27,7 @@ from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
 from gateway.status import to_json
 from gateway.status_socket import StatusServer
+from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 from gateway.usb.inventory import Inventory, UsbSource
 from gateway.usb.state_file import default_folder
@@ -60,11 +61,14 @@ class Service:
         folder = state_folder or default_folder(os.environ)
         self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
         self._tls_contexts = TlsContexts(self._log)
+        self._admission = Admission()
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
         self._entries_known = False  # `_n_wanted` is the number of the configuration
-        self._http = HttpFront(lambda: self._ports, __version__, self._tls_contexts)
+        self._http = HttpFront(
+            lambda: self._ports, __version__, self._tls_contexts, self._admission
+        )
         self._announcer = Announcer(self._announced)
         self._stopping = False
 
@@ -212,8 +216,9 @@ class Service:
 
     async def _start_port(self, port: PortConfig) -> None:
         locate = partial(self._inventory.locate, port)
-        signature = f"esp-serial-gateway {__version__}"
-        self._ports.append(await start_port(port, locate, signature, self._log, self._tls_contexts))
+        self._ports.append(
+            await start_port(port, locate, self._log, self._tls_contexts, self._admission)
+        )
 
     def _tell_warnings(self, config: GatewayConfig) -> None:
         for warning in config.warnings:

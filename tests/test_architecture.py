@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {
         "blocking",
         "clock",
+        "descriptors",
         "errors",
         "event_loop",
         "log",

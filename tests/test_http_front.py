@@ -14,6 +14,7 @@ from gateway.config.document import parse_config
 from gateway.config.http import HttpConfig
 from gateway.http_front import HttpFront
 from gateway.service import Service
+from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 
 
@@ -26,7 +27,7 @@ async def status_of(tcp_port: int | None, token: str = "") -> int:
 
 
 async def test_there_is_one_as_long_as_the_configuration_says(tmp_path: Path) -> None:
-    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()))
+    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()), Admission())
     await front.follow(None)
     assert front.tcp_port is None
     config = HttpConfig("127.0.0.1", 0)
@@ -46,7 +47,7 @@ async def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
     file = tmp_path / "token"
     config = HttpConfig("127.0.0.1", 0, token_file=str(file))
     file.write_text("a" * 16)
-    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()))
+    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()), Admission())
     await front.follow(config)
     assert await status_of(front.tcp_port) == 401
     file.write_text("b" * 16)

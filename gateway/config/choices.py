@@ -60,6 +60,19 @@ class Access:
     max_sessions: int = 32
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How many connections clients may have at a time, over all listeners that share the limits.
+
+    An IPv6 address stands for its /64, which one host has to itself.
+    """
+
+    #: Twice what 64 ports with 32 sessions each need.
+    max: int = 4096
+    #: A CI host or a proxy with 16 sessions on each of 64 ports stays within.
+    max_per_address: int = 1024
+
+
 class SlowClient(Enum):
     """What becomes of the board's output that its client does not take."""
 

@@ -1,6 +1,6 @@
 """Networks of the YAML: whom a port serves, and which addresses count as one peer's.
 
-Who is turned away, and what is said of it, is tcp/door.py's matter.
+tcp/acceptor.py closes the connections of others, tcp/rejections.py counts and logs them.
 """
 
 from __future__ import annotations
@@ -48,12 +48,24 @@ EVERYBODY: Final = Networks()
 
 
 def peer_network(host: str) -> str:
-    """The network that stands for a peer where peers are counted: a /24, of IPv6 a /64."""
+    """The network that stands for a peer in the log: a /24, of IPv6 a /64."""
+    return _network_of(host, _PEER_PREFIX_V4)
+
+
+def peer_holder(host: str) -> str:
+    """What stands for a peer where its connections are limited: its address, of IPv6 a /64.
+
+    A host chooses its addresses within a /64 freely (RFC 4941).
+    """
+    return _network_of(host, 32)
+
+
+def _network_of(host: str, prefix_v4: int) -> str:
     try:
         address = _address(host)
     except ValueError:
         return "unknown"
-    prefix = _PEER_PREFIX_V4 if address.version == 4 else _PEER_PREFIX_V6
+    prefix = prefix_v4 if address.version == 4 else _PEER_PREFIX_V6
     return str(ipaddress.ip_network((address, prefix), strict=False))
 
 

@@ -26,8 +26,9 @@ from gateway.config.values import Address
 from gateway.devices.device import Device
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session
-from gateway.tcp.door import Refusal
+from gateway.tcp.client_socket import set_options
 from gateway.tcp.name_lookup import look_up
+from gateway.tcp.rejections import Rejection
 from gateway.tls.connection import TlsConnection
 from gateway.tls.contexts import TlsNow
 
@@ -53,8 +54,8 @@ class Dialer:
     #: Nothing is listened on, so nothing is missing before clients are served.
     tcp_port: int | None = None
     is_ready = True
-    #: Nor does anybody come who could be turned away.
-    turned_away: ClassVar[Counter[Refusal]] = Counter()
+    #: Nor are there connections that could be rejected.
+    rejected: ClassVar[Counter[Rejection]] = Counter()
 
     def __init__(
         self,
@@ -185,6 +186,7 @@ async def _connected(far_end: Address) -> socket.socket:
         try:
             async with clock.timeout(_ATTEMPT_LIMIT_S):
                 await asyncio.get_running_loop().sock_connect(connection, address)
+            set_options(connection)
         except OSError as failure:  # TimeoutError is one
             connection.close()
             error = failure

@@ -1,7 +1,7 @@
-"""One port that clients connect to: each connection becomes a `session`, if there is room for it.
+"""One port that clients connect to: each connection becomes a session, if there is room for it.
 
-The session asks the device for itself; what is spoken on it and whether the board is there are
-not decided here. The address is `bound_sockets`' matter.
+The session asks the device for itself. What is spoken on it and whether the board is there are
+not decided here; tcp/acceptor.py accepts and secures the connections.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
 from gateway import clock
 from gateway.config.document import PortConfig
+from gateway.config.values import Address
 from gateway.devices.device import Device
-from gateway.ports.handshakes import Handshakes
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState
-from gateway.tcp.bound_sockets import BoundSockets
+from gateway.tcp.acceptor import Acceptor
+from gateway.tcp.admission import Intake
 from gateway.tcp.client_socket import peer_host
-from gateway.tcp.door import Door, Refusal
-from gateway.tls.contexts import TlsNow
+from gateway.tcp.rejections import Rejection
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5
@@ -37,18 +38,19 @@ class Listener:
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
-        tls: TlsNow | None = None,
+        intake: Intake,
     ) -> None:
         self._config = config
         self._device = device
         self._converse = converse
         self._log = log
-        self._door = Door(config.access, log)
-        self._sockets = BoundSockets(config.host, config.tcp_port or 0, self._door, self)
-        self._handshakes: Handshakes | None = None
-        if tls is not None:
-            told = f"{config.name}: this port is for TLS\r\n".encode()
-            self._handshakes = Handshakes(tls, self._secured, self._door.not_secured, told)
+        notice = f"{config.name}: this port is for TLS\r\n".encode()
+        self._acceptor = Acceptor(
+            Address(config.host, config.tcp_port or 0),
+            self,
+            log,
+            replace(intake, allow=config.access.allow, cleartext_notice=notice),
+        )
         self._sessions: dict[Session, None] = {}  # the oldest first
         self._nobody_left = asyncio.Event()
         self._nobody_left.set()
@@ -56,17 +58,17 @@ class Listener:
     @property
     def tcp_port(self) -> int | None:
         """The port that is listened on, None while it could not be bound."""
-        return self._sockets.tcp_port
+        return self._acceptor.tcp_port
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The addresses that it listens at, of which a host name may have several."""
-        return self._sockets.addresses
+        return self._acceptor.addresses
 
     @property
-    def turned_away(self) -> Counter[Refusal]:
+    def rejected(self) -> Counter[Rejection]:
         """How many connections did not become a session."""
-        return self._door.turned_away
+        return self._acceptor.rejections.counts
 
     @property
     def is_ready(self) -> bool:
@@ -75,7 +77,7 @@ class Listener:
 
     async def start(self) -> None:
         """Listen; an address that can't be bound now is tried again until it can."""
-        await self._sockets.open()
+        await self._acceptor.open()
 
     async def stop(self, reason: str) -> None:
         """Accept nobody any more and end all sessions; their device is released.
@@ -87,10 +89,7 @@ class Listener:
         # that have not left by then.
         for session in tuple(self._sessions):
             session.close(reason)
-        await self._sockets.close()
-        if self._handshakes is not None:
-            self._handshakes.close()
-        self._door.close()
+        await self._acceptor.close()
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
                 await self._nobody_left.wait()
@@ -100,27 +99,20 @@ class Listener:
         for session in tuple(self._sessions):
             session.rival_came(host)
 
-    # What the sockets report (bound_sockets.SocketsOwner).
+    # What the acceptor reports (acceptor.AcceptorOwner).
 
-    def bound(self) -> None:
+    def listening(self) -> None:
         """Log it."""
         self._log.info("listen_started", host=self._config.host, tcp_port=self.tcp_port)
 
-    def not_bound(self, reason: str) -> None:
+    def not_listening(self, reason: str) -> None:
         """Log it."""
         host, tcp_port = self._config.host, self._config.tcp_port
         self._log.warning("listen_failed", host=host, tcp_port=tcp_port, reason=reason)
 
-    def arrived(self, transport: asyncio.Transport) -> None:
-        """Secure a connection, if the port is for TLS, and make a session of it."""
-        if self._handshakes is not None:
-            self._handshakes.begin(transport)
-        else:
-            self._secured(transport)
-
-    def _secured(self, transport: asyncio.Transport) -> None:
+    def connected(self, transport: asyncio.Transport) -> None:
         """Make a session of a connection, if there is room."""
-        if self._sockets.is_closed or not self._make_room(peer_host(transport)):
+        if not self._make_room(peer_host(transport)):
             transport.abort()
             return
         session = self._new_session()
@@ -138,16 +130,20 @@ class Listener:
         return session
 
     def _make_room(self, host: str) -> bool:
-        """Whether there is room for one session more, whose place may be that of one that ends.
+        """Return whether there is room for one more session; one that ends gives up its place.
 
-        A refused client is left a moment to read why; who comes then should not suffer for it.
+        A refused client has a moment to read the reason, which the next one need not wait for.
         """
-        if len(self._sessions) >= self._config.access.max_sessions:
+        limit = self._config.access.max_sessions
+        if len(self._sessions) >= limit:
             ending = next((each for each in self._sessions if each.is_ending), None)
             if ending is not None:
                 ending.abort()
                 self._session_ended(ending)
-        return self._door.has_room(host, len(self._sessions))
+        if len(self._sessions) < limit:
+            return True
+        self._acceptor.rejections.add(Rejection.TOO_MANY, host, f"max_sessions reached ({limit})")
+        return False
 
     def _session_ended(self, session: Session) -> None:
         self._sessions.pop(session, None)

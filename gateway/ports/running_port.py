@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway import __version__
 from gateway.config.document import PortConfig, Protocol
 from gateway.config.usb_match import UsbTty
 from gateway.devices.device import Device
@@ -23,13 +24,18 @@ from gateway.protocol.access_server import AccessServer
 from gateway.protocol.board_kinds import row_of
 from gateway.protocol.raw import RawPipe
 from gateway.status import PortSnapshot
-from gateway.tcp.door import Refusal
+from gateway.tcp.admission import Admission, Intake
+from gateway.tcp.rejections import Rejection
 from gateway.tls.contexts import TlsContexts, TlsNow
 from gateway.tty.lasting_port import Locate
 from gateway.tty.serial_tty import TtyLocation
 
 if TYPE_CHECKING:
     from gateway.simulator.host import SimulatedBoard
+
+
+#: What RFC 2217 clients that ask for the server's signature get.
+_SIGNATURE = f"esp-serial-gateway {__version__}"
 
 
 class RunningPort:
@@ -83,10 +89,10 @@ class RunningPort:
             sent_bytes=device.sent_bytes,
             sessions=device.sessions,
             refused=device.users.refused,
-            not_allowed=self.way_in.turned_away[Refusal.NOT_ALLOWED],
+            not_allowed=self.way_in.rejected[Rejection.NOT_ALLOWED],
             output_dropped_bytes=device.users.output_dropped_bytes,
-            too_many=self.way_in.turned_away[Refusal.TOO_MANY],
-            not_secured=self.way_in.turned_away[Refusal.TLS_FAILED],
+            too_many=self.way_in.rejected[Rejection.TOO_MANY],
+            not_secured=self.way_in.rejected[Rejection.NOT_SECURED],
             protocol=self.config.protocol.value,
             baudrate=self.config.serial.baudrate,
             tls=self.config.tls is not None,
@@ -124,9 +130,9 @@ class RunningPort:
 async def start_port(
     config: PortConfig,
     locate: Locate,
-    signature: str,
     log: structlog.typing.FilteringBoundLogger,
     contexts: TlsContexts,
+    admission: Admission,
 ) -> RunningPort:
     """Serve one entry; its device and its address are retried indefinitely.
 
@@ -141,13 +147,13 @@ async def start_port(
     device = Device(config, locate if board is None else partial(_location_of, board), log)
 
     def converse() -> AccessServer | RawPipe:
-        return RawPipe() if config.protocol is Protocol.RAW else AccessServer(signature)
+        return RawPipe() if config.protocol is Protocol.RAW else AccessServer(_SIGNATURE)
 
     way_in: Listener | Dialer
     if config.connect is not None:
         way_in = Dialer(config, device, converse, log, tls)
     else:
-        way_in = Listener(config, device, converse, log, tls)
+        way_in = Listener(config, device, converse, log, Intake(admission, tls))
     port = RunningPort(config, device, way_in, board)
     try:
         device.start()

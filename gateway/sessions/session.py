@@ -26,7 +26,7 @@ from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.request_queue import Conversation, RequestQueue
 from gateway.sessions.seat import Seat
-from gateway.tcp.client_socket import peer_host, peer_name, reason_of, sends_no_more, set_options
+from gateway.tcp.client_socket import peer_host, peer_name, reason_of, sends_no_more
 
 #: One read takes at most this much; so much more than `request_queue` takes may wait there. One
 #: buffer for all sessions: what is received is copied out of it before the next read.
@@ -110,7 +110,6 @@ class Session(asyncio.BufferedProtocol):
         self.state = SessionState.WAITING
         self.label = peer_name(self._transport)
         self._log = self._log.bind(client=self.label)
-        set_options(self._transport)
         # Only the rest of one read is kept here, where it could not be purged.
         self._transport.set_write_buffer_limits(high=0)
         self._transport.pause_reading()

@@ -96,10 +96,10 @@ def probe_every_second(connection: socket.socket, wanted: bool) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
 
 
-def set_options(transport: asyncio.Transport) -> None:
+def set_options(connection: socket.socket) -> None:
     """Answer at once, and notice a client's machine that has died (see _SOCKET_OPTIONS)."""
     for option in _SOCKET_OPTIONS:
-        transport.get_extra_info("socket").setsockopt(*option)
+        connection.setsockopt(*option)
 
 
 def sends_no_more(transport: asyncio.Transport) -> bool:

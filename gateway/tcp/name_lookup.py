@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import threading
 from collections import deque
@@ -47,14 +46,6 @@ async def look_up(host: str, tcp_port: int) -> Addresses:
     if isinstance(outcome, OSError):
         raise outcome
     return outcome
-
-
-async def hosts_of(host: str, tcp_port: int) -> list[str]:
-    """The IP addresses that a host stands for: itself, or as `look_up`."""
-    with contextlib.suppress(ValueError):
-        ipaddress.ip_address(host)
-        return [host]
-    return list(dict.fromkeys(str(each[0]) for _, each in await look_up(host, tcp_port)))
 
 
 def _look_up(key: _Key) -> None:

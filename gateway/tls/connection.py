@@ -1,10 +1,11 @@
-"""TLS between a TCP connection and who uses it: bytes in the clear above, records below.
+"""TLS between a TCP connection and its protocol: plain bytes above, records below.
 
 asyncio's own layer is not used: of what a client has sent before it closes, it delivers one buffer
 to a BufferedProtocol that had paused and forgets the rest; it has no write_eof, so that the last
 line is lost for a client that is still sending; and a write buffer limit of 0, which is what keeps
-output where it can be purged, makes it pause for ever. Certificates are files.py's matter, who
-is let in is handshakes.py's and the dialer's.
+output where it can be purged, makes it pause indefinitely. uvloop's delivers a ClientHello that
+comes with the connection before `start_tls` takes effect, to the protocol before. Sessions and
+aiohttp both run on this one; handshakes.py and the dialer decide which peers get that far.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 from gateway import clock
 
@@ -51,7 +53,7 @@ class TlsOwner(Protocol):
     """Who has made a connection, until it is secured."""
 
     def tls_secured(self, connection: TlsConnection) -> None:
-        """The peer is known: give it a protocol, a BufferedProtocol, or abort it."""
+        """The peer is known: set a protocol, of either kind, or abort the connection."""
 
     def tls_failed(self, connection: TlsConnection, reason: str) -> None:
         """The handshake has failed; the peer may still read why."""
@@ -61,10 +63,11 @@ class TlsOwner(Protocol):
 
 
 class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
-    """A transport for who uses it, the protocol of the TCP connection under it.
+    """A transport for the protocol above it, the protocol of the TCP connection under it.
 
     It is the client's end if the far end's `server_name` is given. A client that does not speak
-    TLS is sent `told_in_clear`.
+    TLS is sent `cleartext_notice`. `run_later` delays each step of the handshake; without it, a
+    step is made as soon as bytes for it have come.
     """
 
     def __init__(
@@ -73,14 +76,18 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         owner: TlsOwner,
         *,
         server_name: str | None = None,
-        told_in_clear: bytes = b"",
+        cleartext_notice: bytes = b"",
+        run_later: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         super().__init__()
         self.state = TlsState.HANDSHAKE
         #: Who the peer is by its certificate; empty if it has shown none.
         self.identity = ""
         self._owner = owner
-        self._told_in_clear = told_in_clear
+        self._context = context
+        self._cleartext_notice = cleartext_notice
+        self._run_later = run_later
+        self._step_is_due = False
         self._is_server = server_name is None
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -88,7 +95,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._incoming, self._outgoing, self._is_server, server_hostname=server_name
         )
         self._loop = asyncio.get_running_loop()
-        self._protocol: asyncio.BufferedProtocol | None = None
+        self._protocol: asyncio.BufferedProtocol | asyncio.Protocol | None = None
         self._reading = True
         self._choked = False  # too much is unread, so nothing is read
         self._peer_left = False
@@ -114,14 +121,14 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The peer has sent records."""
         if self.state is TlsState.HANDSHAKE:
-            if self._is_server and self._told_in_clear:
+            if self._cleartext_notice:
                 if _RECEIVE_BUFFER[0] != _HANDSHAKE_RECORD:
-                    self._tcp.write(self._told_in_clear)
-                    self.fail("does not speak TLS")
+                    self._tcp.write(self._cleartext_notice)
+                    self.fail("the client does not speak TLS")
                     return
-                self._told_in_clear = b""
+                self._cleartext_notice = b""
             self._incoming.write(_RECEIVE_BUFFER[:nbytes])
-            self._shake_hands()
+            self._shake_hands_later()
         elif self.state is TlsState.OPEN:
             self._incoming.write(_RECEIVE_BUFFER[:nbytes])
             self._deliver()
@@ -129,7 +136,10 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The peer sends no more: most leave so, without a word of TLS about it."""
         if self.state is TlsState.HANDSHAKE:
-            self.fail("hung up during the handshake")
+            # uvloop reports the end while reading is paused: the step that is due has the rest.
+            self._peer_left = True
+            if not self._step_is_due:
+                self.fail("hung up during the handshake")
         elif self.state is TlsState.OPEN:
             self._peer_left = True
             self._deliver()  # uvloop's connection may end while it is paused: then when it is not
@@ -173,18 +183,26 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     # --- what who uses it asks for (asyncio.Transport)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What the TCP connection has; `peer_identity` is who the peer is by its certificate."""
-        if name == "peer_identity":
-            return self.identity
+        """What the TCP connection has, and what asyncio's own TLS has that aiohttp asks for.
+
+        `peer_identity` is the name in the peer's certificate.
+        """
+        match name:
+            case "peer_identity":
+                return self.identity
+            case "sslcontext":
+                return self._context
+            case "ssl_object":
+                return self._tls
         return self._tcp.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """From now on `protocol` is told."""
-        self._protocol = cast("asyncio.BufferedProtocol", protocol)
+        """Report to `protocol` from now on."""
+        self._protocol = cast("asyncio.BufferedProtocol | asyncio.Protocol", protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Who is told."""
-        assert self._protocol is not None  # noqa: S101 - asked by who has set it
+        """Return the protocol."""
+        assert self._protocol is not None  # noqa: S101 - asked for by the one that has set it
         return self._protocol
 
     def is_closing(self) -> bool:
@@ -250,6 +268,14 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._aborted = True
         self._tcp.abort()
 
+    @property
+    def _sendfile_compatible(self) -> NoReturn:
+        """What `loop.sendfile` asks a transport of asyncio's for.
+
+        uvloop's raises this for every transport, and aiohttp then reads the file and writes it.
+        """
+        raise NotImplementedError
+
     # --- the handshake
 
     def fail(self, reason: str) -> None:
@@ -265,6 +291,23 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         # Closing at once would reset the connection, and the alert with it, if more had come.
         self._timer = clock.call_later(_LINGER_S, self._tcp.abort)
         self._owner.tls_failed(self, reason)
+
+    def _shake_hands_later(self) -> None:
+        if self._run_later is None:
+            self._shake_hands()
+        elif not self._step_is_due:
+            self._step_is_due = True
+            self._tcp.pause_reading()  # what may wait for the step is one read, on uvloop two
+            self._run_later(self._step)
+
+    def _step(self) -> None:
+        self._step_is_due = False
+        if self.state is TlsState.HANDSHAKE:
+            self._shake_hands()
+            if self._peer_left:
+                self.fail("hung up during the handshake")
+        if self.state in {TlsState.HANDSHAKE, TlsState.ENDED}:
+            self._tcp.resume_reading()
 
     def _shake_hands(self) -> None:
         try:
@@ -296,10 +339,15 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def _deliver(self) -> None:
         """Pass on what has come, as far as it is wanted."""
         while self._reading and self.state is TlsState.OPEN and self._protocol is not None:
-            buffer = memoryview(self._protocol.get_buffer(-1))
-            n_bytes = self._decrypt_into(buffer)
-            if n_bytes:
-                self._protocol.buffer_updated(n_bytes)
+            if isinstance(self._protocol, asyncio.BufferedProtocol):
+                buffer = memoryview(self._protocol.get_buffer(-1))
+                if n_bytes := self._decrypt_into(buffer):
+                    self._protocol.buffer_updated(n_bytes)
+            else:
+                # The records that came in it are in `_incoming`, so the buffer is free.
+                buffer = _RECEIVE_BUFFER
+                if n_bytes := self._decrypt_into(buffer):
+                    self._protocol.data_received(bytes(buffer[:n_bytes]))
             if n_bytes < len(buffer):
                 break
         self._flush()

@@ -22,7 +22,7 @@ from gateway.ports.running_port import RunningPort
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.seat import Seat
-from gateway.tcp.client_socket import peer_host, set_options
+from gateway.tcp.client_socket import peer_host
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.http_access import CONSOLE_PROTOCOL
 from gateway.web.http_answers import HttpError, client_name
@@ -83,7 +83,6 @@ async def open_console(request: web.Request) -> web.StreamResponse:
         raise HttpError(HTTPStatus.UPGRADE_REQUIRED, "a console is a WebSocket")
     await socket.prepare(request)
     assert request.transport is not None  # noqa: S101 - it was there a moment ago
-    set_options(request.transport)
     log = request.app[LAB].log.bind(device=port.config.name)
     label = f"{client_name(request)} (web)"
     console = Console(socket, port, label, log)

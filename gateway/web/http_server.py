@@ -1,7 +1,7 @@
 """The HTTP server's life: what speaks HTTP on each connection that comes, and its end.
 
-What it serves is added by the modules in ROOMS. The address is `bound_sockets`' matter, who may
-connect `door`'s, what a request may do `http_access`'s.
+What it serves is added by the modules in ROOMS; what a request may do is `http_access`'s matter.
+tcp/acceptor.py accepts and secures the connections.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.config.choices import Access
+from gateway.config.choices import ConnectionLimits
 from gateway.config.http import HttpConfig
+from gateway.config.values import Address
 from gateway.ports.running_port import RunningPort
-from gateway.tcp.bound_sockets import BoundSockets
-from gateway.tcp.client_socket import peer_host
-from gateway.tcp.door import Door
-from gateway.tls.contexts import TlsNow
+from gateway.tcp.acceptor import Acceptor
+from gateway.tcp.admission import Intake
 from gateway.web import (
     console,
     controls_api,
@@ -40,7 +39,6 @@ from gateway.web.http_answers import (
     guarded,
     knowing_expectations,
 )
-from gateway.web.https import Https
 from gateway.web.lab import LAB, Lab
 
 Room = Callable[[web.Application], None]
@@ -59,8 +57,15 @@ ROOMS: Final[tuple[Room, ...]] = (
     metrics.add_routes,
 )
 
-#: A page has a few connections, a program one: enough for a whole team.
-MAX_CONNECTIONS: Final = 128
+#: A page has up to six connections, a program one: enough for a whole team, behind one proxy or
+#: tunnel too, which can't take the rest from the other addresses.
+CONNECTION_LIMITS: Final = ConnectionLimits(max=256, max_per_address=192)
+
+#: What a browser shows that was sent to an HTTPS port with http://.
+_CLEARTEXT_NOTICE: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"This port is for HTTPS.\n"
+)
 
 #: How long a connection may be idle, and how long a request's head may take.
 _IDLE_LIMIT_S: Final = 30.0
@@ -78,13 +83,22 @@ class HttpServer:
         token: str | None,
         ports: Callable[[], Sequence[RunningPort]],
         version: str,
-        tls: TlsNow | None = None,
+        intake: Intake,
     ) -> None:
         self._config = config
         self._log = structlog.get_logger()
         self._lab = Lab(ports, version, Policy(token, config.host_names), self._log)
-        self._door = Door(Access(config.allow, MAX_CONNECTIONS), self._log)
-        self._sockets = BoundSockets(config.host, config.tcp_port, self._door, self)
+        self._acceptor = Acceptor(
+            Address(config.host, config.tcp_port),
+            self,
+            self._log.bind(server="http"),
+            replace(
+                intake,
+                allow=config.allow,
+                limits=CONNECTION_LIMITS,
+                cleartext_notice=_CLEARTEXT_NOTICE,
+            ),
+        )
         self._runner = web.AppRunner(
             self._app(),
             access_log=None,
@@ -94,14 +108,11 @@ class HttpServer:
             keepalive_timeout=_IDLE_LIMIT_S,
             shutdown_timeout=_SHUTDOWN_LIMIT_S,
         )
-        self._https: Https | None = None
-        if tls is not None:
-            self._https = Https(tls, self._protocol_for, self._door.not_secured)
 
     @property
     def tcp_port(self) -> int | None:
         """The port that is listened on, None while it could not be bound."""
-        return self._sockets.tcp_port
+        return self._acceptor.tcp_port
 
     def use_token(self, token: str | None) -> None:
         """Ask for this token from now on."""
@@ -115,14 +126,11 @@ class HttpServer:
             self._runner.server.request_handler
         )
         await self._lab.read_own_names()
-        await self._sockets.open()
+        await self._acceptor.open()
 
     async def stop(self) -> None:
         """Accept nobody any more and end what is being answered; bounded to 1 s."""
-        await self._sockets.close()
-        if self._https is not None:
-            await self._https.stop()
-        self._door.close()
+        await self._acceptor.close()
         await self._runner.cleanup()
 
     def _app(self) -> web.Application:
@@ -133,35 +141,25 @@ class HttpServer:
             add_routes(app)
         return app
 
-    # What the sockets report (bound_sockets.SocketsOwner).
+    # What the acceptor reports (acceptor.AcceptorOwner).
 
-    def bound(self) -> None:
+    def listening(self) -> None:
         """Log it."""
         self._log.info("http_started", host=self._config.host, tcp_port=self.tcp_port)
 
-    def not_bound(self, reason: str) -> None:
+    def not_listening(self, reason: str) -> None:
         """Log it."""
         self._log.warning("http_failed_to_listen", address=str(self._config), reason=reason)
 
-    def arrived(self, transport: asyncio.Transport) -> None:
-        """Secure a connection, if the server is to, and have HTTP spoken on it."""
-        if self._https is not None:
-            self._https.begin(transport)
-        elif (protocol := self._protocol_for(transport)) is None:
-            transport.abort()
-        else:
-            transport.set_protocol(protocol)
-            protocol.connection_made(transport)
-
-    def _protocol_for(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
-        """What speaks HTTP on a connection, None if there is no room for it."""
+    def connected(self, transport: asyncio.Transport) -> None:
+        """Speak HTTP on a connection."""
         server = self._runner.server
-        if server is None or not self._has_room(peer_host(transport), server):
-            return None
-        return server()
-
-    def _has_room(self, host: str, server: web.Server) -> bool:
-        return self._door.has_room(host, len(server.connections))
+        if server is None:
+            transport.abort()
+            return
+        protocol = server()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
 
 
 def _library_log() -> logging.Logger:

@@ -130,7 +130,7 @@ def test_openssl_s_client_talks_to_a_board_and_nobody_does_without_a_certificate
         refused = run_tool(s_client, timeout_s=60)
         assert "alert" in refused.stderr
         lab.service.wait_for_line(
-            '"reason": "peer did not return a certificate".*client_not_secured'
+            '"reason": "TLS: peer did not return a certificate".*client_rejected'
         )
 
 

@@ -7,6 +7,7 @@ import structlog
 from gateway.config.document import parse_config
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import start_port
+from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 from gateway.tty.serial_tty import TtyLocation
 from tests.support.pty_board import PtyBoard, until
@@ -21,9 +22,7 @@ async def test_the_snapshot_tells_who_uses_the_port_and_how_much_went_through(
             0
         ]
         log = structlog.get_logger()
-        port = await start_port(
-            config, lambda: board.location, "gateway under test", log, TlsContexts(log)
-        )
+        port = await start_port(config, lambda: board.location, log, TlsContexts(log), Admission())
         try:
             await until(lambda: port.device.state is DeviceState.IDLE)
             idle = port.snapshot()
@@ -56,7 +55,7 @@ async def test_the_snapshot_of_an_absent_board_has_its_reason_and_no_settings(
     config = parse_config(f"ports: [{{name: desk, tcp: 0, device: {tmp_path}/no}}]", "f").ports[0]
     log = structlog.get_logger()
     port = await start_port(
-        config, lambda: TtyLocation(f"{tmp_path}/no"), "gateway under test", log, TlsContexts(log)
+        config, lambda: TtyLocation(f"{tmp_path}/no"), log, TlsContexts(log), Admission()
     )
     try:
         await until(lambda: port.device.state is DeviceState.ABSENT)

@@ -22,6 +22,7 @@ from gateway.devices.device import Device, DeviceState
 from gateway.ports.listener import Listener
 from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
+from gateway.tcp.admission import Intake
 from gateway.tty.serial_tty import TtyLocation
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
@@ -236,7 +237,7 @@ async def fuzz_world() -> AsyncIterator[FuzzWorld]:
             log = structlog.get_logger().bind(device=name)
             config = port_config(name)
             devices[name] = Device(config, partial(TtyLocation, f"/dev/{name}"), log)
-            listeners[name] = Listener(config, devices[name], access_server, log)
+            listeners[name] = Listener(config, devices[name], access_server, log, Intake())
             devices[name].start()
         await asyncio.sleep(_SETTLE_S)
         world = FuzzWorld(boards, devices, listeners, logs)

@@ -13,6 +13,7 @@ import jsonschema
 
 from gateway.config.http import HttpConfig
 from gateway.ports.running_port import RunningPort
+from gateway.tcp.admission import Admission, Intake
 from gateway.tls.contexts import TlsNow
 from gateway.web.http_server import HttpServer
 from gateway.web.page import interface
@@ -127,9 +128,11 @@ async def http_server(
     token: str | None = None,
     config: HttpConfig | None = None,
     tls: TlsNow | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[HttpServer]:
     """A server on a free port of loopback."""
-    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", tls)
+    intake = Intake(admission or Admission(), tls)
+    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", intake)
     await server.start()
     try:
         yield server

@@ -38,6 +38,7 @@ from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState
+from gateway.tcp.admission import Admission, Intake
 from gateway.tls.contexts import TlsNow
 from gateway.tty.serial_tty import LineSetter, TtyLocation
 from tests.support.clock import ControlledClock
@@ -293,6 +294,7 @@ class Served:
 
     device: Device
     listener: Listener
+    admission: Admission
 
     @property
     def tcp_port(self) -> int:
@@ -399,6 +401,7 @@ async def serving(
     sharing: Sharing = Sharing.EXCLUSIVE,
     limits: ClientLimits | None = None,
     tls: TlsNow | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -416,14 +419,15 @@ async def serving(
     )
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
-    listener = Listener(config, device, converse, log, tls)
+    admission = admission or Admission()
+    listener = Listener(config, device, converse, log, Intake(admission, tls))
     device.start()
     await until(lambda: device.state is DeviceState.IDLE)
     await listener.start()
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     try:
-        yield Served(device, listener)
+        yield Served(device, listener, admission)
     finally:
         await asyncio.gather(listener.stop("the test is over"), device.stop())
     assert not errors

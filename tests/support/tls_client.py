@@ -24,11 +24,15 @@ class TlsClient(TcpClient):
         context: ssl.SSLContext,
         *,
         receive_buffer_bytes: int | None = None,
+        source: str = "127.0.0.1",
+        with_end: bytes = b"",
     ) -> Self:
-        """Connect and shake hands."""
-        client = await cls.connect(tcp_port, receive_buffer_bytes=receive_buffer_bytes)
+        """Connect and shake hands; `with_end` is sent in one segment with our end of that."""
+        client = await cls.connect(
+            tcp_port, receive_buffer_bytes=receive_buffer_bytes, source=source
+        )
         try:
-            await client._shake_hands(context)
+            await client.shake_hands(context, with_end=with_end)
         except BaseException:
             client.close()
             raise
@@ -36,9 +40,12 @@ class TlsClient(TcpClient):
 
     async def accept_tls(self, context: ssl.SSLContext) -> None:
         """Shake hands on a connection that the gateway has made."""
-        await self._shake_hands(context, is_server=True)
+        await self.shake_hands(context, is_server=True)
 
-    async def _shake_hands(self, context: ssl.SSLContext, *, is_server: bool = False) -> None:
+    async def shake_hands(
+        self, context: ssl.SSLContext, *, is_server: bool = False, with_end: bytes = b""
+    ) -> None:
+        """Shake hands; `with_end` is sent in one segment with our end of it."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         name = None if is_server else "127.0.0.1"
         self._tls = context.wrap_bio(self._incoming, self._outgoing, is_server, name)
@@ -49,6 +56,8 @@ class TlsClient(TcpClient):
                 await self._flush()
                 await self._fetch()
             else:
+                if with_end:
+                    self._tls.write(with_end)
                 await self._flush()
                 return
 

@@ -30,7 +30,7 @@ def test_a_peer_that_has_closed_its_end_sends_no_more_though_bytes_are_left() ->
         client = socket.create_connection(server.getsockname())
         ours, _ = server.accept()
         with client, ours:
-            set_options(on_socket(ours))
+            set_options(ours)
             assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             client.sendall(b"bytes")
             assert not sends_no_more(on_socket(ours))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.tcp import name_lookup
-from gateway.tcp.name_lookup import MOST_THREADS, hosts_of, look_up
+from gateway.tcp.name_lookup import MOST_THREADS, look_up
 from tests.support.pty_board import until
 from tests.support.resolver import Resolver, resolver_that_hangs
 
@@ -27,15 +27,8 @@ async def test_a_name_has_its_addresses_and_one_without_is_an_error(resolver: Re
         (socket.AF_INET, ("127.0.0.1", 4001)),
         (socket.AF_INET, ("127.0.0.2", 4001)),
     ]
-    assert await hosts_of("lab", 4001) == ["127.0.0.1", "127.0.0.2"]
     with pytest.raises(OSError, match="Name or service not known"):
         await look_up("nowhere", 1)
-
-
-async def test_an_address_is_not_looked_up(resolver: Resolver) -> None:
-    assert await hosts_of("127.0.0.1", 1) == ["127.0.0.1"]
-    assert await hosts_of("::", 1) == ["::"]
-    assert not resolver.asked
 
 
 async def test_a_resolver_that_hangs_is_asked_once_for_each_name_and_keeps_no_thread_else(

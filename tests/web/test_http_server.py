@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from ipaddress import ip_network
 
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.config.choices import ConnectionLimits
 from gateway.config.http import HttpConfig
 from gateway.config.networks import Networks
+from gateway.tcp.admission import Intake
 from gateway.web import http_server as module
 from tests.support.http_lab import client_of, http_client, http_server
 from tests.support.pty_board import LoopClock, until
@@ -24,7 +27,8 @@ async def test_who_is_not_allowed_is_closed_without_a_byte() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
             assert await reader.read() == b""
             writer.close()
-    assert "client_not_allowed" in [each["event"] for each in logs]
+    (rejected,) = [each for each in logs if each["event"] == "client_rejected"]
+    assert (rejected["server"], rejected["reason"]) == ("http", "address not in allow")
 
 
 async def test_an_address_that_is_taken_is_tried_again() -> None:
@@ -49,7 +53,7 @@ async def test_one_that_could_never_be_bound_can_be_stopped() -> None:
 
 async def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     config = HttpConfig("lab", 0)
-    server = module.HttpServer(config, None, list, "1.2.3")
+    server = module.HttpServer(config, None, list, "1.2.3", Intake())
     with resolver_that_hangs(monkeypatch) as resolver, LoopClock() as clock:
         with capture_logs() as logs:
             starting = asyncio.create_task(server.start())
@@ -66,12 +70,23 @@ async def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.Monke
     assert ("http_started", None) in events
 
 
-async def test_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+@pytest.mark.parametrize(("limits", "served_elsewhere"), [((2, 2), False), ((4, 2), True)])
+async def test_connections_are_bounded_over_all_and_for_each_address(
+    limits: tuple[int, int], served_elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTION_LIMITS", ConnectionLimits(*limits))
     async with http_client([]) as client:
         two = [await asyncio.open_connection("127.0.0.1", client.tcp_port) for _ in range(2)]
         reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
         assert await reader.read() == b""
+        writer.close()
+        elsewhere = ("127.0.0.2", 0)
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", client.tcp_port, local_addr=elsewhere
+        )
+        writer.write(b"GET /api/ports HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        with suppress(ConnectionResetError):
+            assert (b" 200 OK" in await reader.read()) == served_elsewhere
         writer.close()
         for _, each in two:
             each.close()

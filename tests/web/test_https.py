@@ -1,104 +1,424 @@
-"""HTTP over TLS."""
+"""HTTP over TLS: the same accept path and the same TLS as a port's."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import socket
 import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
+from gateway.config.choices import ConnectionLimits
+from gateway.ports.running_port import RunningPort
+from gateway.tcp.admission import Admission
+from gateway.tls import handshakes
+from gateway.tls.connection import HANDSHAKE_LIMIT_S
 from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context
-from gateway.web import https, page
+from gateway.web import events, page
+from gateway.web import http_server as module
+from gateway.web.http_answers import takes
 from tests.support.certificates import Authority
-from tests.support.http_lab import http_server
-from tests.support.pty_board import until
+from tests.support.http_lab import http_server, running
+from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
+from tests.support.tcp_client import TcpClient
+from tests.support.tls_client import TlsClient
+
+REQUEST = b"GET /api/ports HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CLOSING_REQUEST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+#: More than the buffers of the kernel and of ours take from a peer that does not read.
+MUCH_BYTES = 64 << 20
+KERNEL_BYTES = 16 << 20
 
 
-async def get(tcp_port: int | None, context: ssl.SSLContext, path: str = "/api/ports") -> bytes:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"https://localhost:{tcp_port}{path}", ssl=context) as response,
-    ):
-        assert response.status == 200
-        return await response.read()
+class Lab:
+    """An HTTPS server on a free port, and how to reach it."""
+
+    def __init__(self, tcp_port: int, authority: Authority, admission: Admission) -> None:
+        self.tcp_port = tcp_port
+        self.context = authority.client(None)
+        self.admission = admission
+
+    async def get(self, path: str = "/api/ports") -> bytes:
+        """What a client gets that is alone on its connection."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(self.url(path), ssl=self.context) as response,
+        ):
+            assert response.status == 200
+            return await response.read()
+
+    def url(self, path: str) -> str:
+        return f"https://localhost:{self.tcp_port}{path}"
 
 
-async def test_it_is_spoken_with_who_trusts_the_certificate(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
+@asynccontextmanager
+async def https(
+    folder: Path, *ports: RunningPort, admission: Admission | None = None
+) -> AsyncIterator[Lab]:
+    """A server whose clients need no certificate."""
+    authority = Authority(folder)
     tls = TlsNow(server_context(authority.server_for_all()))
-    async with http_server([], tls=tls) as server:
-        assert b'"ports": []' in await get(server.tcp_port, authority.client(None))
+    admission = admission or Admission()
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    async with http_server(ports, tls=tls, admission=admission) as server:
+        assert server.tcp_port is not None
+        yield Lab(server.tcp_port, authority, admission)
+    assert not errors
+
+
+async def test_a_client_that_trusts_the_certificate_is_served(tmp_path: Path) -> None:
+    async with https(tmp_path) as lab:
+        assert b'"ports": []' in await lab.get()
 
 
 async def test_a_renewed_certificate_counts_for_the_next_connection(tmp_path: Path) -> None:
     old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
     tls = TlsNow(server_context(old.server_for_all()))
     async with http_server([], tls=tls) as server:
-        await get(server.tcp_port, old.client(None))
+        assert server.tcp_port is not None
+        await Lab(server.tcp_port, old, Admission()).get()
         tls.context = server_context(new.server_for_all())
-        await get(server.tcp_port, new.client(None))
+        await Lab(server.tcp_port, new, Admission()).get()
 
 
 async def test_files_are_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    authority = Authority(tmp_path)
     (tmp_path / "large.js").write_bytes(b"x" * 1_000_000)
     monkeypatch.setattr(page, "STATIC", tmp_path)
-    tls = TlsNow(server_context(authority.server_for_all()))
-    async with http_server([], tls=tls) as server:
-        got = await get(server.tcp_port, authority.client(None), "/static/large.js")
-        assert got == b"x" * 1_000_000
+    async with https(tmp_path) as lab:
+        assert await lab.get("/static/large.js") == b"x" * 1_000_000
 
 
-async def test_who_has_no_certificate_is_not_let_in_if_one_is_wanted(tmp_path: Path) -> None:
+async def test_a_client_without_the_certificate_that_is_wanted_is_rejected(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     tls = TlsNow(server_context(authority.server()))
     with capture_logs() as logs:
         async with http_server([], tls=tls) as server:
-            await get(server.tcp_port, authority.client("alice"))
+            assert server.tcp_port is not None
+            lab = Lab(server.tcp_port, authority, Admission())
             with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
-                await get(server.tcp_port, authority.client(None))
-            await until(lambda: [log for log in logs if log["event"] == "client_not_secured"])
+                await lab.get()
+            await until(lambda: [log for log in logs if log["event"] == "client_rejected"])
+            lab.context = authority.client("alice")
+            await lab.get()
+    rejected, *_ = [log for log in logs if log["event"] == "client_rejected"]
+    assert (rejected["server"], rejected["reason"]) == (
+        "http",
+        "TLS: peer did not return a certificate",
+    )
 
 
-async def test_who_speaks_no_tls_is_closed(tmp_path: Path) -> None:
-    tls = TlsNow(server_context(Authority(tmp_path).server_for_all()))
-    async with http_server([], tls=tls) as server:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
-        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"HTTP" not in await reader.read()
-        writer.close()
-
-
-@pytest.mark.parametrize("leaves", [False, True])
-async def test_handshakes_that_are_not_done_keep_nobody_out(
-    leaves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_browser_that_comes_without_tls_is_told_what_the_port_is_for(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(https, "MAX_HANDSHAKES", 1)
-    authority = Authority(tmp_path)
-    tls = TlsNow(server_context(authority.server_for_all()))
-    async with http_server([], tls=tls) as server:
-        assert server._https is not None
-        pending = server._https._pending
-        _, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
-        await until(lambda: pending)
-        other, other_writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
-        assert await other.read() == b""
-        other_writer.close()
-        if leaves:
-            writer.close()
-            await until(lambda: not pending)
-            await get(server.tcp_port, authority.client(None))
-        writer.close()
+    async with https(tmp_path) as lab:
+        with await TcpClient.connect(lab.tcp_port) as client:
+            await client.send(REQUEST)
+            answer = await client.receive_to_end()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"\r\n\r\nThis port is for HTTPS.\n")
 
 
-async def test_a_handshake_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(https, "_HANDSHAKE_LIMIT_S", 0.01)
-    tls = TlsNow(server_context(Authority(tmp_path).server_for_all()))
-    async with http_server([], tls=tls) as server:
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
-        assert await reader.read() == b""
-        writer.close()
+# --- the accept path
+
+
+async def test_a_hello_that_comes_with_the_connection_is_answered(tmp_path: Path) -> None:
+    async with https(tmp_path) as lab:
+        for _ in range(20):
+            # Both before the loop turns: the server finds the hello when it accepts.
+            connection = socket.create_connection(("127.0.0.1", lab.tcp_port))
+            with TlsClient(connection) as client:
+                await client.shake_hands(lab.context)
+                await client.send(CLOSING_REQUEST)
+                assert (await client.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
+    tmp_path: Path,
+) -> None:
+    async with https(tmp_path) as lab:
+        for _ in range(20):
+            with await TlsClient.connect_tls(
+                lab.tcp_port, lab.context, with_end=CLOSING_REQUEST
+            ) as client:
+                assert (await client.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_idle_connections_keep_no_client_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    async with https(tmp_path) as lab:
+        with ExitStack() as idle:
+            for _ in range(12):
+                idle.enter_context(await TcpClient.connect(lab.tcp_port))
+            await until(lambda: lab.admission.connections.count == 4)
+            await lab.get()
+
+
+async def test_a_handshake_has_a_limit(tmp_path: Path) -> None:
+    async with https(tmp_path) as lab:
+        with LoopClock() as clock, await TcpClient.connect(lab.tcp_port) as client:
+            await until(lambda: lab.admission.handshakes.count)
+            await clock.advance(HANDSHAKE_LIMIT_S + 0.1)
+            assert await client.receive_to_end() == b""
+
+
+async def test_one_address_does_not_hold_all_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECTION_LIMITS", ConnectionLimits(4, 3))
+    async with https(tmp_path) as lab:
+        with ExitStack() as held:
+            for _ in range(3):
+                client = await TlsClient.connect_tls(lab.tcp_port, lab.context)
+                held.enter_context(client)
+                await client.send(REQUEST)
+                await client.receive_wire(b"HTTP/1.1 200 OK")
+            with (
+                await TlsClient.connect_tls(
+                    lab.tcp_port, lab.context, with_end=CLOSING_REQUEST
+                ) as late,
+                suppress(ssl.SSLEOFError, ConnectionResetError),
+            ):
+                assert await late.receive_to_end() == b""
+            with await TlsClient.connect_tls(
+                lab.tcp_port, lab.context, source="127.0.0.2", with_end=CLOSING_REQUEST
+            ) as other:
+                assert (await other.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_stopping_closes_all_connections(tmp_path: Path) -> None:
+    admission = Admission()
+    with ExitStack() as held:
+        async with https(tmp_path, admission=admission) as lab:
+            idle = held.enter_context(await TlsClient.connect_tls(lab.tcp_port, lab.context))
+            held.enter_context(await TcpClient.connect(lab.tcp_port))  # amid its handshake
+            await idle.send(REQUEST)
+            await idle.receive_wire(b"HTTP/1.1 200 OK")
+            await until(lambda: admission.handshakes.count == 1)
+        await until(lambda: admission.connections.count == 0)
+        assert admission.handshakes.count == 0
+
+
+# --- aiohttp on this TLS
+
+
+class Routes:
+    """Routes of the test beside the server's own."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.sent_bytes = 0
+        self.transport: asyncio.Transport | None = None
+        self.ended = 0
+
+    def add(self, app: web.Application) -> None:
+        """As each of http_server.ROOMS."""
+        app.router.add_get("/test/large", self.large)
+
+        @takes("application/octet-stream")
+        async def upload(request: web.Request) -> web.Response:
+            return await self.upload(request)
+
+        app.router.add_post("/test/upload", upload)
+        app.router.add_get("/test/connection", self.connection)
+
+    async def large(self, request: web.Request) -> web.StreamResponse:
+        """Send a lot, as fast as it is taken."""
+        response = web.StreamResponse()
+        response.content_length = MUCH_BYTES
+        self.transport = request.transport
+        try:
+            await response.prepare(request)
+            for chunk in chunks():
+                await response.write(chunk)
+                self.sent_bytes += len(chunk)
+        finally:
+            self.ended += 1
+        return response
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """Take a lot, when the test says so."""
+        await self.go_on.wait()
+        digest = hashlib.sha256()
+        async for chunk in request.content.iter_any():
+            digest.update(chunk)
+        return web.json_response({"sha256": digest.hexdigest()})
+
+    async def connection(self, request: web.Request) -> web.Response:
+        """What a handler can see of the connection."""
+        transport = request.transport
+        assert transport is not None
+        tls = transport.get_extra_info("ssl_object")
+        return web.json_response(
+            {
+                "scheme": request.scheme,
+                "remote": request.remote,
+                "version": tls.version(),
+                "is_nodelay": bool(transport.get_extra_info("socket").getsockopt(6, 1)),
+            }
+        )
+
+
+def chunks() -> list[bytes]:
+    """What /test/large sends."""
+    return [bytes([number % 251]) * 65536 for number in range(MUCH_BYTES // 65536)]
+
+
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> Routes:
+    made = Routes()
+    monkeypatch.setattr(module, "ROOMS", (*module.ROOMS, made.add))
+    return made
+
+
+async def test_a_handler_sees_the_connection_as_with_asyncio_s_tls(
+    tmp_path: Path, routes: Routes
+) -> None:
+    async with https(tmp_path) as lab:
+        assert json.loads(await lab.get("/test/connection")) == {
+            "scheme": "https",
+            "remote": "127.0.0.1",
+            "version": "TLSv1.3",
+            "is_nodelay": True,
+        }
+
+
+async def test_many_requests_go_over_one_connection(tmp_path: Path) -> None:
+    async with https(tmp_path) as lab, aiohttp.ClientSession() as session:
+        for _ in range(100):
+            async with session.get(lab.url("/api/ports"), ssl=lab.context) as response:
+                assert await response.json() == {"ports": [], "version": "1.2.3"}
+        assert lab.admission.connections.count == 1
+
+
+async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
+    async with https(tmp_path) as lab:
+        with await TlsClient.connect_tls(lab.tcp_port, lab.context) as client:
+            await client.send(20 * REQUEST + CLOSING_REQUEST)
+            assert (await client.receive_to_end()).count(b"HTTP/1.1 200 OK") == 21
+
+
+async def test_a_download_waits_for_a_slow_reader_and_loses_nothing(
+    tmp_path: Path, routes: Routes
+) -> None:
+    async with https(tmp_path) as lab:
+        with await TlsClient.connect_tls(
+            lab.tcp_port, lab.context, receive_buffer_bytes=65536
+        ) as client:
+            await client.send(CLOSING_REQUEST.replace(b"/api/ports", b"/test/large"))
+            await until_still(lambda: routes.sent_bytes)
+            assert routes.sent_bytes < KERNEL_BYTES
+            assert routes.transport is not None
+            # asyncio's high-water mark, and what one write and its records add to it.
+            assert 0 < routes.transport.get_write_buffer_size() < 65536 + 65536 + 2048
+            received = await client.receive_to_end()
+    _, _, body = received.partition(b"\r\n\r\n")
+    assert hashlib.sha256(body).digest() == hashlib.sha256(b"".join(chunks())).digest()
+
+
+async def test_a_client_that_leaves_amid_a_download_leaves_nothing(
+    tmp_path: Path, routes: Routes
+) -> None:
+    with capture_logs() as logs:
+        async with https(tmp_path) as lab:
+            for leaves in (TcpClient.close, TcpClient.reset):
+                client = await TlsClient.connect_tls(lab.tcp_port, lab.context)
+                await client.send(REQUEST.replace(b"/api/ports", b"/test/large"))
+                await client.receive_wire(b"HTTP/1.1 200 OK")
+                leaves(client)
+                await until(lambda: lab.admission.connections.count == 0)
+            await until(lambda: routes.ended == 2)
+    assert [log["event"] for log in logs if log["log_level"] not in {"info", "debug"}] == []
+
+
+async def test_an_upload_waits_for_its_handler_and_arrives_whole(
+    tmp_path: Path, routes: Routes
+) -> None:
+    body = b"".join(chunks())
+    taken_bytes = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal taken_bytes
+        for chunk in chunks():
+            yield chunk
+            taken_bytes += len(chunk)
+
+    async with https(tmp_path) as lab, aiohttp.ClientSession() as session:
+        headers = {"Content-Type": "application/octet-stream"}
+        asking = asyncio.create_task(
+            post(session, lab.url("/test/upload"), ssl=lab.context, data=pieces(), headers=headers)
+        )
+        await until_still(lambda: taken_bytes)
+        assert 0 < taken_bytes < KERNEL_BYTES
+        routes.go_on.set()
+        assert await asking == {"sha256": hashlib.sha256(body).hexdigest()}
+
+
+async def post(session: aiohttp.ClientSession, url: str, **options: object) -> object:
+    async with session.post(url, **options) as response:  # type: ignore[arg-type]
+        return await response.json()
+
+
+async def until_still(count: Callable[[], int]) -> None:
+    """Wait until a count has begun and changes no more."""
+    await until(count)
+    seen = -1
+    while seen != count():
+        seen = count()
+        await turns(200)
+
+
+async def test_an_event_stream_without_a_reader_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_UNSENT_BYTES", 200_000)
+    monkeypatch.setattr(events, "MAX_OUTPUT_BYTES", 65536)
+    monkeypatch.setattr(events, "LOOK_S", 0.0)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, https(tmp_path, *running(served)) as lab:
+            with await TlsClient.connect_tls(
+                lab.tcp_port, lab.context, receive_buffer_bytes=4096
+            ) as client:
+                await client.send(REQUEST.replace(b"/api/ports", b"/api/events"))
+                await client.receive_wire(b"event: ports")
+                assert lab.admission.connections.count == 1
+                while lab.admission.connections.count:
+                    await board.write(b"x" * 65536)
+
+
+async def test_a_console_loses_nothing_either_way(tmp_path: Path) -> None:
+    much = b"".join(number.to_bytes(4, "big") for number in range(100_000))
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            https(tmp_path, *running(served)) as lab,
+            aiohttp.ClientSession() as session,
+            session.ws_connect(
+                lab.url("/api/ports/desk/console"), ssl=lab.context, protocols=("esp-gateway",)
+            ) as console,
+        ):
+            assert await console.receive_json() == {"type": "attached"}
+            # The client reads nothing of it, and is served all the same.
+            writing = asyncio.create_task(board.write(much))
+            board.start_reading()
+            for at in range(0, len(much), 50_000):
+                await console.send_bytes(much[at : at + 50_000])
+            await until(lambda: len(board.received) == len(much))
+            assert board.received == much
+            received = b""
+            while len(received) < len(much):
+                received += await console.receive_bytes()
+            await writing
+            assert received == much

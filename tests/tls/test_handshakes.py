@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl
 from contextlib import ExitStack, suppress
@@ -12,14 +13,20 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.ports import handshakes
-from gateway.tcp.door import Refusal
+from gateway.protocol.raw import RawPipe
+from gateway.tcp.admission import Admission
+from gateway.tcp.rejections import Rejection
+from gateway.tls import handshakes
+from gateway.tls.connection import TlsConnection
 from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context
 from tests.support.certificates import Authority
-from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, until
+from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, TcpClient
 from tests.support.tls_client import TlsClient
+
+#: More than the kernel's buffers take from a peer that does not read.
+KERNEL_BYTES = 16 << 20
 
 
 def tls_of(authority: Authority) -> TlsNow:
@@ -72,25 +79,25 @@ async def test_who_has_no_certificate_of_the_authority_is_refused_counted_and_lo
     authority = Authority(tmp_path)
     context = authority.client(None)
     context.maximum_version = version
-    reason = "peer did not return a certificate"
+    reason = "TLS: peer did not return a certificate"
     if shows == "another authority's":
         (tmp_path / "other").mkdir()
         context.load_cert_chain(*Authority(tmp_path / "other").issue("eve", "eve@lab.example"))
-        reason = "certificate not accepted: unable to get local issuer certificate"
+        reason = "TLS: certificate not accepted: unable to get local issuer certificate"
     elif shows == "an expired one":
         yesterday = datetime.now(UTC) - timedelta(days=1)
         context.load_cert_chain(*authority.issue("old", "old@lab.example", not_after=yesterday))
-        reason = "certificate not accepted: certificate has expired"
+        reason = "TLS: certificate not accepted: certificate has expired"
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with serving(board, tls=tls_of(authority)) as served:
             for _ in range(3):
                 assert "ALERT" in (await refused(served, context)).reason
             assert served.device.sessions == 0
-            assert served.listener.turned_away == {Refusal.TLS_FAILED: 3}
+            assert served.listener.rejected == {Rejection.NOT_SECURED: 3}
     told = [entry for entry in logs if str(entry["event"]).startswith("client_")]
     assert [(each["event"], each["network"], each["count"], each["reason"]) for each in told] == [
-        ("client_not_secured", "127.0.0.0/24", 1, reason),
-        ("client_not_secured", "127.0.0.0/24", 2, reason),
+        ("client_rejected", "127.0.0.0/24", 1, reason),
+        ("client_rejected", "127.0.0.0/24", 2, reason),
     ]
 
 
@@ -111,8 +118,8 @@ async def test_a_client_that_speaks_no_tls_is_told_so_in_one_line(tmp_path: Path
                 await client.send(b"\xff\xfb\x2c")
                 await client.receive_to_end()
                 assert client.received == b"desk: this port is for TLS\r\n"
-    (told,) = [entry for entry in logs if entry["event"] == "client_not_secured"]
-    assert told["reason"] == "does not speak TLS"
+    (told,) = [entry for entry in logs if entry["event"] == "client_rejected"]
+    assert told["reason"] == "TLS: the client does not speak TLS"
 
 
 async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
@@ -138,46 +145,148 @@ async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
                     assert served.states() == ["active"]
                     await board.write(b"undisturbed")
                     await client.receive_data(b"undisturbed")
-            pending = served.listener._handshakes
-            assert pending is not None
-            await until(lambda: not pending._pending)
-    (first,) = [entry for entry in logs if entry["event"] == "client_not_secured"][:1]
-    assert first["reason"] == "no handshake within 10 s"
+            await until(lambda: not served.admission.handshakes.count)
+    (first,) = [entry for entry in logs if entry["event"] == "client_rejected"][:1]
+    assert first["reason"] == "TLS: no handshake within 10 s"
 
 
-async def test_more_silent_connections_than_there_is_room_for_keep_nobody_out(
+async def test_silent_connections_over_all_ports_keep_no_client_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "MOST", 4)
+    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    authority = Authority(tmp_path)
+    admission = Admission()
+    (tmp_path / "other").mkdir()
+    with (
+        PtyBoard(tmp_path) as board,
+        PtyBoard(tmp_path / "other") as other_board,
+        ExitStack() as connections,
+        LoopClock(),  # so that the oldest do not end by themselves
+    ):
+        async with (
+            serving(board, tls=tls_of(authority), admission=admission) as served,
+            serving(other_board, "other", tls=tls_of(authority), admission=admission) as other,
+        ):
+            silent = [
+                connections.enter_context(await TcpClient.connect(tcp_port))
+                for tcp_port in 6 * [served.tcp_port, other.tcp_port]
+            ]
+            rejected = [served.listener.rejected, other.listener.rejected]
+            await until(lambda: sum(each[Rejection.NOT_SECURED] for each in rejected) == 8)
+            # Closed at once, not when they have had time to read why.
+            await until(lambda: admission.connections.count == 4)
+            assert admission.handshakes.count == 4
+            for each in silent[:8]:
+                assert await each.receive_to_end() == b""
+            with await TlsClient.connect_tls(served.tcp_port, authority.client()) as client:
+                await client.receive_wire(GREETING)
+            await until(lambda: admission.handshakes.count == 3)
+
+
+async def test_a_flood_from_one_address_drops_its_own_handshakes_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 8)
     authority = Authority(tmp_path)
     with PtyBoard(tmp_path) as board, ExitStack() as connections:
         async with serving(board, tls=tls_of(authority)) as served:
-            silent = [
-                connections.enter_context(await TcpClient.connect(served.tcp_port))
-                for _ in range(12)
+            honest = connections.enter_context(await TlsClient.connect(served.tcp_port))
+            for _ in range(50):
+                flood = await TcpClient.connect(served.tcp_port, source="127.0.0.2")
+                connections.enter_context(flood)
+            await until(lambda: served.listener.rejected[Rejection.NOT_SECURED] == 43)
+            await honest.shake_hands(authority.client())
+            await honest.receive_wire(GREETING)
+
+
+async def test_the_loop_makes_one_step_of_a_handshake_per_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is some milliseconds of arithmetic, and the client says when it is due."""
+    steps: list[int] = []
+    real = TlsConnection._shake_hands
+
+    def shake_hands(connection: TlsConnection) -> None:
+        steps.append(1)
+        real(connection)
+
+    monkeypatch.setattr(TlsConnection, "_shake_hands", shake_hands)
+    loop = asyncio.get_running_loop()
+    per_turn: list[int] = []
+
+    def note_turn() -> None:
+        per_turn.append(len(steps))
+        if len(steps) < 2 * 20:
+            loop.call_soon(note_turn)
+
+    authority = Authority(tmp_path)
+    with PtyBoard(tmp_path) as board, ExitStack() as connections:
+        async with serving(board, tls=tls_of(authority)) as served:
+            clients = [
+                connections.enter_context(await TlsClient.connect(served.tcp_port))
+                for _ in range(20)
             ]
-            pending = served.listener._handshakes
-            assert pending is not None
-            await until(lambda: served.listener.turned_away[Refusal.TLS_FAILED] == 8)
-            assert len(pending._pending) == 4
-            with await TlsClient.connect_tls(served.tcp_port, authority.client()) as client:
-                await client.receive_wire(GREETING)
-            for each in silent[:9]:
-                await each.receive_to_end()
+            await until(lambda: served.admission.handshakes.count == 20)
+            note_turn()
+            await asyncio.gather(*(each.shake_hands(authority.client()) for each in clients))
+            await until(lambda: len(steps) == 2 * 20)
+    assert max(after - before for before, after in itertools.pairwise(per_turn)) == 1
+
+
+async def test_a_client_is_not_read_while_a_step_of_its_handshake_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes.Handshakes, "run_later", lambda *_: None)
+    taken_bytes = 0
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, tls=tls_of(Authority(tmp_path))) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+
+                async def flood() -> None:
+                    nonlocal taken_bytes
+                    while True:
+                        await client.send(b"\x16\x03\x01" + bytes(65536))
+                        taken_bytes += 65536
+
+                flooding = asyncio.create_task(flood())
+                seen_bytes = -1
+                while not taken_bytes or taken_bytes != seen_bytes:
+                    seen_bytes = taken_bytes
+                    await turns(200)
+                assert taken_bytes < KERNEL_BYTES
+                flooding.cancel()
+                await asyncio.gather(flooding, return_exceptions=True)
+
+
+async def test_a_client_that_sends_its_last_with_the_end_of_the_handshake_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    """With the end of the connection behind it, which uvloop reports while reading is paused."""
+    authority = Authority(tmp_path)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, tls=tls_of(authority), converse=RawPipe) as served:
+            board.start_reading()
+            for number in range(1, 11):
+                client = await TlsClient.connect_tls(
+                    served.tcp_port, authority.client(), with_end=b"last words"
+                )
+                with client:
+                    client.stop_sending()
+                    await client.receive_to_end()
+                await served.until_idle()
+                await until(lambda wanted=number: board.received == wanted * b"last words")  # type: ignore[misc]
 
 
 async def test_stopping_gives_up_the_handshakes(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board, tls=tls_of(Authority(tmp_path))) as served:
-            pending = served.listener._handshakes
-            assert pending is not None
             with await TcpClient.connect(served.tcp_port) as client:
-                await until(lambda: pending._pending)
+                await until(lambda: served.admission.handshakes.count)
                 await served.listener.stop("over")
                 with suppress(ConnectionResetError):
                     assert await client.receive_to_end() == b""
-            await until(lambda: not pending._pending)
-            assert not served.listener.turned_away  # nobody else has done it
+            await until(lambda: not served.admission.handshakes.count)
+            assert not served.listener.rejected  # nobody else has done it
 
 
 async def test_a_client_that_comes_after_a_renewal_gets_the_new_certificate(
@@ -222,7 +331,7 @@ async def test_whatever_bytes_come_only_their_own_connection_ends(
                         await client.receive_to_end()
                 await board.write(b"undisturbed")
                 await neighbour.receive_data(b"undisturbed")
-            assert served.listener.turned_away[Refusal.TLS_FAILED] == 1
+            assert served.listener.rejected[Rejection.NOT_SECURED] == 1
     assert not errors
 
 
@@ -247,6 +356,6 @@ async def test_a_handshake_cut_anywhere_is_only_a_refusal(tmp_path: Path, seed: 
                 client.stop_sending()
                 with suppress(ConnectionResetError):
                     await client.receive_to_end()
-            await until(lambda: served.listener.turned_away[Refusal.TLS_FAILED] == 1)
+            await until(lambda: served.listener.rejected[Rejection.NOT_SECURED] == 1)
             with await TlsClient.connect_tls(served.tcp_port, authority.client()) as after:
                 await after.receive_wire(GREETING)

@@ -1,0 +1,124 @@
+"""How many connections clients may have: over all, for each address, and of the process's
+descriptors. Shared by all listeners of a service.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway import clock
+from gateway.config.choices import ConnectionLimits
+from gateway.config.networks import EVERYBODY, Networks, peer_holder
+from gateway.descriptors import RESERVED_DESCRIPTORS
+from gateway.tcp.rejections import PERIOD_S
+from gateway.tls.contexts import TlsNow
+from gateway.tls.handshakes import Handshakes
+
+
+class ClientSocket(socket.socket):
+    """An accepted connection that reports the moment in which its descriptor is given up.
+
+    asyncio closes it, uvloop detaches it and closes the descriptor itself.
+    """
+
+    def __init__(self, accepted: socket.socket, host: str) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        #: The peer's address.
+        self.host = host
+        #: What its connections are counted under.
+        self.holder = peer_holder(host)
+        self._at_end: list[Callable[[ClientSocket], None]] = []
+
+    def at_end(self, call: Callable[[ClientSocket], None]) -> None:
+        """Call when the descriptor is closed or handed over, once."""
+        self._at_end.append(call)
+
+    def close(self) -> None:
+        """See socket.socket."""
+        super().close()
+        self._ended()
+
+    def detach(self) -> int:
+        """See socket.socket."""
+        descriptor = super().detach()
+        self._ended()
+        return descriptor
+
+    def _ended(self) -> None:
+        calls, self._at_end = self._at_end, []
+        for call in calls:
+            call(self)
+
+
+class ConnectionCounter:
+    """Connections counted against limits, which may be replaced."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
+        #: Connections that are open.
+        self.count = 0
+        self._by_holder: Counter[str] = Counter()
+
+    def reason_against(self, holder: str) -> str:
+        """Return why there is no room for one more connection; empty if there is."""
+        if self._by_holder[holder] >= self.limits.max_per_address:
+            return f"too many connections from this address (limit {self.limits.max_per_address})"
+        if self.count >= self.limits.max:
+            return f"too many connections (limit {self.limits.max})"
+        return ""
+
+    def add(self, connection: ClientSocket) -> None:
+        """Count a connection until its end."""
+        self.count += 1
+        self._by_holder[connection.holder] += 1
+        connection.at_end(self._remove)
+
+    def _remove(self, connection: ClientSocket) -> None:
+        self.count -= 1
+        self._by_holder[connection.holder] -= 1
+        if not self._by_holder[connection.holder]:
+            del self._by_holder[connection.holder]
+
+
+class Admission:
+    """Decides whether one more connection is taken; made and used on the loop."""
+
+    def __init__(self, limits: ConnectionLimits | None = None) -> None:
+        #: All connections, those in a TLS handshake included.
+        self.connections = ConnectionCounter(limits or ConnectionLimits())
+        self.handshakes = Handshakes()
+        #: Descriptors that connections leave to everything else.
+        self.reserved_descriptors = RESERVED_DESCRIPTORS
+        self._shortage_logged_at: float | None = None
+
+    def reason_against(self, connection: ClientSocket) -> str:
+        """Return why an accepted connection can't be served; empty if it can."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # The kernel gives out the lowest free number: all below are in use. So connections never
+        # have one of the highest, however many other descriptors there are.
+        if connection.fileno() >= limit - min(self.reserved_descriptors, limit // 2):
+            return f"file descriptors are running out (limit {limit})"
+        return self.connections.reason_against(connection.holder)
+
+    def is_shortage_to_be_logged(self) -> bool:
+        """Return whether a failure to accept is to be logged, once a minute over all listeners."""
+        now = clock.time()
+        if self._shortage_logged_at is not None and now < self._shortage_logged_at + PERIOD_S:
+            return False
+        self._shortage_logged_at = now
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """How a listener takes connections: see Acceptor."""
+
+    admission: Admission = field(default_factory=Admission)
+    tls: TlsNow | None = None
+    allow: Networks = EVERYBODY
+    limits: ConnectionLimits | None = None
+    cleartext_notice: bytes = b""

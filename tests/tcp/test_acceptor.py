@@ -1,0 +1,518 @@
+"""An address of the configuration: bound now or later, which connections are taken, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from ipaddress import ip_network
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
+
+from gateway.config.choices import ConnectionLimits
+from gateway.config.networks import Networks
+from gateway.config.values import Address
+from gateway.tcp.acceptor import ACCEPT_RETRY_S, ACCEPTS_PER_TURN, Acceptor, is_free
+from gateway.tcp.admission import Admission, Intake
+from gateway.tcp.rejections import PERIOD_S, Rejection
+from tests.support.processes import free_tcp_port
+from tests.support.pty_board import LoopClock, turns, until
+from tests.support.resolver import Resolver, resolver_that_hangs
+from tests.support.tcp_client import TcpClient
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    with resolver_that_hangs(monkeypatch) as stands_in:
+        yield stands_in
+
+
+class Owner:
+    """Greets each client, and keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.connections: list[asyncio.Transport] = []
+
+    def listening(self) -> None:
+        self.told.append("listening")
+
+    def not_listening(self, reason: str) -> None:
+        self.told.append(reason)
+
+    def connected(self, transport: asyncio.Transport) -> None:
+        self.connections.append(transport)
+        transport.set_protocol(asyncio.Protocol())
+        transport.write(b"hello")
+
+
+@asynccontextmanager
+async def acceptor(
+    tcp_port: int = 0, host: str = "127.0.0.1", intake: Intake | None = None
+) -> AsyncIterator[tuple[Acceptor, Owner]]:
+    """An acceptor that is not opened yet; at the end all is closed."""
+    owner = Owner()
+    accepting = Acceptor(Address(host, tcp_port), owner, structlog.get_logger(), intake or Intake())
+    try:
+        yield accepting, owner
+    finally:
+        await accepting.close()
+        for connection in owner.connections:
+            connection.abort()
+        await turns(3)
+
+
+@asynccontextmanager
+async def accepting_at(intake: Intake | None = None) -> AsyncIterator[tuple[int, Acceptor, Owner]]:
+    """One that listens, and its TCP port."""
+    async with acceptor(intake=intake) as (accepting, owner):
+        await accepting.open()
+        assert accepting.tcp_port is not None
+        yield accepting.tcp_port, accepting, owner
+
+
+def limited(limit: int, per_address: int) -> Admission:
+    return Admission(ConnectionLimits(limit, per_address))
+
+
+def reasons(logs: list[EventDict]) -> list[tuple[str, int]]:
+    return [(each["reason"], each["count"]) for each in logs if each["event"] == "client_rejected"]
+
+
+async def test_who_connects_is_handed_to_the_owner() -> None:
+    async with acceptor() as (accepting, owner):
+        assert accepting.tcp_port is None
+        await accepting.open()
+        assert owner.told == ["listening"]
+        assert accepting.tcp_port is not None
+        assert accepting.addresses == ("127.0.0.1",)
+        with await TcpClient.connect(accepting.tcp_port) as client:
+            await client.receive_data(b"hello")
+
+
+async def test_an_address_that_is_taken_is_bound_when_it_is_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
+        tcp_port = blocker.getsockname()[1]
+        async with acceptor(tcp_port) as (accepting, owner):
+            await accepting.open()
+            for _ in range(10):
+                await clock.advance(5.0)
+            assert accepting.tcp_port is None
+            blocker.close()
+            while owner.told[-1] != "listening":
+                await clock.advance(5.0)
+            assert accepting.tcp_port == tcp_port
+    # Said once, however often it was tried.
+    reason, then = owner.told
+    assert reason.endswith("address already in use")
+    assert then == "listening"
+
+
+async def test_an_address_of_another_machine_is_told_and_tried_again() -> None:
+    async with acceptor(host="192.0.2.1") as (accepting, owner):  # TEST-NET-1, RFC 5737
+        with LoopClock() as clock:
+            await accepting.open()
+            for _ in range(3):
+                await clock.advance(5.0)
+            assert accepting.tcp_port is None
+            assert accepting.addresses == ()
+    assert owner.told == ["no interface of this machine has the address"]
+
+
+async def test_a_name_is_listened_at_wherever_it_leads(resolver: Resolver) -> None:
+    resolver.answers.set()
+    async with acceptor(host="lab") as (accepting, owner):
+        await accepting.open()
+        assert accepting.addresses == ("127.0.0.1", "127.0.0.2")
+        assert owner.told == ["listening"]
+
+
+@pytest.mark.parametrize(
+    ("host", "outcome"), [("lab", "listening"), ("nowhere", "name or service not known")]
+)
+async def test_a_name_that_is_not_found_in_time_is_looked_up_again(
+    resolver: Resolver, host: str, outcome: str
+) -> None:
+    async with acceptor(host=host) as (accepting, owner):
+        with LoopClock() as clock:
+            opening = asyncio.create_task(accepting.open())
+            await until(lambda: resolver.asked)
+            while not opening.done():
+                await clock.advance(1.0)
+            assert owner.told == ["the resolver does not answer"]
+            resolver.answers.set()
+            while len(owner.told) < 2:
+                await clock.advance(1.0)
+    assert owner.told == ["the resolver does not answer", outcome]
+
+
+async def test_a_peer_that_is_not_allowed_gets_no_byte_and_the_owner_no_connection() -> None:
+    others = Intake(allow=Networks((ip_network("192.0.2.0/24"),)))
+    with capture_logs() as logs:
+        async with accepting_at(others) as (tcp_port, accepting, owner):
+            with await TcpClient.connect(tcp_port) as client:
+                assert await client.receive_to_end() == b""
+            assert accepting.rejections.counts == {Rejection.NOT_ALLOWED: 1}
+            assert not owner.connections
+            assert others.admission.connections.count == 0
+    assert reasons(logs) == [("address not in allow", 1)]
+
+
+async def test_closing_frees_the_address_and_leaves_connections_alone() -> None:
+    async with acceptor() as (accepting, owner):
+        await accepting.open()
+        tcp_port = accepting.tcp_port
+        assert tcp_port is not None
+        with await TcpClient.connect(tcp_port) as client:
+            await client.receive_data(b"hello")
+            await accepting.close()
+            assert accepting.tcp_port is None
+            assert is_free("127.0.0.1", tcp_port)
+            (connection,) = owner.connections
+            assert not connection.is_closing()
+
+
+@pytest.mark.parametrize("loop_turns", range(6))
+async def test_a_connection_that_comes_while_closing_is_closed(loop_turns: int) -> None:
+    async with acceptor() as (accepting, owner):
+        await accepting.open()
+        assert accepting.tcp_port is not None
+        with await TcpClient.connect(accepting.tcp_port) as client:
+            await turns(loop_turns)
+            await accepting.close()
+            n_before = len(owner.connections)
+            await turns(3)
+            assert len(owner.connections) == n_before
+            for connection in owner.connections:
+                connection.abort()
+            with suppress(ConnectionResetError):  # the kernel had it, and nobody else
+                assert await client.receive_to_end() in {b"", b"hello"}
+
+
+async def test_a_connection_accepted_in_the_turn_before_closing_is_closed() -> None:
+    loop = asyncio.get_running_loop()
+    first, second = socket.socketpair()
+    with first, second:
+        async with acceptor() as (accepting, owner):
+            await accepting.open()
+            woken = loop.create_future()
+            loop.add_reader(second, woken.set_result, None)
+            first.send(b"x")  # the loop sees this first, then the connection
+            with socket.create_connection(("127.0.0.1", accepting.tcp_port)) as connection:
+                await woken
+                loop.remove_reader(second)
+                await accepting.close()
+                assert owner.connections == []
+                with TcpClient.of(connection) as client, suppress(ConnectionResetError):
+                    assert await client.receive_to_end() == b""
+
+
+@pytest.mark.parametrize("loop_turns", range(8))
+async def test_closing_while_it_is_being_bound_leaves_nothing(loop_turns: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
+        tcp_port = blocker.getsockname()[1]
+        async with acceptor(tcp_port) as (accepting, _):
+            await accepting.open()
+            blocker.close()
+            await clock.advance(0)
+            clock.jump(0.3)  # the next attempt is due
+            for _ in range(loop_turns):
+                await asyncio.sleep(0)
+            await accepting.close()
+            assert accepting.tcp_port is None
+            assert is_free("127.0.0.1", tcp_port)
+
+
+def test_an_address_is_free_until_somebody_listens() -> None:
+    tcp_port = free_tcp_port()
+    assert is_free("127.0.0.1", tcp_port)
+    with socket.create_server(("127.0.0.1", tcp_port)):
+        assert not is_free("127.0.0.1", tcp_port)
+    assert is_free("127.0.0.1", tcp_port)
+
+
+async def test_both_wildcard_addresses_have_the_same_port_to_themselves() -> None:
+    async with acceptor(host="0.0.0.0") as (v4, _), acceptor(host="::") as (_, _):
+        await v4.open()
+        async with acceptor(v4.tcp_port or 0, host="::") as (v6, owner):
+            await v6.open()
+            assert owner.told == ["listening"]
+            assert (v4.addresses, v6.addresses) == (("0.0.0.0",), ("::",))
+
+
+async def test_all_addresses_of_a_name_share_one_free_port(resolver: Resolver) -> None:
+    resolver.answers.set()
+    async with acceptor(host="lab") as (accepting, owner):
+        await accepting.open()
+        assert accepting.tcp_port is not None
+        for address in accepting.addresses:
+            with socket.socket() as client:
+                client.connect((address, accepting.tcp_port))
+        await until(lambda: len(owner.connections) == 2)
+
+
+# --- limits
+
+
+async def test_one_address_has_no_more_than_its_share_and_its_place_is_free_again() -> None:
+    intake = Intake(limited(100, 3))
+    with capture_logs() as logs, ExitStack() as held:
+        async with accepting_at(intake) as (tcp_port, accepting, owner):
+            mine = [held.enter_context(await TcpClient.connect(tcp_port)) for _ in range(3)]
+            for client in mine:
+                await client.receive_data(b"hello")
+            with await TcpClient.connect(tcp_port) as too_many:
+                assert await too_many.receive_to_end() == b""
+            with await TcpClient.connect(tcp_port, source="127.0.0.2") as other:
+                await other.receive_data(b"hello")
+            mine[0].close()
+            await until(lambda: intake.admission.connections.count == 2)
+            with await TcpClient.connect(tcp_port) as again:
+                await again.receive_data(b"hello")
+            assert accepting.rejections.counts == {Rejection.TOO_MANY: 1}
+            assert len(owner.connections) == 5
+    assert reasons(logs) == [("too many connections from this address (limit 3)", 1)]
+
+
+async def test_all_addresses_have_no_more_than_the_limit_over_all_acceptors() -> None:
+    intake = Intake(limited(4, 2))
+    with capture_logs() as logs, ExitStack() as held:
+        async with accepting_at(intake) as (first, _, _), accepting_at(intake) as (second, _, _):
+            for number, tcp_port in enumerate((first, second, first, second)):
+                client = await TcpClient.connect(tcp_port, source=f"127.0.0.{number + 1}")
+                await held.enter_context(client).receive_data(b"hello")
+            for tcp_port in (first, second):
+                with await TcpClient.connect(tcp_port, source="127.0.0.9") as too_many:
+                    assert await too_many.receive_to_end() == b""
+    assert reasons(logs) == [("too many connections (limit 4)", 1)] * 2
+
+
+async def test_limits_that_are_lowered_reject_new_connections_and_keep_the_others() -> None:
+    intake = Intake(limited(100, 100))
+    async with accepting_at(intake) as (tcp_port, _, owner):
+        with (
+            await TcpClient.connect(tcp_port) as one,
+            await TcpClient.connect(tcp_port) as two,
+        ):
+            await one.receive_data(b"hello")
+            await two.receive_data(b"hello")
+            intake.admission.connections.limits = ConnectionLimits(1, 1)
+            with await TcpClient.connect(tcp_port) as three:
+                assert await three.receive_to_end() == b""
+            assert not any(each.is_closing() for each in owner.connections)
+
+
+async def test_limits_of_one_acceptor_leave_the_others_alone() -> None:
+    admission = Admission()
+    few = Intake(admission, limits=ConnectionLimits(4, 2))
+    with ExitStack() as held:
+        async with (
+            accepting_at(few) as (first, accepting, _),
+            accepting_at(Intake(admission)) as (
+                second,
+                _,
+                _,
+            ),
+        ):
+            for _ in range(2):
+                client = held.enter_context(await TcpClient.connect(first))
+                await client.receive_data(b"hello")
+            with await TcpClient.connect(first) as too_many:
+                assert await too_many.receive_to_end() == b""
+            with await TcpClient.connect(second) as other:
+                await other.receive_data(b"hello")
+            assert accepting.rejections.counts == {Rejection.TOO_MANY: 1}
+            client.close()
+            await until(lambda: admission.connections.count == 1)
+            with await TcpClient.connect(first) as again:
+                await again.receive_data(b"hello")
+
+
+@pytest.mark.parametrize("ends", ["client", "abort", "close", "reset"])
+async def test_a_connection_counts_until_its_descriptor_is_closed(ends: str) -> None:
+    intake = Intake()
+    async with accepting_at(intake) as (tcp_port, _, owner):
+        client = await TcpClient.connect(tcp_port)
+        await client.receive_data(b"hello")
+        assert intake.admission.connections.count == 1
+        match ends:
+            case "client":
+                client.close()
+            case "reset":
+                client.reset()
+            case "abort":
+                owner.connections[0].abort()
+            case _:
+                owner.connections[0].close()
+        await until(lambda: intake.admission.connections.count == 0)
+        client.close()
+
+
+async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = counted_accepts(monkeypatch)
+    loop = asyncio.get_running_loop()
+    per_turn: list[int] = []
+
+    def note_turn() -> None:
+        per_turn.append(len(tries))
+        if len(tries) <= 100:
+            loop.call_soon(note_turn)
+
+    with ExitStack() as held:
+        async with accepting_at() as (tcp_port, _, owner):
+            for _ in range(100):
+                held.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
+            note_turn()
+            await until(lambda: len(owner.connections) == 100)
+            await until(lambda: len(tries) > 100)
+            steps = [after - before for before, after in itertools.pairwise(per_turn)]
+            assert max(steps) <= ACCEPTS_PER_TURN
+
+
+# --- descriptors, and what else the kernel can be short of
+
+
+def counted_accepts(monkeypatch: pytest.MonkeyPatch, *errors: OSError) -> list[int]:
+    """Each accept that is tried from now on; the first fail with these errors."""
+    tries: list[int] = []
+    failures = list(errors)
+    real = socket.socket.accept
+
+    def accept(listening: socket.socket) -> object:
+        tries.append(1)
+        if failures:
+            raise failures.pop(0)
+        return real(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    return tries
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[int]:
+    """Let this process open only so many descriptors more; gives the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    # There may be gaps above it, but below the limit none is left.
+    taken = [os.dup(0) for _ in range(64)]
+    limit = taken[-1] + 1 + count
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in taken:
+            os.close(each)
+
+
+async def test_connections_leave_the_reserved_descriptors_to_the_rest() -> None:
+    admission = Admission()
+    admission.reserved_descriptors = 20
+    with capture_logs() as logs, ExitStack() as held:
+        async with accepting_at(Intake(admission)) as (tcp_port, accepting, owner):
+            clients = [held.enter_context(socket.socket()) for _ in range(30)]
+            with descriptors_left(30) as limit:
+                for client in clients:
+                    client.connect(("127.0.0.1", tcp_port))
+                await until(
+                    lambda: accepting.rejections.counts.total() + len(owner.connections) == 30
+                )
+                assert 1 <= len(owner.connections) <= 10
+                # What is reserved can be had; libuv has taken one with its first connection.
+                files = [os.dup(0) for _ in range(19)]
+                for each in files:
+                    os.close(each)
+                for client in clients:
+                    client.close()
+                await until(lambda: admission.connections.count == 0)
+                with socket.socket() as again:
+                    again.connect(("127.0.0.1", tcp_port))
+                    again.setblocking(False)
+                    assert await asyncio.get_running_loop().sock_recv(again, 5) == b"hello"
+    assert reasons(logs)[0] == (f"file descriptors are running out (limit {limit})", 1)
+
+
+async def test_without_any_descriptor_clients_wait_until_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = Admission()
+    admission.reserved_descriptors = 0
+    with socket.socket() as client, capture_logs() as logs:
+        async with accepting_at(Intake(admission)) as (tcp_port, _, owner):
+            with LoopClock() as clock:
+                with descriptors_left(0):
+                    tries = counted_accepts(monkeypatch)
+                    client.connect(("127.0.0.1", tcp_port))
+                    await turns(200)
+                    assert len(tries) == 1  # neither loop spins on a socket that stays readable
+                    clock.jump(ACCEPT_RETRY_S)
+                    await turns(200)
+                    assert len(tries) == 2
+                await clock.advance(ACCEPT_RETRY_S)
+                await until(lambda: owner.connections)
+    assert [each["reason"] for each in logs if each["event"] == "accept_failed"] == [
+        "too many open files"
+    ]
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EIO]
+)
+async def test_a_shortage_is_logged_once_a_minute_over_all_acceptors_and_survived(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = Intake()
+    shortage = OSError(number, os.strerror(number))
+    with capture_logs() as logs, ExitStack() as held, LoopClock() as clock:
+        async with (
+            accepting_at(intake) as (first, _, one),
+            accepting_at(intake) as (second, _, two),
+        ):
+            tries = counted_accepts(monkeypatch, *[shortage] * 6)
+            for tcp_port in (first, second):
+                held.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
+            while len(tries) < 6:
+                await clock.advance(ACCEPT_RETRY_S)
+            await clock.advance(ACCEPT_RETRY_S)
+            await until(lambda: one.connections and two.connections)
+            assert len(logs) == 1
+            await clock.advance(PERIOD_S)
+            assert intake.admission.is_shortage_to_be_logged()
+    assert logs[0]["reason"] == os.strerror(number).lower()
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN])
+async def test_a_connection_that_fails_before_it_is_accepted_delays_no_other(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with capture_logs() as logs, LoopClock():  # so that no time passes
+        async with accepting_at() as (tcp_port, _, owner):
+            counted_accepts(monkeypatch, OSError(number, os.strerror(number)))
+            with socket.create_connection(("127.0.0.1", tcp_port)):
+                await until(lambda: owner.connections)
+    assert not logs
+
+
+async def test_an_acceptor_that_waits_for_descriptors_can_be_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with LoopClock() as clock:
+        async with accepting_at() as (tcp_port, accepting, owner):
+            counted_accepts(monkeypatch, OSError(errno.EMFILE, "Too many open files"))
+            with socket.create_connection(("127.0.0.1", tcp_port)):
+                await turns(5)
+                await accepting.close()
+                await clock.advance(10 * ACCEPT_RETRY_S)
+                assert not owner.connections
+                assert is_free("127.0.0.1", tcp_port)
