@@ -185,9 +185,9 @@ def _status(arguments: argparse.Namespace) -> int:
     try:
         while True:
             line = status_socket.ask(path)
-            print(
-                line if arguments.json else status.to_table(status.from_json(line)[1]), flush=True
-            )
+            table = status.to_table(status.from_json(line)[1])
+            shown = line if arguments.json else "\n".join([table, *status.notes_from_json(line)])
+            print(shown, flush=True)
             if not arguments.watch:
                 return 0
             time.sleep(_WATCH_S)
@@ -239,8 +239,7 @@ def _devices(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.config, with_files=False)
     folder = arguments.state_dir or state_file.default_folder(os.environ)
     table = pool_store.read_table(folder)
-    ttys = sysfs.Sysfs().usb_ttys(ready_only=False)
-    listed = device_list.listing(ttys, config, table)
+    listed = device_list.listing(device_list.look(sysfs.Sysfs()), config, table)
     if arguments.json:
         print(device_list.to_json(listed))
     elif arguments.yaml:

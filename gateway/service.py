@@ -124,7 +124,8 @@ class Service:
 
     def snapshot(self) -> str:
         """How all ports are now, as one line of JSON (see `status`)."""
-        return to_json(__version__, (port.snapshot() for port in self._ports))
+        ports = (port.snapshot() for port in self._ports)
+        return to_json(__version__, ports, self._inventory.not_served())
 
     def _announced(self) -> Iterator[PortFacts]:
         for port in self._ports:

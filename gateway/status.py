@@ -7,7 +7,7 @@ to another `status_socket`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 #: Raised when a field changes its meaning or goes; new fields don't count.
@@ -51,10 +51,21 @@ class PortSnapshot:
     tls: bool = False
 
 
-def to_json(version: str, ports: Iterable[PortSnapshot]) -> str:
-    """The snapshot of a service as one line of JSON."""
+def to_json(
+    version: str, ports: Iterable[PortSnapshot], not_served: Mapping[str, str] | None = None
+) -> str:
+    """The snapshot of a service as one line of JSON.
+
+    `not_served` has USB devices that no port serves, with the reasons.
+    """
+    usb = [{"device": device, "reason": reason} for device, reason in (not_served or {}).items()]
     return json.dumps(
-        {"format": FORMAT, "version": version, "ports": [asdict(port) for port in ports]}
+        {
+            "format": FORMAT,
+            "version": version,
+            "ports": [asdict(port) for port in ports],
+            "not_served": usb,
+        }
     )
 
 
@@ -75,6 +86,16 @@ def from_json(line: str) -> tuple[str, list[PortSnapshot]]:
         return str(content["version"]), ports
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"no snapshot of an esp-gateway: {error}") from error
+
+
+def notes_from_json(line: str) -> list[str]:
+    """Lines for a person on USB devices that no port serves; none if it is no snapshot."""
+    try:
+        return [
+            f"{each['device']}: {each['reason']}" for each in json.loads(line).get("not_served", [])
+        ]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+        return []
 
 
 _HEAD = (

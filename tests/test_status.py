@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.status import PortSnapshot, from_json, to_json, to_table
+from gateway.status import PortSnapshot, from_json, notes_from_json, to_json, to_table
 
 DESK = PortSnapshot(
     name="desk",
@@ -69,3 +69,12 @@ def test_the_table_has_a_line_a_port_and_aligned_columns() -> None:
 
 def test_no_ports_are_a_head_alone() -> None:
     assert len(to_table([]).splitlines()) == 1
+
+
+def test_devices_that_no_port_serves_are_lines_for_a_person() -> None:
+    line = to_json("1.0", [DESK], {"10c4:ea60 CP2102 at 1-1": "no tty: claimed by brltty"})
+    assert from_json(line) == ("1.0", [DESK])
+    assert notes_from_json(line) == ["10c4:ea60 CP2102 at 1-1: no tty: claimed by brltty"]
+    older = json.dumps({"format": 1, "version": "0.9", "ports": []})
+    for none in (to_json("1.0", [DESK]), older, "[]", "{", '{"not_served": [{}]}'):
+        assert notes_from_json(none) == []

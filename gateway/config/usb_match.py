@@ -24,7 +24,9 @@ class UsbTty:
     `location` is the chain of sockets as the kernel names it (`1-1.3`: bus 1, socket 1, there a
     hub, its socket 3). The number of a bus may change at reboot, so `socket` has the controller
     in its place: `0000:01:00.0-usbv2-1.3`. `tty_number` counts the ttys of one interface.
-    `instance` differs each time a device is plugged in. Texts are empty where the device has none.
+    `instance` differs each time a device is plugged in. `is_fixed` says that the hub above calls
+    the device a part of itself (USB 2.0, 11.23.2.1, DeviceRemovable). Texts are empty where the
+    device has none.
     """
 
     path: str
@@ -38,6 +40,7 @@ class UsbTty:
     serial: str = ""
     manufacturer: str = ""
     product: str = ""
+    is_fixed: bool = False
     instance: int = 0
 
     @property

@@ -17,9 +17,11 @@ from gateway.config.document import GatewayConfig
 from gateway.config.usb_match import UsbTty
 from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
 from gateway.usb.assignment import Assignment, assign, jtag_note
+from gateway.usb.board_pairs import Pair, find_pairs
+from gateway.usb.no_tty import NoTty
 from gateway.usb.pool_store import today
 from gateway.usb.pool_table import PoolTable
-from gateway.usb.sysfs import existing
+from gateway.usb.sysfs import Sysfs, existing
 
 _FIRST_TCP_PORT = 4001
 _LAST_TCP_PORT = 65535
@@ -28,20 +30,38 @@ _HEAD = ("PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT")
 
 
 @dataclass(frozen=True, slots=True)
+class Plugged:
+    """What is plugged in: ttys, devices that should have one, and where there is any device."""
+
+    ttys: Sequence[UsbTty]
+    no_tty: Sequence[NoTty] = ()
+    locations: Sequence[str] = ()
+
+
+def look(sysfs: Sysfs) -> Plugged:
+    """What is plugged in now, ttys that can't be opened included."""
+    ttys = sysfs.usb_ttys(ready_only=False)
+    return Plugged(ttys, sysfs.no_tty(), sysfs.device_names())
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """What is plugged in, and what a configuration makes of it.
 
-    `ports` has the name of the port that serves a device by the device's path; `notes` are lines
-    for a person on ports without a device.
+    `ports` has the name of the port that serves a device by the device's path, `boards` the ttys
+    that are known to be of one board; `notes` are lines for a person.
     """
 
     ttys: Sequence[UsbTty]
+    no_tty: Sequence[NoTty]
     ports: dict[str, str]
+    boards: list[Pair]
     notes: list[str]
 
 
-def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> Listing:
+def listing(plugged: Plugged, config: GatewayConfig, table: PoolTable) -> Listing:
     """Who serves what; `table` is what the pools remember, and is brought up to date."""
+    ttys = plugged.ttys
     choices = {port.name: port.device for port in config.ports if port.device.simulated is None}
     paths = [tty.path for tty in ttys]
     paths += [path for choice in choices.values() for path in choice.paths]
@@ -59,7 +79,11 @@ def listing(ttys: Sequence[UsbTty], config: GatewayConfig, table: PoolTable) -> 
     in_pools, pool_notes = _served_by_pools(ttys, assignment, config, table)
     ports |= in_pools
     jtag = [f"{tty}: {jtag_note(tty)}" for tty in ttys if tty.is_jtag and tty.path not in ports]
-    return Listing(ttys, ports, notes + pool_notes + jtag)
+    no_tty = [f"{device}: no tty: {device.reason}" for device in plugged.no_tty]
+    pairs = find_pairs(ttys, plugged.locations)
+    boards = [pair for pair in pairs if pair.is_certain]
+    notes += [*pool_notes, *jtag, *no_tty, *(str(pair) for pair in pairs)]
+    return Listing(ttys, plugged.no_tty, ports, boards, notes)
 
 
 def _served_by_pools(
@@ -88,9 +112,10 @@ def _served_by_pools(
 
 def to_table(listed: Listing) -> str:
     """For a person: a line each, columns aligned, then the notes."""
-    if not listed.ttys:
+    if not listed.ttys and not listed.no_tty:
         return "\n".join(["no USB serial device is plugged in", *listed.notes])
     rows = [_HEAD, *(_row(tty, listed) for tty in listed.ttys)]
+    rows += [_row_without_tty(device) for device in listed.no_tty]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -101,7 +126,9 @@ def to_table(listed: Listing) -> str:
 
 def to_json(listed: Listing) -> str:
     """For a program: a list of objects, one line each."""
-    objects = [json.dumps(_object(tty, listed), ensure_ascii=False) for tty in listed.ttys]
+    found = [_object(tty, listed) for tty in listed.ttys]
+    found += [_object_without_tty(device) for device in listed.no_tty]
+    objects = [json.dumps(each, ensure_ascii=False) for each in found]
     return "[" + ",\n ".join(objects) + "]"
 
 
@@ -117,12 +144,15 @@ def to_yaml(listed: Listing, config: GatewayConfig) -> str:
         entries += _entry(tty, tcp_port, listed, is_shared=serials[tty.serial_key] > 1)
     head = "ports:" if entries else "ports: []  # nothing is plugged in that has no port"
     left_out = [f"  # {tty}: {jtag_note(tty)}" for tty in unserved if tty.is_jtag]
+    left_out += [f"  # {device}: no tty: {device.reason}" for device in listed.no_tty]
     return "\n".join([head, *entries, *left_out])
 
 
 def _entry(tty: UsbTty, tcp_port: int, listed: Listing, *, is_shared: bool) -> Iterator[str]:
     about = " ".join(text for text in (tty.manufacturer, tty.product) if text)
     yield f"  # {tty.path} now: {about or tty.usb}"
+    if others := _same_board(tty, listed):
+        yield f"  # the same board as {', '.join(others)}"
     yield f"  - name: {_name(tty, listed)}"
     yield f"    tcp: {tcp_port}"
     if tty.tty_number or _has_more_ttys(tty, listed):
@@ -162,10 +192,46 @@ def _row(tty: UsbTty, listed: Listing) -> tuple[str, ...]:
     )
 
 
+def _row_without_tty(device: NoTty) -> tuple[str, ...]:
+    row = row_of((device.vendor_id, device.product_id))
+    chip = row.name if row is not None else "-"
+    return (
+        "no tty",
+        device.usb,
+        chip,
+        device.location,
+        device.serial or "-",
+        device.product or "-",
+        "-",
+    )
+
+
 def _chip(tty: UsbTty) -> str:
     row = row_of(_ids(tty))
     name = row.name if row is not None else "-"
     return f"{name}, JTAG channel" if tty.is_jtag else name
+
+
+def _same_board(tty: UsbTty, listed: Listing) -> list[str]:
+    """The paths of the other ttys that are known to be of a tty's board."""
+    return [
+        each.path for pair in listed.boards if tty in pair.ttys for each in pair.ttys if each != tty
+    ]
+
+
+def _object_without_tty(device: NoTty) -> dict[str, object]:
+    row = row_of((device.vendor_id, device.product_id))
+    return {
+        "path": None,
+        "usb": device.usb,
+        "location": device.location,
+        "serial": device.serial,
+        "product": device.product,
+        "chip": row.name if row is not None else None,
+        "kind": row.kind.value if row is not None else None,
+        "port": None,
+        "no_tty": device.reason,
+    }
 
 
 def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
@@ -181,6 +247,7 @@ def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
         "chip": row.name if row is not None else None,
         "kind": row.kind.value if row is not None else None,
         "channel": "JTAG" if tty.is_jtag else None,
+        "same_board": _same_board(tty, listed),
         "port": listed.ports.get(tty.path),
     }
 

@@ -18,6 +18,7 @@ import structlog
 from gateway import clock
 from gateway.config.usb_match import UsbTty
 from gateway.tty.control_thread import ControlThread
+from gateway.usb.no_tty import NoTty
 from gateway.usb.sysfs import Sysfs
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ RESCAN_S = 10.0
 
 #: Events that are taken in one turn of the loop; a hub with 50 boards gives some hundreds at once.
 MAX_EVENTS_PER_TURN = 64
+
+#: A device that was just plugged in has no tty yet.
+NO_TTY_LOG_S = 5.0
 
 #: How long reading sysfs may take. The kernel locks a device while it is set up or reset, which
 #: may take 5 s for each try of a broken one.
@@ -116,6 +120,8 @@ class Watcher:
         self._scan_again = False
         self._timer: clock.Timer | None = None
         self._present: list[UsbTty] = []
+        self._no_tty_since_s: dict[NoTty, float] = {}
+        self._logged: set[NoTty] = set()
 
     def start(self) -> None:
         """Look now, and whenever something changes."""
@@ -182,14 +188,40 @@ class Watcher:
             self._timer.cancel()
         if self._thread is None:
             self._thread = ControlThread("hotplug", self._stuck)
-        self._thread.submit(
-            self._sysfs.usb_ttys, self._scanned, self._not_scanned, limit_s=SCAN_LIMIT_S
-        )
+        self._thread.submit(self._look, self._scanned, self._not_scanned, limit_s=SCAN_LIMIT_S)
 
-    def _scanned(self, ttys: list[UsbTty]) -> None:
+    def _look(self) -> tuple[list[UsbTty], list[NoTty]]:
+        return self._sysfs.usb_ttys(), self._sysfs.no_tty()
+
+    def _scanned(self, found: tuple[list[UsbTty], list[NoTty]]) -> None:
+        ttys, no_tty = found
+        self._note(no_tty)
         # What has gone since may have been read before it went, what has come since was not.
         self._tell([tty for tty in ttys if Path(tty.path).name not in self._gone])
         self._scan_next()
+
+    def _note(self, no_tty: list[NoTty]) -> None:
+        """Keep what has no tty, and log what has been without one for a while."""
+        now_s = clock.time()
+        before, self._no_tty_since_s = self._no_tty_since_s, {}
+        for device in no_tty:
+            since_s = self._no_tty_since_s[device] = before.get(device, now_s)
+            if now_s - since_s >= NO_TTY_LOG_S and device not in self._logged:
+                self._logged.add(device)
+                self._log.warning(
+                    "usb_without_tty",
+                    usb=device.usb,
+                    location=device.location,
+                    serial=device.serial,
+                    product=device.product,
+                    reason=device.reason,
+                )
+        self._logged &= set(no_tty)
+
+    @property
+    def no_tty(self) -> list[NoTty]:
+        """The devices that should have a tty and had none at the last look."""
+        return list(self._no_tty_since_s)
 
     def _not_scanned(self, error: Exception) -> None:
         self._log.error("usb_scan_failed", exc_info=error)

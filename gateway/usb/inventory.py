@@ -129,6 +129,16 @@ class Inventory:
         """The USB device that a port has, None if it is none or is not plugged in."""
         return self._ttys_by_path.get(self._real_paths.get(self._path_of(port) or "", ""))
 
+    def not_served(self) -> dict[str, str]:
+        """The USB devices that no port serves although a board may be on them, and why."""
+        held = {tty.path for tty in (*self._assignment.held, *self._served.ttys.values())}
+        jtag = [tty for tty in self._ttys if tty.is_jtag and tty.path not in held]
+        return (
+            {str(tty): jtag_note(tty) for tty in jtag}
+            | self._not_served
+            | {str(device): f"no tty: {device.reason}" for device in self._watcher.no_tty}
+        )
+
     def _path_of(self, port: PortConfig) -> str | None:
         return self._assignment.paths.get(port.name) or self._pool_paths.get(port.name)
 

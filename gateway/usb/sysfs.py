@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gateway import clock
 from gateway.config.usb_match import UsbTty
+from gateway.usb.no_tty import NoTty, device_names, find_no_tty
 
 SYSFS = Path("/sys")
 DEV = Path("/dev")
@@ -55,6 +56,7 @@ class Sysfs:
     """
 
     def __init__(self, sysfs: Path = SYSFS, dev: Path = DEV, udev: Path = UDEV) -> None:
+        self._sysfs = sysfs
         self._class = sysfs / "class" / "tty"
         self._dev = dev
         self._udev = udev
@@ -76,6 +78,14 @@ class Sysfs:
         self._known_to_udev &= {each.tty.instance for each in seen.values()}
         ttys = [each.tty for each in seen.values() if not ready_only or self._is_ready(each)]
         return sorted(ttys, key=in_order)
+
+    def no_tty(self) -> list[NoTty]:
+        """The devices that should have a tty and had none when `usb_ttys` was last called."""
+        return find_no_tty(self._sysfs, {seen.tty.location for seen in self._seen.values()})
+
+    def device_names(self) -> list[str]:
+        """The locations of all USB devices, hubs included."""
+        return device_names(self._sysfs)
 
     def _look_at(self, name: str) -> _Seen | None:
         try:
@@ -161,6 +171,7 @@ def _read_tty(folder: Path, path: str, inode: int) -> UsbTty | None:
         serial=_optional(device, "serial"),
         manufacturer=_optional(device, "manufacturer"),
         product=_optional(device, "product"),
+        is_fixed=_optional(device, "removable") == "fixed",
         instance=inode,
     )
 

@@ -86,6 +86,7 @@ class FakeUsb:
         self.sysfs = folder / "sys"
         self.dev = folder / "dev"
         (self.sysfs / "class" / "tty").mkdir(parents=True)
+        (self.sysfs / "bus" / "usb" / "devices").mkdir(parents=True)
         self.dev.mkdir()
         self._plugged: dict[str, _Plugged] = {}
         self._add_bus(1, " 2.00")
@@ -95,10 +96,20 @@ class FakeUsb:
             self._link(self._made(f"devices/virtual/tty/{name}", dev="4:0"))
         self._link(self._made("devices/platform/serial8250/tty/ttyS0", dev="4:64"))
 
-    def plug(self, product: Product, location: str, *, renumber_bus: int = 0) -> list[str]:
+    def plug(
+        self,
+        product: Product,
+        location: str,
+        *,
+        renumber_bus: int = 0,
+        is_fixed: bool = False,
+        bound_to: str | None = None,
+    ) -> list[str]:
         """A device appears in a socket; returns the paths of its ttys.
 
         `renumber_bus` is the number that its bus has for this once, as after another boot.
+        `is_fixed`: the hub calls it a part of itself. `bound_to` is the driver that has its
+        interfaces instead of one that makes ttys, empty for none; there are no ttys then.
         """
         bus = renumber_bus or int(location.partition("-")[0])
         chain = location.partition("-")[2].split(".")
@@ -110,7 +121,20 @@ class FakeUsb:
         for name in ("serial", "manufacturer", "product"):
             if text := getattr(product, name):
                 _write(folder, **{name: text})
+        _write(
+            folder,
+            authorized="1",
+            bConfigurationValue="1",
+            busnum=str(bus),
+            devnum=str(len(self._plugged) + 2),
+            removable="fixed" if is_fixed else "unknown",
+        )
+        self._register(folder)
         plugged = self._plugged[location] = _Plugged(folder, [])
+        for interface in product.interfaces:
+            self._add_interface(folder, interface, product, bound_to)
+        if bound_to is not None:
+            return []
         for interface in product.interfaces:
             for number in range(product.ttys_per_interface):
                 self._add_tty(product, folder / f"{folder.name}:1.{interface}", number, plugged)
@@ -123,6 +147,7 @@ class FakeUsb:
             (self.sysfs / "class" / "tty" / name).unlink()
             (self.dev / name).unlink(missing_ok=True)
         shutil.rmtree(plugged.folder)
+        (self.sysfs / "bus" / "usb" / "devices" / plugged.folder.name).unlink()
         for fd in plugged.fds:
             os.close(fd)
 
@@ -130,6 +155,38 @@ class FakeUsb:
         """The first step of an unplugging: /dev loses the ttys, sysfs still has them."""
         for path in self.tty_paths(location):
             Path(path).unlink()
+
+    def change(self, location: str, **files: str) -> None:
+        """What sysfs says of a device that is plugged in changes."""
+        _write(self._plugged[location].folder, **files)
+
+    def load_driver(self, name: str) -> None:
+        """The kernel has a driver, whether or not anything is bound to it."""
+        (self.sysfs / "bus" / "usb" / "drivers" / name).mkdir(parents=True, exist_ok=True)
+
+    def _add_interface(
+        self, device: Path, number: int, product: Product, bound_to: str | None
+    ) -> None:
+        folder = device / f"{device.name}:1.{number}"
+        is_cdc = product.driver == "ttyACM"
+        classes = ("02", "02") if is_cdc else ("ff", "ff")
+        _write(folder, bInterfaceClass=classes[0], bInterfaceSubClass=classes[1])
+        driver = bound_to if bound_to is not None else "cdc_acm" if is_cdc else "usb_serial"
+        if driver:
+            self.load_driver(driver)
+            (folder / "driver").symlink_to(self.sysfs / "bus" / "usb" / "drivers" / driver)
+
+    def _register(self, folder: Path) -> None:
+        """Each device is listed once more, all in one folder, as is each hub on the way to it."""
+        devices = self.sysfs / "bus" / "usb" / "devices"
+        for each in (folder, *folder.parents):
+            if each.name.startswith("usb"):
+                break
+            if each != folder:
+                _write(each, idVendor="05e3", idProduct="0610")
+            link = devices / each.name
+            if not link.is_symlink():
+                link.symlink_to(each)
 
     @property
     def locations(self) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import gateway.usb.sysfs
 from gateway import cli
 from gateway.config.document import GatewayConfig, parse_config
-from gateway.usb.device_list import Listing, listing, to_json, to_table, to_yaml
+from gateway.usb.device_list import Listing, listing, look, to_json, to_table, to_yaml
 from gateway.usb.pool_store import FILE_NAME
 from gateway.usb.pool_table import PoolTable
 from gateway.usb.state_file import write_state
@@ -20,6 +20,7 @@ from tests.support.fake_sysfs import (
     CH340,
     CP2102,
     CP2102N,
+    ESP_PROG_2,
     FT2232,
     MULTIPORT,
     USB_JTAG,
@@ -36,7 +37,7 @@ def config(*ports: str) -> GatewayConfig:
 
 
 def listed(usb: FakeUsb, served: GatewayConfig = NOTHING) -> Listing:
-    return listing(Sysfs(usb.sysfs, usb.dev).usb_ttys(), served, PoolTable())
+    return listing(look(Sysfs(usb.sysfs, usb.dev)), served, PoolTable())
 
 
 def cells(line: str) -> list[str]:
@@ -47,7 +48,7 @@ def test_the_table_tells_who_each_device_is_and_who_serves_it(tmp_path: Path) ->
     with FakeUsb(tmp_path) as usb:
         usb.plug(CP2102N, "1-1.3")
         usb.plug(USB_JTAG, "1-1.10")
-        usb.plug(Product("1234:5678"), "1-2")
+        usb.plug(Product("1234:5678"), "1-1.11")
         served = config("name: desk, tcp: 4001, device: {location: 1-1.3}")
         head, first, second, third = to_table(listed(usb, served)).splitlines()
         assert head.split() == ["PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT"]
@@ -62,7 +63,7 @@ def test_the_table_tells_who_each_device_is_and_who_serves_it(tmp_path: Path) ->
         ]
         assert "USB-Serial/JTAG" in second
         assert second.endswith(" -")
-        assert third.split()[1:] == ["1234:5678", "-", "1-2", "-", "-", "-"]
+        assert third.split()[1:] == ["1234:5678", "-", "1-1.11", "-", "-", "-"]
 
 
 def test_nothing_plugged_in_is_told(tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def test_json_tells_the_same(tmp_path: Path) -> None:
             "chip": "CH340",
             "kind": "UART bridge",
             "channel": None,
+            "same_board": [],
             "port": None,
         }
 
@@ -182,6 +184,88 @@ def test_which_channel_is_for_jtag_is_known_by_the_ids_and_the_product(tmp_path:
         usb.plug(replace(FT2232, usb="10c4:ea70"), "1-3")
         found = {(tty.location, tty.interface): tty.is_jtag for tty in listed(usb).ttys}
         assert {place for place, is_jtag in found.items() if is_jtag} == {("1-1", 0), ("1-2", 1)}
+
+
+def test_a_device_without_a_tty_is_listed_with_the_reason(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        usb.plug(CP2102N, "1-1", bound_to="usbfs")
+        usb.plug(Product("1d6b:0104"), "1-2", bound_to="")
+        head, row, *notes = to_table(listed(usb)).splitlines()
+        assert head.startswith("PATH")
+        assert [cell.strip() for cell in cells(row)] == [
+            "no tty",
+            "10c4:ea60",
+            "CP2102, CP2102N, CP2104",
+            "1-1",
+            CP2102N.serial,
+            CP2102N.product,
+            "-",
+        ]
+        (note,) = notes
+        assert note.startswith("10c4:ea60 CP2102, CP2102N, CP2104 at 1-1: no tty: claimed by ")
+        (device,) = json.loads(to_json(listed(usb)))
+        assert (device["path"], device["location"]) == (None, "1-1")
+        assert device["no_tty"].startswith("claimed by another program over libusb")
+        text = to_yaml(listed(usb), NOTHING)
+        assert parse_yaml_ports(text) is None
+        assert f"  # {note}" in text
+
+
+BRIDGE_AND_CHIP = ((CP2102N, "1-1.1"), (USB_JTAG, "1-1.2"))
+
+
+def notes_on_boards(usb: FakeUsb) -> list[str]:
+    return [note for note in listed(usb).notes if "board" in note]
+
+
+def test_a_board_with_a_hub_of_its_own_is_one_board(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        for product, location in BRIDGE_AND_CHIP:
+            usb.plug(product, location, is_fixed=True)
+        usb.plug(CH340, "1-1.3")  # a hub may have a free socket besides
+        (bridge,), (chip,) = usb.tty_paths("1-1.1"), usb.tty_paths("1-1.2")
+        assert notes_on_boards(usb) == [
+            f"{bridge} and {chip}: one board, with a hub of its own at 1-1"
+        ]
+        same = {each["path"]: each["same_board"] for each in json.loads(to_json(listed(usb)))}
+        assert (same[bridge], same[chip]) == ([chip], [bridge])
+        text = to_yaml(listed(usb), NOTHING)
+        assert f"  # the same board as {chip}\n" in text
+        read = parse_yaml_ports(text)
+        assert read is not None
+        assert len(read.ports) == 3
+
+
+def test_two_boards_on_a_hub_of_the_lab_are_not_one(tmp_path: Path) -> None:
+    with FakeUsb(tmp_path) as usb:
+        for product, location in BRIDGE_AND_CHIP:
+            usb.plug(product, location)
+        # Nothing tells these from one board: a person has to look.
+        (note,) = notes_on_boards(usb)
+        assert note.endswith("alone on the hub at 1-1, either two boards or one that has both")
+        assert not any(each["same_board"] for each in json.loads(to_json(listed(usb))))
+        assert "the same board" not in to_yaml(listed(usb), NOTHING)
+        usb.plug(Product("0781:5567"), "1-1.4", bound_to="usb-storage")
+        assert notes_on_boards(usb) == []
+
+
+@pytest.mark.parametrize(
+    "plugged",
+    [
+        [(CP2102N, "1-1.1"), (CH340, "1-1.2")],  # two bridges
+        [(USB_JTAG, "1-1.1"), (USB_JTAG, "1-1.2")],  # two chips
+        [*BRIDGE_AND_CHIP, (CH340, "1-1.3"), (USB_JTAG, "1-1.4")],  # two of both
+        [(CP2102N, "1-1"), (USB_JTAG, "1-2")],  # on the host's own sockets
+        [(CP2102N, "1-1.1"), (USB_JTAG, "1-2.1")],  # on two hubs
+        [(CP2102N, "1-1.1"), (USB_JTAG, "1-1.2.1")],  # one on a hub of its own
+        [(ESP_PROG_2, "1-1.1")],
+    ],
+)
+def test_what_is_no_pair_is_none(tmp_path: Path, plugged: list[tuple[Product, str]]) -> None:
+    with FakeUsb(tmp_path) as usb:
+        for product, location in plugged:
+            usb.plug(product, location, is_fixed=True)
+        assert notes_on_boards(usb) == []
 
 
 def test_a_serial_number_that_two_have_is_not_used(tmp_path: Path) -> None:

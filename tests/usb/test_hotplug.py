@@ -191,6 +191,27 @@ async def test_a_look_that_fails_is_told_and_made_again(tmp_path: Path) -> None:
             await until(lambda: bench.now == ["1-1"])
 
 
+async def test_a_device_without_a_tty_is_logged_once_and_not_while_it_is_new(
+    tmp_path: Path,
+) -> None:
+    async with watching(tmp_path) as bench:
+        with capture_logs() as logs, LoopClock() as clock:
+            bench.usb.plug(CP2102N, "1-1", bound_to="")
+            bench.monitor.push(("add", "ttyUSB7"))
+            await until(lambda: bench.watcher.no_tty)
+            assert logs == []
+            for _ in range(3):
+                looks = len(bench.told)
+                await clock.advance(RESCAN_S)
+                await until(lambda: len(bench.told) > looks)  # noqa: B023 - called here only
+            assert [log["event"] for log in logs] == ["usb_without_tty"]
+            assert logs[0]["location"] == "1-1"
+            assert "modprobe cp210x" in logs[0]["reason"]
+            bench.usb.unplug("1-1")
+            await clock.advance(RESCAN_S)
+            await until(lambda: not bench.watcher.no_tty)
+
+
 async def test_a_kernel_that_does_not_answer_is_left_behind(tmp_path: Path) -> None:
     async with watching(tmp_path) as bench:
         with capture_logs() as logs, LoopClock() as clock:

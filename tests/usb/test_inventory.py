@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.status import notes_from_json
 from gateway.usb.pool_store import FILE_NAME
 from gateway.usb.pool_table import PoolTable, Record
 from gateway.usb.state_file import write_state
@@ -331,6 +332,23 @@ async def test_a_pool_does_not_open_a_jtag_channel_and_says_so_once(tmp_path: Pa
         assert tty.interface == 1
         reasons = [log["reason"] for log in logs if log["event"] == "usb_not_served"]
         assert [reason.partition(";")[0] for reason in reasons] == ["JTAG channel"]
+
+
+async def test_what_is_not_served_is_in_the_status(tmp_path: Path) -> None:
+    async with usb_lab(tmp_path) as lab:
+        jtag, _ = lab.usb.plug(FT2232, "1-1")
+        await lab.start("name: desk, tcp: 0, device: {location: 1-1}")
+        await lab.until_open("desk")
+        note = (
+            f"{jtag} (0403:6010 at 1-1:1.0): JTAG channel; to serve it all the same, give a port "
+        )
+        assert notes_from_json(lab.service.snapshot()) == [f"{note}`interface: 0`"]
+        # A device without a tty sends no event about one; others do.
+        lab.usb.plug(CP2102N, "1-2", bound_to="usbfs")
+        lab.plug(CH340, "1-3")
+        await until(lambda: len(notes_from_json(lab.service.snapshot())) == 2)
+        last = notes_from_json(lab.service.snapshot())[-1]
+        assert last.startswith("10c4:ea60 CP2102, CP2102N, CP2104 at 1-2: no tty: claimed by ")
 
 
 async def test_a_board_that_no_pool_can_take_is_told_once(tmp_path: Path) -> None:
