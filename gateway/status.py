@@ -24,8 +24,9 @@ class PortSnapshot:
     has started: received from the board, sent to it. Clients that were told why they are not served
     are counted as `refused`, connections that were closed without a word as `not_allowed` (by
     `allow`), `too_many` (by `max_sessions`) and `not_secured` (no TLS, or no certificate that is
-    accepted), output that clients were too slow for as `output_dropped_bytes`. `protocol`,
-    `baudrate` and `tls` are the configuration's, the first empty if the service is too old for it.
+    accepted). `output_dropped_bytes` is output that clients were too slow for,
+    `input_dropped_bytes` what clients have sent and the board has not got. `protocol`, `baudrate`
+    and `tls` are the configuration's, the first empty if the service is too old for it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PortSnapshot:
     too_many: int = 0
     not_secured: int = 0
     output_dropped_bytes: int = 0
+    input_dropped_bytes: int = 0
     watchers: str = ""
     protocol: str = ""
     baudrate: int = 0
@@ -116,7 +118,8 @@ _HEAD = (
 def to_table(ports: Iterable[PortSnapshot]) -> str:
     """The ports for a person, a line each, columns aligned; reasons behind the state.
 
-    DROPPED are bytes that clients were too slow for, REFUSED all that came and were not served.
+    DROPPED are bytes of both directions: output that clients were too slow for, and what a board
+    has not got. REFUSED are all clients that came and were not served.
     """
     rows = [_HEAD, *(_row(port) for port in ports)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
@@ -137,7 +140,7 @@ def _row(port: PortSnapshot) -> tuple[str, ...]:
         port.lines or "-",
         _amount(port.received_bytes),
         _amount(port.sent_bytes),
-        _amount(port.output_dropped_bytes),
+        _amount(port.output_dropped_bytes + port.input_dropped_bytes),
         str(port.refused + port.not_allowed + port.too_many + port.not_secured),
     )
 

@@ -23,7 +23,8 @@ DESK = PortSnapshot(
     refused=1,
     not_allowed=20,
     too_many=300,
-    output_dropped_bytes=2048,
+    output_dropped_bytes=1024,
+    input_dropped_bytes=1024,
 )
 SHELF = replace(
     DESK,

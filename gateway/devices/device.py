@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 
@@ -65,7 +66,7 @@ class Device(DeviceControls, HasState):
         self._output_log: OutputLog | None = None
         self.users = Users(config.sharing)
         self._waiting = WaitingLine(HANDOVER_S, self._has_waited)
-        self._end = EndOfUse(self, config.serial, log)
+        self._end = EndOfUse(self, config.serial)
         self._resets_at_end = config.on_disconnect is OnDisconnect.RESET
         self._local = LocalUse()
         self._is_away = False  # the board has vanished, and is waited for
@@ -226,10 +227,10 @@ class Device(DeviceControls, HasState):
         if self.state is not DeviceState.RELEASING:
             self._enter(DeviceState.AWAY, str(error))
 
-    def port_back(self) -> None:
+    def port_back(self, ready: Callable[[], None]) -> None:
         """The board is back under its users, perhaps as another USB device."""
         self._is_away = False
-        self._lines.board_back()
+        self._lines.board_back(ready)
         if self.state is DeviceState.AWAY and self.users.drivers:
             self._enter(DeviceState.IN_USE)
             self._serve_waiting()
@@ -274,7 +275,13 @@ class Device(DeviceControls, HasState):
         self._end.cancel()
 
     def _nobody_drives_away(self) -> None:
-        """The last who drove a board that is away has left: it is seen to when it is back."""
+        """The last who drove a board that is away has left: what they asked for is dropped.
+
+        The board is seen to when it is back.
+        """
+        self._break_on = False
+        self._lines.release(lambda: None)
+        self._port.forget_user()
         if not self._resume():
             self.lines_set_by = None
             self._port.expect_return(_RETURN_S)
@@ -371,8 +378,6 @@ class Device(DeviceControls, HasState):
         if self.state is DeviceState.IDLE:
             self._enter(DeviceState.IN_USE)
         user.resumed()
-        if self._is_busy:
-            user.board_busy()
         self._read_or_not()
         return True
 

@@ -140,6 +140,10 @@ class DeviceControls:
         """Discard what the board has sent, what waits to be sent to it, or both."""
         self._port.purge(receive=receive, transmit=transmit, done=done)
 
+    def drop_unsent(self, reason: str) -> None:
+        """Drop what was written and the kernel has not taken; count and log how much."""
+        self._port.drop_unsent(reason)
+
     def lend(self, what_for: str, closed: Callable[[], None]) -> None:
         """Leave the tty to a tool of the user's until `take_back`; `closed` when it is free.
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
-
 from gateway import clock
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.progress_limit import Limits, ProgressLimit
@@ -38,15 +36,9 @@ HANDOVER_S = 0.5
 class EndOfUse:
     """See the module; `settings` are those that the next expects."""
 
-    def __init__(
-        self,
-        device: DeviceControls,
-        settings: SerialSettings,
-        log: structlog.typing.FilteringBoundLogger,
-    ) -> None:
+    def __init__(self, device: DeviceControls, settings: SerialSettings) -> None:
         self._device = device
         self._settings = settings
-        self._log = log
         self._limit = finish_limit(device, self.drop_unsent)
         self._hurry: clock.Timer | None = None
 
@@ -75,10 +67,8 @@ class EndOfUse:
             self._hurry = clock.call_later(HANDOVER_S, self.drop_unsent)
 
     def drop_unsent(self) -> None:
-        """What has not been sent yet is dropped."""
-        if unsent_bytes := self._device.unsent_bytes:
-            self._log.warning("unsent_dropped", unsent_bytes=unsent_bytes)
-        self._device.purge(lambda: None, receive=False, transmit=True)
+        """Drop what has not been sent yet."""
+        self._device.drop_unsent("the board does not accept data")
 
     def cancel(self) -> None:
         """There is nothing to end any more."""

@@ -91,6 +91,7 @@ class RunningPort:
             refused=device.users.refused,
             not_allowed=self.way_in.rejected[Rejection.NOT_ALLOWED],
             output_dropped_bytes=device.users.output_dropped_bytes,
+            input_dropped_bytes=device.counts.input_dropped_bytes,
             too_many=self.way_in.rejected[Rejection.TOO_MANY],
             not_secured=self.way_in.rejected[Rejection.NOT_SECURED],
             protocol=self.config.protocol.value,

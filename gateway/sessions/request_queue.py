@@ -122,6 +122,11 @@ class RequestQueue:
         )
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bytes for the board that have not had their turn."""
+        return self._waiting_bytes
+
+    @property
     def is_empty(self) -> bool:
         """True when everything has been carried out, as far as the kernel has taken it."""
         return not self._events and not self._change_pending and not self._board_busy

@@ -95,8 +95,13 @@ class Seat:
         """Send bytes to the board; a muted client's are dropped and counted."""
         if self._is_muted:
             self.dropped_bytes += len(data)
+            self.drop(len(data))
         else:
             self._device.write(data)
+
+    def drop(self, n_bytes: int) -> None:
+        """Count bytes that the client has sent and its board does not get."""
+        self._device.counts.input_dropped_bytes += n_bytes
 
     def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
         """Change the settings."""

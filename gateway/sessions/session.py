@@ -157,7 +157,7 @@ class Session(asyncio.BufferedProtocol):
                 self._finish("left" if exc is None else reason_of(exc))
             case SessionState.WAITING:
                 self.state = SessionState.CLOSED
-                self._leave()
+                self._leave("left before its turn")
                 self._ended(self)
             case SessionState.REFUSED | SessionState.CLOSED:
                 self._ended(self)
@@ -270,7 +270,7 @@ class Session(asyncio.BufferedProtocol):
         if before in {SessionState.REFUSED, SessionState.CLOSED}:
             return  # it is ending already
         if before is SessionState.WAITING and not is_told:
-            self._leave()
+            self._leave(reason)
             self.refused(ClientError(f"{self._device.name}: {reason}"))
             return
         if before is SessionState.ACTIVE:
@@ -279,7 +279,7 @@ class Session(asyncio.BufferedProtocol):
             if self._conversation.takes_text and not is_told:
                 self.say(f"{self._device.name}: {reason}")
         self.state = SessionState.CLOSED
-        self._leave()
+        self._leave(reason)
         if self._connected:
             self._hang_up()
         elif before is not SessionState.NEW:
@@ -333,12 +333,15 @@ class Session(asyncio.BufferedProtocol):
         self._finish_limit.start()
         self._requests.carry_on()
 
-    def _leave(self) -> None:
+    def _leave(self, reason: str) -> None:
         self._finish_limit.stop()
         if self._look_timer is not None:
             self._look_timer.cancel()
         self._watch.stop()
         self._doubt.stop()
+        if dropped_bytes := self._requests.waiting_bytes:
+            self._seat.drop(dropped_bytes)
+            self._log.warning("unsent_dropped", unsent_bytes=dropped_bytes, reason=reason)
         self._requests.close()
         self._seat.leave(self, self._finish_limit)
 

@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.protocol.reset import BOTH, IDLE, Lines
+from gateway import clock
+from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.serial_states import NO_STATES, PortStates
 
 #: What a client may write to a board that is away before it is asked to stop: one read of its
 #: socket more may follow. A flasher sends one packet of up to 16 KiB and waits for the answer.
 HELD_HIGH_BYTES = 65536
+
+#: A client that has sent nothing for so long has ended what it was sending when its board vanished:
+#: the pieces of one write follow each other within a round trip.
+CUT_OFF_PAUSE_S = 0.5
 
 
 class Port(Protocol):
@@ -92,14 +97,27 @@ class Asked:
 class AwayPort:
     """A port without a board; every `done` is called at once.
 
-    `full` is called when more than HELD_HIGH_BYTES are held.
+    `full` is called when more than HELD_HIGH_BYTES are held, `room` when a purge has made room.
+    With `is_cut_off` its user is in the middle of something of which the vanished board has got the
+    beginning: `dropped(n)` is called for what goes on with that, until the user pauses for
+    CUT_OFF_PAUSE_S or asks for something else than to send bytes.
     """
 
-    def __init__(self, settings: SerialSettings, full: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: SerialSettings,
+        *,
+        full: Callable[[], None],
+        room: Callable[[], None],
+        dropped: Callable[[int], None],
+        is_cut_off: bool = False,
+    ) -> None:
         self.settings = settings
         self._full = full
+        self._room = room
+        self._dropped = dropped
+        self._cut_off_at_s = clock.time() if is_cut_off else float("-inf")
         self._held = bytearray()
-        self._lines = IDLE
         self._break_on = False
         self._reading = True
 
@@ -109,10 +127,19 @@ class AwayPort:
         return len(self._held)
 
     def write(self, data: bytes) -> None:
-        """Keep bytes for when the board is back."""
+        """Keep bytes for when the board is back, unless they go on with what was cut off."""
+        if clock.time() - self._cut_off_at_s < CUT_OFF_PAUSE_S:
+            self._cut_off_at_s = clock.time()
+            self._dropped(len(data))
+            return
         self._held += data
         if len(self._held) > HELD_HIGH_BYTES:
             self._full()
+
+    def take_held(self) -> bytes:
+        """Return the bytes that wait for the board, and keep none of them."""
+        held, self._held = bytes(self._held), bytearray()
+        return held
 
     def pause_reading(self) -> None:
         """Remembered."""
@@ -124,16 +151,19 @@ class AwayPort:
 
     def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
         """Remembered, and taken for what will be in force."""
+        self._end_cut_off()
         self.settings = settings
         done(settings)
 
-    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
-        """Remembered."""
-        self._lines = lines
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:  # noqa: ARG002 - see Port
+        """Not remembered: what is to be done to the lines of a board that is back, its owner
+        knows."""
+        self._end_cut_off()
         done()
 
     def set_break(self, on: bool, done: Callable[[], None]) -> None:
         """Remembered."""
+        self._end_cut_off()
         self._break_on = on
         done()
 
@@ -144,23 +174,28 @@ class AwayPort:
     def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:  # noqa: ARG002 - nothing is received
         """Discard what is held."""
         if transmit:
+            self._end_cut_off()
             self._held.clear()
+            self._room()
         done()
 
     def read_states(self, done: Callable[[PortStates], None]) -> None:
         """Nothing drives the lines."""
         done(NO_STATES)
 
-    def hand_over(self, port: Port) -> None:
-        """The board is back: ask `port` for what was asked for here."""
+    def hand_over_settings(self, port: Port) -> None:
+        """The board is back: ask `port` for what comes ahead of all that its owner will ask for."""
         if not self._reading:
             port.pause_reading()
         if port.settings != self.settings:
             port.apply(self.settings, lambda _: None)
-        # Lines in the middle of a reset are not played again: the board has just been through it.
-        if self._lines == BOTH:
-            port.set_lines(BOTH, lambda: None)
+
+    def hand_over(self, port: Port) -> None:
+        """Ask `port` for the rest of what was asked for here, when the board can have it."""
         if self._break_on:
             port.set_break(True, lambda: None)
         if self._held:
-            port.write(bytes(self._held))
+            port.write(self.take_held())
+
+    def _end_cut_off(self) -> None:
+        self._cut_off_at_s = float("-inf")

@@ -19,11 +19,11 @@ from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tty.away_port import Ask, Asked, AwayPort, Port
+from gateway.tty.away_port import HELD_HIGH_BYTES, Ask, Asked, AwayPort, Port
 from gateway.tty.control_thread import on_loop
 from gateway.tty.port_counts import PortCounts
 from gateway.tty.retry_plan import SETTLE_RETRY_S, RetryPlan
-from gateway.tty.serial_port import SerialPort, open_port
+from gateway.tty.serial_port import UNSENT_HIGH_BYTES, SerialPort, open_port
 from gateway.tty.serial_states import NO_STATES, PortStates
 from gateway.tty.serial_tty import Tty, TtyLocation
 
@@ -36,6 +36,10 @@ _AWAY_RETRY_S = 0.05
 _CLOSE_LIMIT_S = 0.5
 
 
+#: Why bytes are dropped that a board has got the beginning of.
+_VANISHED = "the board has vanished"
+
+
 class LastingPortOwner(Protocol):
     """Whom a lasting port reports to; every call is made on the loop."""
 
@@ -45,8 +49,11 @@ class LastingPortOwner(Protocol):
     def port_away(self, error: DeviceError) -> None:
         """The board has vanished, and is waited for: what is asked now is done when it is back."""
 
-    def port_back(self) -> None:
-        """The board is back; what was asked meanwhile has been done."""
+    def port_back(self, ready: Callable[[], None]) -> None:
+        """The board is back, with the settings asked for meanwhile, its lines at rest.
+
+        `ready` must be called, perhaps at once, when it can have what it was sent meanwhile.
+        """
 
     def port_lost(self, error: DeviceError) -> None:
         """It is closed, for an open one or one that was tried to be opened has failed."""
@@ -98,6 +105,8 @@ class LastingPort:
         self._grace: clock.Timer | None = None
         self._grace_ends_s = 0.0
         self._is_busy = False  # the owner has been told to write no more
+        self._returning: AwayPort | None = None  # has what a board that is back has not got yet
+        self._cut_off_bytes = 0  # dropped while the board is away, and not logged yet
         self._last_failure = ""  # said once, however often the port is tried
         self._plan = RetryPlan()
         self._look_again = False  # when the try that is under way has failed
@@ -167,25 +176,49 @@ class LastingPort:
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_CLOSE_LIMIT_S):
                 await self._tried.wait()
+        self.give_up_absence()
         port = self._port
         self._forget()
         if isinstance(port, SerialPort):
             await self._close(port)
 
     def give_up_absence(self) -> None:
-        """Nobody waits for the board any more: what it was asked for meanwhile is dropped."""
+        """The board is no longer waited for: drop what it was asked for meanwhile."""
         if isinstance(self._port, AwayPort):
             self._drop_held(self._port)
             self._forget()
 
-    def expect_return(self, limit_s: float) -> None:
-        """Who used the board is gone: what waits for it is dropped, it is lost after `limit_s`."""
-        if isinstance(self._port, AwayPort) and self._grace is not None:
+    def forget_user(self) -> None:
+        """The user of a board that is away has left: drop what it has asked for meanwhile.
+
+        The board will be back with the settings that the port was made with.
+        """
+        if isinstance(self._port, AwayPort):
             self._drop_held(self._port)
+            self._port = self._stand_in(self._initial_settings)
+            self.resume_writing()
+
+    def expect_return(self, limit_s: float) -> None:
+        """A board that is away has no user: it is lost after `limit_s`."""
+        if isinstance(self._port, AwayPort) and self._grace is not None:
             self._grace.cancel()
             self._grace_ends_s = min(self._grace_ends_s, clock.time() + limit_s)
-            error = DeviceAbsentError("not plugged in")
-            self._grace = clock.call_at(self._grace_ends_s, self._lose_away, error)
+            absent = DeviceAbsentError("not plugged in")
+            self._grace = clock.call_at(self._grace_ends_s, self._lose_away, absent)
+
+    def drop_unsent(self, reason: str) -> None:
+        """Drop what was written and the kernel has not taken; count and log how much."""
+        self.count_dropped(self.unsent_bytes, reason)
+        self.purge(receive=False, transmit=True, done=lambda: None)
+
+    def count_dropped(self, n_bytes: int, reason: str) -> None:
+        """Bytes for the board were dropped, with the `reason`: count and log them."""
+        self.counts.input_dropped_bytes += n_bytes
+        self._log_dropped(n_bytes, reason)
+
+    def _log_dropped(self, n_bytes: int, reason: str) -> None:
+        if n_bytes:
+            self._log.warning("unsent_dropped", unsent_bytes=n_bytes, reason=reason)
 
     # What may be asked (away_port.Port)
 
@@ -197,7 +230,8 @@ class LastingPort:
     @property
     def unsent_bytes(self) -> int:
         """Bytes written that the kernel has not taken yet."""
-        return self._present.unsent_bytes
+        waiting = self._returning.unsent_bytes if self._returning is not None else 0
+        return self._present.unsent_bytes + waiting
 
     def write(self, data: bytes) -> None:
         """Send bytes to the board."""
@@ -232,6 +266,8 @@ class LastingPort:
 
     def purge(self, *, receive: bool, transmit: bool, done: Callable[[], None]) -> None:
         """Discard what was received, what waits to be sent, or both."""
+        if transmit and self._returning is not None:
+            self._returning.take_held()
         self._ask(
             lambda port, finished: port.purge(receive=receive, transmit=transmit, done=finished),
             done,
@@ -254,22 +290,31 @@ class LastingPort:
     # What the open port reports (serial_port.PortOwner)
 
     def pause_writing(self) -> None:
-        """Passed on."""
-        self._is_busy = True
-        self._owner.pause_writing()
+        """Passed on, once."""
+        if not self._is_busy:
+            self._is_busy = True
+            self._owner.pause_writing()
 
     def resume_writing(self) -> None:
-        """Passed on."""
-        self._is_busy = False
-        self._owner.resume_writing()
+        """Passed on, once."""
+        if self._is_busy:
+            self._is_busy = False
+            self._owner.resume_writing()
 
     def port_lost(self, error: DeviceError) -> None:
         """The open port has failed: wait for the board, or give it up and try to open it again."""
         self._log.warning("device_lost", reason=str(error))
         self._last_failure = str(error)
-        if self.grace_s and self._port is not None:
-            self._begin_absence(self._port, error)
+        lost = self._port
+        assert isinstance(lost, SerialPort)  # noqa: S101 - no other reports it
+        unsent = lost.take_unsent()
+        held = b"" if self._returning is None else self._returning.take_held()
+        self._returning = None
+        if self.grace_s:
+            self.count_dropped(unsent.cut_off_bytes, _VANISHED)
+            self._begin_absence(lost.settings, error, held + unsent.whole, unsent.is_cut_off)
         else:
+            self.count_dropped(unsent.cut_off_bytes + len(held + unsent.whole), _VANISHED)
             self._plan.lost(clock.time())
             self._forget()
             self._try_later(error)
@@ -284,23 +329,45 @@ class LastingPort:
         """Ask the port for something, and what stands in for it if it is lost before."""
         self._asked.add(self._present, ask, done)
 
-    def _begin_absence(self, lost: SerialPort | AwayPort, error: DeviceError) -> None:
-        self._port = away = AwayPort(lost.settings, self.pause_writing)
+    def _begin_absence(
+        self, settings: SerialSettings, error: DeviceError, waiting: bytes, is_cut_off: bool
+    ) -> None:
+        self._port = away = self._stand_in(settings, is_cut_off=is_cut_off)
         stayed = DeviceError(f"{error}; not back within {self.grace_s:g} s")
         self._grace_ends_s = clock.time() + self.grace_s
         self._grace = clock.call_at(self._grace_ends_s, self._lose_away, stayed)
         self._retry = clock.call_later(_AWAY_RETRY_S, self.start)
         self._owner.port_away(error)
         self._asked.repeat(away)
+        if waiting:
+            away.write(waiting)
+        if away.unsent_bytes <= HELD_HIGH_BYTES:
+            self.resume_writing()
+
+    def _stand_in(self, settings: SerialSettings, *, is_cut_off: bool = False) -> AwayPort:
+        return AwayPort(
+            settings,
+            full=self.pause_writing,
+            room=self.resume_writing,
+            dropped=self._drop_cut_off,
+            is_cut_off=is_cut_off,
+        )
 
     def _lose_away(self, error: DeviceError) -> None:
         self.give_up_absence()
         self._owner.port_lost(error)
 
     def _drop_held(self, away: AwayPort) -> None:
-        if away.unsent_bytes:
-            self._log.warning("unsent_dropped", unsent_bytes=away.unsent_bytes)
-        away.purge(receive=False, transmit=True, done=lambda: None)
+        self._log_cut_off()
+        self.count_dropped(len(away.take_held()), "the board is away")
+
+    def _drop_cut_off(self, n_bytes: int) -> None:
+        self.counts.input_dropped_bytes += n_bytes
+        self._cut_off_bytes += n_bytes  # pieces of one write: logged together
+
+    def _log_cut_off(self) -> None:
+        n_bytes, self._cut_off_bytes = self._cut_off_bytes, 0
+        self._log_dropped(n_bytes, _VANISHED)
 
     def _closed(self) -> None:
         """The kernel has closed the port, or there is none; it may be wanted again already."""
@@ -338,10 +405,20 @@ class LastingPort:
     def _came_back(self, away: AwayPort, port: SerialPort) -> None:
         if self._grace is not None:
             self._grace.cancel()
-        self._owner.port_back()
-        was_busy, self._is_busy = self._is_busy, False
-        away.hand_over(port)
-        if was_busy and not self._is_busy:
+        self._log_cut_off()
+        # Ahead of what the owner asks for, which may be the next user's settings.
+        away.hand_over_settings(port)
+        self._returning = away
+        self._owner.port_back(lambda: self._hand_over(away))
+        if self._returning is away:
+            self.pause_writing()
+
+    def _hand_over(self, away: AwayPort) -> None:
+        if self._returning is not away or not isinstance(self._port, SerialPort):
+            return
+        self._returning = None
+        away.hand_over(self._port)
+        if self._port.unsent_bytes <= UNSENT_HIGH_BYTES:
             self.resume_writing()
 
     def _not_opened(self, error: DeviceError) -> None:
@@ -389,6 +466,7 @@ class LastingPort:
     def _forget(self) -> None:
         self._port = None
         self._is_busy = False
+        self._returning = None
         self._asked.clear()
         if self._grace is not None:
             self._grace.cancel()

@@ -33,7 +33,7 @@ class LendablePort(LastingPort):
         if self._grace is not None:
             self._grace.cancel()
         self._released = closed
-        self._port = away = AwayPort(port.settings, self.pause_writing)
+        self._port = away = self._stand_in(port.settings)
         self._owner.port_away(DeviceError(what_for))
         self._asked.repeat(away)
         if isinstance(port, SerialPort):

@@ -48,5 +48,6 @@ class PortCounts:
 
     def __init__(self) -> None:
         self.opened = 0  # how often the tty was opened
+        self.input_dropped_bytes = 0  # sent by clients for the board, which has not got them
         self.resets: Counter[tuple[str, str]] = Counter()
         self.control_calls = Histogram(CONTROL_CALL_BOUNDS_S)

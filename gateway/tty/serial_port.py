@@ -21,7 +21,7 @@ from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.control_thread import ControlThread
 from gateway.tty.port_counts import PortCounts
 from gateway.tty.serial_states import PortStates
-from gateway.tty.serial_transport import SerialTransport
+from gateway.tty.serial_transport import SerialTransport, Unsent
 from gateway.tty.serial_tty import Tty
 
 T = TypeVar("T")
@@ -104,6 +104,7 @@ class SerialPort:
         self._is_open = True
         self._drained_bytes = 0  # of those written: seen to have left, or given up
         self._changes: deque[_Change] = deque()  # the first is being made
+        self._wanted_settings: deque[SerialSettings] = deque()  # asked for and not in force yet
         self._link = _Link(self, owner)
         self._transport = SerialTransport(
             asyncio.get_running_loop(),
@@ -117,8 +118,8 @@ class SerialPort:
 
     @property
     def settings(self) -> SerialSettings:
-        """The settings in force."""
-        return self._tty.in_force
+        """The settings in force when all that was asked for so far has been done."""
+        return self._wanted_settings[-1] if self._wanted_settings else self._tty.in_force
 
     @property
     def usb_ids(self) -> UsbIds | None:
@@ -135,6 +136,10 @@ class SerialPort:
         """Bytes written that the kernel has not taken yet."""
         return self._transport.get_write_buffer_size()
 
+    def take_unsent(self) -> Unsent:
+        """Return what a port that has failed had not been able to send, and keep nothing of it."""
+        return self._transport.take_unsent()
+
     def pause_reading(self) -> None:
         """Leave what the board sends in the kernel's buffer."""
         self._transport.pause_reading()
@@ -145,7 +150,13 @@ class SerialPort:
 
     def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
         """Change the settings; `done` gets those in force then."""
-        self._change(lambda: self._tty.apply(settings), done, holds_reading=True)
+
+        def applied(in_force: SerialSettings) -> None:
+            self._wanted_settings.popleft()
+            done(in_force)
+
+        self._wanted_settings.append(settings)
+        self._change(lambda: self._tty.apply(settings), applied, holds_reading=True)
 
     def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
         """Set DTR and RTS in one step."""
@@ -231,7 +242,7 @@ class SerialPort:
             return
         self._drained_bytes += undrained
         wire_bits = min(undrained, _KERNEL_HOLDS_BYTES) * _BITS_PER_BYTE
-        limit_s = _DRAIN_SLACK_S + wire_bits / max(self.settings.baudrate, 1)
+        limit_s = _DRAIN_SLACK_S + wire_bits / max(self._tty.in_force.baudrate, 1)
         limit_s = min(limit_s, _DRAIN_LONGEST_S)
         self._call(lambda: self._tty.drain(limit_s), lambda _: self._make_change(), waits_s=limit_s)
 

@@ -39,6 +39,20 @@ class _Descriptor:
         return self.fd
 
 
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """What a tty that has failed had not taken.
+
+    `cut_off_bytes` are the rest of what it had begun to take: what stood before them is lost in the
+    kernel's buffer, which was full. `whole` was written behind a change that was asked for, or
+    after the failure. With `is_cut_off`, `whole` goes on where they end.
+    """
+
+    cut_off_bytes: int
+    whole: bytes
+    is_cut_off: bool
+
+
 class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
     """pyserial-asyncio's transport on the descriptor itself, with a gate in its byte stream.
 
@@ -62,6 +76,7 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
         self._is_held = False
         self.written_bytes = 0
         self.gone_bytes = 0  # of those written: taken by the kernel, or dropped
+        self._late = bytearray()  # written after the tty has failed
         self._gate: int | None = None  # in written bytes
         self._at_gate: Callable[[], None] | None = None
         super().__init__(loop, protocol, _Descriptor(fd))
@@ -69,11 +84,16 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
 
     def get_write_buffer_size(self) -> int:
         """Bytes that the kernel has not taken yet."""
-        return len(self._unsent)
+        return len(self._unsent) + len(self._late)
 
     def write(self, data: bytes) -> None:
-        """Send now what the kernel takes, the rest later."""
+        """Send now what the kernel takes, the rest later.
+
+        What is written after the tty has failed is kept for `take_unsent`: the owner does not know
+        of the failure before the loop's next turn.
+        """
         if self._closing:
+            self._late += data
             return
         self.written_bytes += len(data)
         if not self._unsent and self._gate is None:
@@ -82,6 +102,7 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
             except BlockingIOError:
                 sent = 0
             except OSError as error:
+                self._late += data
                 self._abort(error)
                 return
             self.gone_bytes += sent
@@ -111,8 +132,23 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
         """Drop all that is unsent, before the gate and behind it."""
         self.gone_bytes = self.written_bytes
         self._unsent.clear()
+        self._late.clear()
         super().flush()
         self._pass_gate()
+
+    def take_unsent(self) -> Unsent:
+        """Return what the kernel has not taken, and keep nothing of it."""
+        n_before_gate = len(self._unsent)
+        if self._gate is not None:
+            n_before_gate = min(n_before_gate, max(0, self._gate - self.gone_bytes))
+        left = Unsent(
+            cut_off_bytes=n_before_gate,
+            whole=bytes(self._unsent[n_before_gate:] + self._late),
+            is_cut_off=n_before_gate > 0 and self._gate is None,
+        )
+        self._unsent.clear()
+        self._late.clear()
+        return left
 
     def hold_reading(self) -> None:
         """Keep the loop off the descriptor until `release_reading`."""
@@ -188,5 +224,4 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc]
     def _call_connection_lost(self, exc: Exception | None) -> None:
         """Leave the descriptor open: the control thread closes it, for close may block."""
         self._at_gate = None
-        self._unsent.clear()
         self._protocol.connection_lost(exc)

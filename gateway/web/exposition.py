@@ -97,6 +97,10 @@ def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
     dropped = _counter(
         "output_dropped_bytes", "Bytes of the board's output that clients were too slow for"
     )
+    undelivered = _counter(
+        "input_dropped_bytes",
+        "Bytes of clients that the board has not got: it took none, or was gone",
+    )
     sessions = _counter("sessions", "Clients that have had the port")
     reconnects = _counter("device_reconnects", "How often the tty was opened again")
     for port in ports:
@@ -104,9 +108,10 @@ def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
         received.add_metric([now.name], now.received_bytes)
         sent.add_metric([now.name], now.sent_bytes)
         dropped.add_metric([now.name], now.output_dropped_bytes)
+        undelivered.add_metric([now.name], now.input_dropped_bytes)
         sessions.add_metric([now.name], now.sessions)
         reconnects.add_metric([now.name], max(0, port.opened - 1))
-    yield from (received, sent, dropped, sessions, reconnects)
+    yield from (received, sent, dropped, undelivered, sessions, reconnects)
 
 
 def _resets(ports: Iterable[PortSample]) -> Metric:

@@ -501,8 +501,7 @@ async def test_the_lines_of_a_board_that_is_away_are_seen_to_when_it_is_back(
         board.lines.clear()
         board.plug()
         await until(lambda: next_user.said == ["attached"])
-        # As the user has left them, then reset.
-        assert board.lines[-3:] == [BOTH, RESET, IDLE]
+        assert board.lines == [BOTH, IDLE, RESET, IDLE]  # opened, then reset
         assert device.status.settings == SerialSettings()
         device.detach(next_user)
         await device.stop()

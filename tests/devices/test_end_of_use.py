@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 from structlog.testing import capture_logs
 
 from gateway.devices.device_controls import DeviceControls
@@ -41,12 +40,10 @@ class SlowBoard(DeviceControls):
         self.asked.append("sent?")
         self.sent = done
 
-    def purge(self, done: Callable[[], None], *, receive: bool, transmit: bool) -> None:
-        assert transmit
-        assert not receive
-        self.asked.append("purge")
+    def drop_unsent(self, reason: str) -> None:
+        assert reason == "the board does not accept data"
+        self.asked.append("drop")
         self.waiting_bytes = 0
-        done()
         self.sent()
 
     def reset(self, done: Callable[[], None]) -> None:
@@ -62,7 +59,7 @@ class SlowBoard(DeviceControls):
 
 
 def ending(board: SlowBoard) -> EndOfUse:
-    return EndOfUse(board, SETTINGS, structlog.get_logger())
+    return EndOfUse(board, SETTINGS)
 
 
 async def test_lines_and_settings_go_back_behind_the_last_byte() -> None:
@@ -87,15 +84,14 @@ async def test_the_board_is_reset_behind_the_last_byte_and_before_its_lines_go_b
 
 async def test_bytes_that_do_not_leave_are_dropped_at_the_limit() -> None:
     board = SlowBoard()
-    with LoopClock() as clock, capture_logs() as logs:
+    with LoopClock() as clock:
         end = ending(board)
         end.begin(board.ended, is_hurried=False, resets=False)
         await clock.advance(FINISH_LIMIT_S)
-        assert board.asked == ["sent?", "purge", "bring back 74880", "done"]
+        assert board.asked == ["sent?", "drop", "bring back 74880", "done"]
         end.hurry()
         await clock.advance(FINISH_LIMIT_S)
-    assert [(entry["event"], entry["unsent_bytes"]) for entry in logs] == [("unsent_dropped", 100)]
-    assert board.asked.count("purge") == 1
+    assert board.asked.count("drop") == 1
 
 
 async def test_bytes_that_leave_are_let_out_however_long_that_takes() -> None:
@@ -119,7 +115,7 @@ async def test_another_who_waits_makes_the_limit_short() -> None:
         await clock.advance(1.0)
         end.hurry()
         await clock.advance(HANDOVER_S)
-        assert "purge" in board.asked
+        assert "drop" in board.asked
 
 
 async def test_who_is_to_hurry_from_the_start_is_not_let_out_longer_though_bytes_leave() -> None:
@@ -130,7 +126,7 @@ async def test_who_is_to_hurry_from_the_start_is_not_let_out_longer_though_bytes
             await clock.advance(HANDOVER_S / 5)
             board.waiting_bytes -= 1
         await clock.advance(0.01)
-        assert "purge" in board.asked
+        assert "drop" in board.asked
 
 
 async def test_a_device_that_is_lost_needs_no_end() -> None:

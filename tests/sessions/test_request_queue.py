@@ -14,6 +14,7 @@ from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.sessions.request_queue import READ_AHEAD_BYTES, READ_AHEAD_EVENTS, RequestQueue
 from gateway.sessions.seat import Seat
+from gateway.tty.port_counts import PortCounts
 from gateway.tty.serial_states import EventCounts, PortStates
 from tests.support.pty_board import LoopClock
 from tests.support.tcp_client import com_port
@@ -35,6 +36,7 @@ class SlowDevice:
 
     def __init__(self) -> None:
         self.asked: list[object] = []
+        self.counts = PortCounts()
         self.status = PortStatus(SerialSettings(), IDLE)
         self.refuses_settings = False
         self.states = PortStates(Modemstate.CTS, EMPTY, EventCounts(0, 0, 0, 0, 0, 0, 0, 0))

@@ -3,17 +3,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
+from gateway.protocol.reset import BOTH, Lines
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.away_port import HELD_HIGH_BYTES, AwayPort
 from gateway.tty.serial_states import NO_STATES
+
+
+def nothing() -> None:
+    pass
 
 
 class RecordingPort(AwayPort):
     """An open port that writes down what it is asked for."""
 
     def __init__(self, settings: SerialSettings) -> None:
-        super().__init__(settings, lambda: None)
+        super().__init__(settings, full=nothing, room=nothing, dropped=lambda _: None)
         self.calls: list[object] = []
 
     def write(self, data: bytes) -> None:
@@ -35,12 +39,13 @@ class RecordingPort(AwayPort):
         self.calls.append("pause")
 
 
-def away(full: Callable[[], None] = lambda: None) -> AwayPort:
-    return AwayPort(SerialSettings(), full)
+def away(full: Callable[[], None] = nothing, room: Callable[[], None] = nothing) -> AwayPort:
+    return AwayPort(SerialSettings(), full=full, room=room, dropped=lambda _: None)
 
 
 def handed_over(port: AwayPort) -> list[object]:
     back = RecordingPort(SerialSettings())
+    port.hand_over_settings(back)
     port.hand_over(back)
     return back.calls
 
@@ -82,13 +87,6 @@ def test_purged_bytes_are_not_handed_over() -> None:
     assert handed_over(port) == [b"new"]
 
 
-def test_a_board_is_not_reset_again_by_lines_of_the_reset_that_it_comes_from() -> None:
-    for lines, shown in ((RESET, []), (STRAP, []), (IDLE, []), (BOTH, [BOTH])):
-        port = away()
-        port.set_lines(lines, lambda: None)
-        assert handed_over(port) == shown
-
-
 def test_a_break_and_a_pause_go_on() -> None:
     port = away()
     port.pause_reading()
@@ -106,3 +104,13 @@ def test_it_says_when_it_holds_more_than_it_should() -> None:
     assert not full
     port.write(b"x")
     assert full
+
+
+def test_a_purge_makes_room() -> None:
+    room: list[bool] = []
+    port = away(room=lambda: room.append(True))
+    port.write(bytes(HELD_HIGH_BYTES + 1))
+    port.purge(receive=True, transmit=False, done=nothing)
+    assert not room
+    port.purge(receive=False, transmit=True, done=nothing)
+    assert room

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,9 @@ class Owner:
         self.errors.append(error)
         self.reports.append("away")
 
-    def port_back(self) -> None:
+    def port_back(self, ready: Callable[[], None]) -> None:
         self.reports.append("back")
+        ready()
 
     def port_lost(self, error: DeviceError) -> None:
         self.errors.append(error)
@@ -107,7 +108,7 @@ async def test_within_the_grace_bytes_and_settings_wait_for_the_board(tmp_path: 
             await until(lambda: owner.reports == ["opened", "away", "back"])
             await until(lambda: board.received == b"for you")
             await until(lambda: port.settings == FAST)
-            assert board.lines == [BOTH, IDLE, BOTH]  # opened, brought to rest, as was asked
+            assert board.lines == [BOTH, IDLE]  # opened, brought to rest: the rest is its owner's
 
 
 async def test_a_change_that_was_being_made_is_done_once(tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ async def test_a_board_whose_user_has_left_is_waited_for_a_shorter_time_and_gets
                 board.unplug()
                 await until(lambda: owner.reports[-1] == "away")
                 port.write(b"in vain")
+                port.forget_user()
                 port.expect_return(wait_s)
                 assert port.unsent_bytes == 0
                 if wait_s == 1.0:

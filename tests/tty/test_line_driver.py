@@ -25,6 +25,10 @@ CLASSIC = ResetChoice(hold_s=HOLD_S)
 TOUCH = ResetChoice(Reset.TOUCH_1200)
 
 
+def nothing() -> None:
+    pass
+
+
 class Port:
     """Takes lines, and has set them when the test says so, or at once."""
 
@@ -35,6 +39,7 @@ class Port:
         self.baudrates: list[int] = []
         self.waiting: list[Callable[[], None]] = []
         self.is_quick = True
+        self.dropped: list[str] = []
 
     def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
         self.lines.append(lines)
@@ -46,6 +51,9 @@ class Port:
         self.settings = settings
         self.baudrates.append(settings.baudrate)
         asyncio.get_running_loop().call_soon(done, settings)
+
+    def drop_unsent(self, reason: str) -> None:
+        self.dropped.append(reason)
 
     def let_one_be_set(self) -> None:
         self.waiting.pop(0)()
@@ -265,14 +273,14 @@ async def test_a_board_that_goes_in_the_middle_of_a_touch_has_its_rate_back() ->
 async def test_a_board_that_comes_back_as_another_device_gets_what_that_needs() -> None:
     with Bench(ResetChoice()) as bench:
         bench.port.usb_ids = (0x303A, 0x0002)
-        bench.driver.board_back()
+        bench.driver.board_back(nothing)
         bench.driver.reset(lambda: bench.settled.append("as USB-OTG"))
         await bench.clock.advance(0)
         bench.driver.board_away()
         await bench.clock.advance(0)
         assert bench.settled == ["as USB-OTG"]
         bench.port.usb_ids = (0x303A, 0x1001)
-        bench.driver.board_back()
+        bench.driver.board_back(nothing)
         bench.driver.reset(lambda: bench.settled.append("as USB-Serial/JTAG"))
         await bench.clock.advance(0)
         await bench.clock.advance(0.3)
@@ -280,6 +288,75 @@ async def test_a_board_that_comes_back_as_another_device_gets_what_that_needs() 
         assert bench.port.lines == [RESET, RESET, IDLE]
         chosen = [entry["reset"] for entry in bench.log.entries if entry["event"] == "reset_chosen"]
         assert chosen == ["usb-otg", "usb-jtag"]
+
+
+OTG = ResetChoice(Reset.USB_OTG)
+
+
+async def enter_bootloader(bench: Bench) -> None:
+    await bench.request("reset", rts=True)
+    await bench.request("strap", dtr=True, rts=False)
+    await bench.request("idle", dtr=False)
+    for _ in range(40):
+        await bench.clock.advance(0.1)
+
+
+async def hard_reset(bench: Bench) -> None:
+    await bench.request("reset", rts=True)
+    await bench.request("run", rts=False)
+    for _ in range(10):
+        await bench.clock.advance(0.1)
+
+
+async def test_a_board_that_has_left_for_an_entry_is_owed_a_restart_but_not_another_entry() -> None:
+    with Bench(OTG) as bench:
+        await bench.request("reset", rts=True)
+        await bench.request("strap", dtr=True, rts=False)
+        await bench.clock.advance(MIN_RESET_S)
+        assert bench.events("board_reset") == ["bootloader"]
+        bench.driver.board_away()
+        await enter_bootloader(bench)
+        assert bench.events("board_reset_waits") == []
+        await hard_reset(bench)
+        assert bench.events("board_reset_waits") == ["app"]
+        assert bench.port.dropped == ["the board is to be reset when it is back"]
+        bench.port.lines.clear()
+        bench.driver.board_back(lambda: bench.settled.append("back"))
+        assert "back" not in bench.settled
+        await bench.clock.advance(0.3)
+        assert bench.settled[-1] == "back"
+        assert bench.events("board_reset") == ["bootloader", "app"]
+        assert bench.port.lines == [RESET, IDLE, BOTH]  # where this board's lines rest
+
+
+async def test_a_board_that_has_left_by_itself_is_owed_the_last_that_was_asked_for() -> None:
+    with Bench(OTG) as bench:
+        bench.driver.board_away()
+        await hard_reset(bench)
+        await enter_bootloader(bench)
+        assert bench.events("board_reset_waits") == ["app", "bootloader"]
+        bench.driver.board_back(nothing)
+        await bench.clock.advance(0)
+        assert bench.events("board_reset") == ["bootloader"]
+        bench.driver.board_away()
+        bench.driver.board_back(nothing)
+        await bench.clock.advance(5.0)
+        assert bench.events("board_reset") == ["bootloader"]
+
+
+async def test_lines_that_are_both_on_come_back_behind_a_reset_that_is_owed() -> None:
+    with Bench() as bench:
+        bench.driver.board_away()
+        await hard_reset(bench)
+        await bench.request("both", dtr=True, rts=True)
+        bench.port.lines.clear()
+        bench.driver.board_back(lambda: bench.settled.append("back"))
+        await bench.clock.advance(0)
+        await bench.clock.advance(MIN_RESET_S)
+        await bench.clock.advance(MIN_STRAP_S)
+        assert bench.port.lines == [BOTH, RESET, IDLE, BOTH]
+        assert bench.driver.wanted == BOTH
+        assert bench.settled[-1] == "back"
 
 
 async def test_nothing_happens_after_close() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.tty.serial_transport import SerialTransport
+from gateway.tty.serial_transport import SerialTransport, Unsent
 from tests.support.pty_board import turns, until
 
 HIGH_BYTES = 50_000
@@ -279,7 +279,7 @@ async def test_a_hang_up_delivers_what_came_before_and_then_tells() -> None:
         assert str(error) == "hung up"
 
 
-async def test_a_failing_write_tells_once_and_drops_the_rest() -> None:
+async def test_a_failing_write_tells_once_and_keeps_what_was_written() -> None:
     async with running() as bench:
         bench.transport.pause_reading()
         bench.far.close()
@@ -289,7 +289,31 @@ async def test_a_failing_write_tells_once_and_drops_the_rest() -> None:
         await until(lambda: bench.protocol.lost)
         [error] = bench.protocol.lost
         assert isinstance(error, BrokenPipeError)
+        unsent = bench.transport.take_unsent()
+        assert unsent == Unsent(cut_off_bytes=0, whole=b"onetwo", is_cut_off=False)
         assert bench.unsent == 0
+
+
+async def test_what_is_unsent_at_a_failure_is_cut_off_up_to_the_gate() -> None:
+    async with running() as bench:
+        bench.fill()
+        n_unsent = bench.unsent
+        bench.transport.close_gate(bench.transport.written_bytes, lambda: None)
+        bench.transport.write(b"behind")
+        bench.transport.abort()
+        bench.transport.write(b" late")
+        unsent = bench.transport.take_unsent()
+        assert unsent == Unsent(cut_off_bytes=n_unsent, whole=b"behind late", is_cut_off=False)
+
+
+async def test_without_a_gate_what_follows_goes_on_with_what_is_cut_off() -> None:
+    async with running() as bench:
+        bench.fill()
+        n_unsent = bench.unsent
+        bench.transport.abort()
+        bench.transport.write(b"late")
+        unsent = bench.transport.take_unsent()
+        assert unsent == Unsent(cut_off_bytes=n_unsent, whole=b"late", is_cut_off=True)
 
 
 async def test_a_write_that_fails_later_tells_too() -> None:
@@ -307,7 +331,7 @@ async def test_abort_lets_go_of_the_descriptor_at_once_and_leaves_it_open() -> N
         bench.fill()
         bench.transport.abort()
         assert not bench.is_watched()
-        bench.transport.write(b"ignored")
+        bench.transport.write(b"kept")
         bench.transport.resume_reading()
         bench.transport.release_reading()
         bench.transport.open_gate()
@@ -315,7 +339,6 @@ async def test_abort_lets_go_of_the_descriptor_at_once_and_leaves_it_open() -> N
         await turns(2)
         os.fstat(bench.near.fileno())
         assert bench.protocol.lost == [None]
-        assert bench.unsent == 0
 
 
 async def test_a_gate_is_not_reached_after_abort() -> None:
