@@ -24,9 +24,10 @@ class PortSnapshot:
     has started: received from the board, sent to it. Clients that were told why they are not served
     are counted as `refused`, connections that were closed without a word as `not_allowed` (by
     `allow`), `too_many` (by `max_sessions`) and `not_secured` (no TLS, or no certificate that is
-    accepted). `output_dropped_bytes` is output that clients were too slow for,
-    `input_dropped_bytes` what clients have sent and the board has not got. `protocol`, `baudrate`
-    and `tls` are the configuration's, the first empty if the service is too old for it.
+    accepted), connections that began with another protocol's greeting as `other_protocol`.
+    `output_dropped_bytes` is output that clients were too slow for, `input_dropped_bytes` what
+    clients have sent and the board has not got. `protocol`, `baudrate` and `tls` are the
+    configuration's, the first empty if the service is too old for it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PortSnapshot:
     not_allowed: int = 0
     too_many: int = 0
     not_secured: int = 0
+    other_protocol: int = 0
     output_dropped_bytes: int = 0
     input_dropped_bytes: int = 0
     watchers: str = ""
@@ -141,7 +143,9 @@ def _row(port: PortSnapshot) -> tuple[str, ...]:
         _amount(port.received_bytes),
         _amount(port.sent_bytes),
         _amount(port.output_dropped_bytes + port.input_dropped_bytes),
-        str(port.refused + port.not_allowed + port.too_many + port.not_secured),
+        str(
+            port.refused + port.not_allowed + port.too_many + port.not_secured + port.other_protocol
+        ),
     )
 
 

@@ -35,6 +35,7 @@ FLOORS: list[set[str]] = [
         "protocol.iac",
         "protocol.telnet",
         "protocol.board*",
+        "protocol.greeting",
     },
     {"protocol.access_server", "protocol.raw"},
     {"client.*"},

@@ -51,13 +51,15 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may connect to a port that is listened at: the operator's keys of these names.
+    """Which connections become sessions: the operator's keys of these names.
 
-    `max_sessions` counts those who are refused, too, until they are gone.
+    `max_sessions` counts those who are refused, too, until they are gone. With
+    `accept_any_protocol`, first bytes that are another protocol's greeting go to the board.
     """
 
     allow: Networks = EVERYBODY
     max_sessions: int = 32
+    accept_any_protocol: bool = False
 
 
 @dataclass(frozen=True, slots=True)

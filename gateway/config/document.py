@@ -208,6 +208,7 @@ PORT_KEYS: Final = (
     Key("stopbits", one_of(StopBits), _SERIAL.stopbits),
     Key("flow_control", one_of(FlowControl), _SERIAL.flow_control),
     Key("protocol", one_of(Protocol), Protocol.RFC2217),
+    Key("accept_any_protocol", true_or_false(), _ACCESS.accept_any_protocol),
     Key("on_connect", one_of(OnConnect), OnConnect.NOTHING),
     Key("on_disconnect", one_of(OnDisconnect), OnDisconnect.NOTHING),
     # Below 0.05 s the next command of a client on the same host comes too late (pyserial polls

@@ -15,7 +15,7 @@ import structlog
 
 from gateway import clock
 from gateway.config.choices import Opening
-from gateway.config.document import OnAbsent, OnDisconnect, PortConfig
+from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
 from gateway.devices.end_of_use import HANDOVER_S, EndOfUse
@@ -153,6 +153,17 @@ class Device(DeviceControls, HasState):
         await self._port.stop()
         if self._output_log is not None:
             await asyncio.to_thread(self._output_log.close)
+
+    @property
+    def attach_has_effect(self) -> bool:
+        """Whether a client that attaches costs another the port, or acts on the board.
+
+        Opening the tty is such an act: the kernel raises DTR and RTS.
+        """
+        if self.users.drivers:
+            return self.users.arrival in {Arrival.REPLACES, Arrival.MUTES}
+        config = self._config
+        return config.on_connect is not OnConnect.NOTHING or config.open is not Opening.ALWAYS
 
     def attach(self, user: DeviceUser) -> None:
         """Ask for the device: `attached` or `refused` is called, perhaps at once."""

@@ -16,7 +16,6 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar
 
 import structlog
 
@@ -28,7 +27,7 @@ from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session
 from gateway.tcp.client_socket import set_options
 from gateway.tcp.name_lookup import look_up
-from gateway.tcp.rejections import Rejection
+from gateway.tcp.rejections import Rejection, Rejections
 from gateway.tls.connection import TlsConnection
 from gateway.tls.contexts import TlsNow
 
@@ -54,8 +53,6 @@ class Dialer:
     #: Nothing is listened on, so nothing is missing before clients are served.
     tcp_port: int | None = None
     is_ready = True
-    #: Nor are there connections that could be rejected.
-    rejected: ClassVar[Counter[Rejection]] = Counter()
 
     def __init__(
         self,
@@ -73,6 +70,8 @@ class Dialer:
             self._server_name = config.tls.server_name.rstrip(".")
         self._tls = tls
         self._limits = config.limits
+        self._screens = not config.access.accept_any_protocol
+        self._rejections = Rejections(log)
         self._device = device
         self._converse = converse
         self._log = log
@@ -81,6 +80,11 @@ class Dialer:
         self._session: Session | None = None
         self._nobody_connected = asyncio.Event()
         self._nobody_connected.set()
+
+    @property
+    def rejected(self) -> Counter[Rejection]:
+        """How many connections did not become a session."""
+        return self._rejections.counts
 
     @property
     def sessions(self) -> set[Session]:
@@ -107,6 +111,7 @@ class Dialer:
             self._dialling.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._dialling
+        self._rejections.close()
         if self._session is not None:  # made meanwhile
             self._session.close(reason)
         with contextlib.suppress(TimeoutError):
@@ -141,7 +146,7 @@ class Dialer:
         self._last_failure = ""
         self._log.info("dial_connected", connect=str(self._far_end))
         session = Session(
-            self._device, self._converse(), self._log, self._session_ended, self._limits
+            self._device, self._converse(), self._log, self, self._limits, screens=self._screens
         )
         self._session = session
         self._nobody_connected.clear()
@@ -150,7 +155,7 @@ class Dialer:
                 await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
             except BaseException:  # stopped before the session has its connection
                 session.close("given up")
-                self._session_ended(session)
+                self.session_ended(session)
                 raise
         else:
             secured.set_protocol(session)
@@ -163,7 +168,17 @@ class Dialer:
         self._last_failure = reason
         self._log.warning("dial_failed", connect=str(self._far_end), reason=reason)
 
-    def _session_ended(self, session: Session) -> None:
+    # What the session reports (session.SessionOwner).
+
+    def session_waits(self, host: str) -> None:
+        """Nothing: no other client can be at the far end's address."""
+
+    def client_rejected(self, host: str, protocol: str) -> None:
+        """Count and log it."""
+        self._rejections.add(Rejection.OTHER_PROTOCOL, host, f"speaks {protocol}")
+
+    def session_ended(self, session: Session) -> None:
+        """Dial again."""
         if session is self._session:
             self._session = None
             self._nobody_connected.set()

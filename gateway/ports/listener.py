@@ -19,7 +19,7 @@ from gateway.config.document import PortConfig
 from gateway.config.values import Address
 from gateway.devices.device import Device
 from gateway.sessions.request_queue import Conversation
-from gateway.sessions.session import Session, SessionState
+from gateway.sessions.session import Session
 from gateway.tcp.acceptor import Acceptor
 from gateway.tcp.admission import Intake
 from gateway.tcp.client_socket import peer_host
@@ -118,34 +118,50 @@ class Listener:
         session = self._new_session()
         transport.set_protocol(session)
         session.connection_made(transport)
-        if session.state is SessionState.WAITING:
-            self.rival_came(peer_host(transport))
 
     def _new_session(self) -> Session:
         session = Session(
-            self._device, self._converse(), self._log, self._session_ended, self._config.limits
+            self._device,
+            self._converse(),
+            self._log,
+            self,
+            self._config.limits,
+            screens=not self._config.access.accept_any_protocol,
         )
         self._sessions[session] = None
         self._nobody_left.clear()
         return session
 
     def _make_room(self, host: str) -> bool:
-        """Return whether there is room for one more session; one that ends gives up its place.
+        """Return whether there is room for one session more.
 
-        A refused client has a moment to read the reason, which the next one need not wait for.
+        A session that is ending gives up its place, else one whose client has been silent: the
+        first only leaves its client a moment to read why, the second may never want the device.
         """
         limit = self._config.access.max_sessions
         if len(self._sessions) >= limit:
-            ending = next((each for each in self._sessions if each.is_ending), None)
-            if ending is not None:
-                ending.abort()
-                self._session_ended(ending)
+            ending = [each for each in self._sessions if each.is_ending]
+            silent = [each for each in self._sessions if each.is_silent]
+            for session in (ending or silent)[:1]:
+                session.abort()
+                self.session_ended(session)
         if len(self._sessions) < limit:
             return True
         self._acceptor.rejections.add(Rejection.TOO_MANY, host, f"max_sessions reached ({limit})")
         return False
 
-    def _session_ended(self, session: Session) -> None:
+    # What the sessions report (session.SessionOwner).
+
+    def session_waits(self, host: str) -> None:
+        """Ask the machine of a client at the same address whether it is still there."""
+        self.rival_came(host)
+
+    def client_rejected(self, host: str, protocol: str) -> None:
+        """Count and log it."""
+        self._acceptor.rejections.add(Rejection.OTHER_PROTOCOL, host, f"speaks {protocol}")
+
+    def session_ended(self, session: Session) -> None:
+        """Forget it."""
         self._sessions.pop(session, None)
         if not self._sessions:
             self._nobody_left.set()

@@ -94,6 +94,7 @@ class RunningPort:
             input_dropped_bytes=device.counts.input_dropped_bytes,
             too_many=self.way_in.rejected[Rejection.TOO_MANY],
             not_secured=self.way_in.rejected[Rejection.NOT_SECURED],
+            other_protocol=self.way_in.rejected[Rejection.OTHER_PROTOCOL],
             protocol=self.config.protocol.value,
             baudrate=self.config.serial.baudrate,
             tls=self.config.tls is not None,

@@ -192,6 +192,8 @@ class AccessServer:
     (`PortRequest`) is owed one call of `answer`.
     """
 
+    is_telnet = True
+
     def __init__(self, signature: str) -> None:
         self._signature = signature
         self._telnet = telnet.Telnet()

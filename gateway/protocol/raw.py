@@ -14,6 +14,7 @@ from gateway.protocol.rfc2217 import Linestate, Modemstate
 class RawPipe:
     """One client's bytes, as they are."""
 
+    is_telnet = False
     #: Nothing is put among the board's bytes: there is no telling who reads them.
     takes_text = False
     unsent_bytes = 0

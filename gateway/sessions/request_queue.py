@@ -47,6 +47,10 @@ class Conversation(Protocol):
     """
 
     @property
+    def is_telnet(self) -> bool:
+        """Whether the client is offered telnet options when it connects, which it answers."""
+
+    @property
     def takes_text(self) -> bool:
         """Whether a line for a person may be put among the board's output."""
 

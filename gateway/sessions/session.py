@@ -1,18 +1,20 @@
 """One client on one device: its TCP connection, from accept to the moment the device is free.
 
-Bytes from the client go through its conversation (`protocol.access_server` or `protocol.raw`) into
-the request queue, which carries them out in stream order; while too much waits there, nothing more
-is read from the client. What the board sends goes the other way at once. Who may connect is
-`listener`'s matter, what happens to the board `device`'s.
+The first bytes of a client are looked at before it gets the device: those of another protocol end
+the session (`protocol.greeting`). Bytes from the client go through its conversation
+(`protocol.access_server` or `protocol.raw`) into the request queue, which carries them out in
+stream order; while too much waits there, nothing more is read from the client. What the board sends
+goes the other way at once. Who may connect is `listener`'s matter, what happens to the board
+`device`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from email.utils import formatdate
 from enum import Enum
-from typing import cast
+from typing import Protocol, cast
 
 import structlog
 
@@ -21,6 +23,7 @@ from gateway.config.choices import ClientLimits
 from gateway.devices.device import Device
 from gateway.devices.end_of_use import finish_limit
 from gateway.errors import ClientError, DeviceError
+from gateway.protocol.greeting import Greeting, Verdict, http_response, recognise
 from gateway.sessions.client_doubt import ClientDoubt
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
@@ -47,10 +50,29 @@ _LOOK_S = 1.0
 _UNREAD_LIMIT_BYTES = 262144
 
 
+#: How long a client may be silent before it gets the device without having sent anything. Programs
+#: that speak first do so as soon as they are connected, in the packet behind the handshake's last.
+_SILENCE_S = 0.05
+
+#: The same where it would cost another client the port, or have something done to the board. A raw
+#: port's clients may be silent for good reasons. Others answer the telnet options that they are
+#: offered after _SILENCE_S; a browser that only has connected in advance hangs up after 10 s.
+_SILENCE_OF_RAW_S = 0.3
+_SILENCE_OF_TELNET_S = 12.0
+
+#: How often it is looked whether such a client may have the device at no cost meanwhile.
+_SILENCE_LOOK_S = 0.5
+
+#: How long first bytes are kept that may be the beginning of a greeting. Its sender does not pause
+#: within it; a person who types does not notice.
+_UNDECIDED_S = 0.05
+
+
 class SessionState(Enum):
     """What is true of a session."""
 
     NEW = "new"  # accepted, the connection is not reported yet
+    SCREENING = "screening"  # connected, its first bytes are waited for
     WAITING = "waiting"  # connected, the device has been asked for, nothing is read yet
     ACTIVE = "active"  # the device is ours
     FINISHING = "finishing"  # the client is gone, what it had sent is still carried out
@@ -58,19 +80,34 @@ class SessionState(Enum):
     CLOSED = "closed"  # the device is not ours, the connection is closed or about to be
 
 
+class SessionOwner(Protocol):
+    """The listener or dialer that has made a session."""
+
+    def session_waits(self, host: str) -> None:
+        """A client at this address waits for the device."""
+
+    def client_rejected(self, host: str, protocol: str) -> None:
+        """The session ends, because its client has sent another protocol's greeting."""
+
+    def session_ended(self, session: Session) -> None:
+        """Nothing is left of the session; called once."""
+
+
 class Session(asyncio.BufferedProtocol):
     """One TCP client, from accept to the moment that the device is free again.
 
-    `ended` is called once, when nothing of the session is left.
+    With `screens`, first bytes that are another protocol's greeting end it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of one session
         self,
         device: Device,
         conversation: Conversation,
         log: structlog.typing.FilteringBoundLogger,
-        ended: Callable[[Session], None],
+        owner: SessionOwner,
         limits: ClientLimits,
+        *,
+        screens: bool = True,
     ) -> None:
         self.state = SessionState.NEW
         self.label = "a client that has not connected"
@@ -78,7 +115,7 @@ class Session(asyncio.BufferedProtocol):
         self.sent_bytes = 0
         self._device = device
         self._log = log
-        self._ended = ended
+        self._owner = owner
         self._watch = ClientWatch(self, limits.idle_timeout_s, conversation)
         self._doubt = ClientDoubt(self, device.users)
         self._loop = asyncio.get_running_loop()
@@ -88,7 +125,11 @@ class Session(asyncio.BufferedProtocol):
         self._requests = RequestQueue(self._seat, conversation, self)
         self._output = ClientOutput(device, self, limits)
         self.data_received = self._output.add  # a call less for each read
-        self._early = b""  # has come before the device was ours
+        self._early = b""  # has come before the device was ours, or is not decided yet
+        self._is_screened = not screens
+        self._take = self._receive if self._is_screened else self._screen
+        self._silent_for_s = 0.0
+        self._screening_timer: clock.Timer | None = None
         self._violated = False
         self._identified = False
         self._connected = False
@@ -101,21 +142,21 @@ class Session(asyncio.BufferedProtocol):
     # --- what the connection reports (asyncio.BufferedProtocol)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected: ask for the device, read nothing until it is there."""
+        """A client has connected: ask for the device once its first bytes are known."""
         self._transport = cast("asyncio.Transport", transport)
         if self.state is SessionState.CLOSED:
             self._transport.abort()
             return
         self._connected = True
-        self.state = SessionState.WAITING
+        self.state = SessionState.SCREENING
         self.label = peer_name(self._transport)
         self._log = self._log.bind(client=self.label)
         # Only the rest of one read is kept here, where it could not be purged.
         self._transport.set_write_buffer_limits(high=0)
-        self._transport.pause_reading()
-        self._loop.call_soon(self._pause_while_waiting)
-        self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
-        self._device.attach(self)
+        if self._is_screened:
+            self._ask_for_device()
+        else:
+            self._wait_in_silence(_SILENCE_S)
 
     def _pause_while_waiting(self) -> None:
         """Pause again: uvloop and Python 3.11.2 begin to read after `connection_made`."""
@@ -130,10 +171,96 @@ class Session(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """The client has sent bytes."""
         if self.state is SessionState.ACTIVE:
-            self._receive(bytes(_RECEIVE_BUFFER[:nbytes]))
+            self._take(bytes(_RECEIVE_BUFFER[:nbytes]))
+        elif self.state is SessionState.SCREENING:
+            self._screen(bytes(_RECEIVE_BUFFER[:nbytes]))
         elif self.state is SessionState.WAITING:  # uvloop reads once before it pauses
             self._early += _RECEIVE_BUFFER[:nbytes]
             self._pause_while_waiting()
+
+    # --- first bytes
+
+    def _wait_in_silence(self, seconds: float) -> None:
+        """Wait for the client's first bytes."""
+        self._silent_for_s += seconds
+        self._screening_timer = clock.call_later(seconds, self._is_silent)
+
+    def _is_silent(self) -> None:
+        """Ask for the device for a client that sends nothing, unless that could do harm."""
+        is_telnet = self._conversation.is_telnet
+        limit_s = _SILENCE_OF_TELNET_S if is_telnet else _SILENCE_OF_RAW_S
+        if self._silent_for_s >= limit_s or not self._device.attach_has_effect:
+            self._ask_for_device()
+            return
+        self._send_answers()
+        self._wait_in_silence(_SILENCE_LOOK_S if is_telnet else limit_s - self._silent_for_s)
+
+    def _screen(self, data: bytes) -> None:
+        """Keep the client's first bytes until they are known to be for the board, or not."""
+        is_first = not self._early
+        self._early += data
+        greeting = recognise(self._early)
+        match greeting.verdict:
+            case Verdict.OTHER:
+                self._reject(greeting)
+            case Verdict.BOARD:
+                self._screened()
+            case Verdict.UNDECIDED if is_first:
+                self._stop_screening()
+                self._screening_timer = clock.call_later(_UNDECIDED_S, self._screened)
+
+    def _screened(self) -> None:
+        """The first bytes are for the board, or telnet: go on with them."""
+        self._stop_screening()
+        self._is_screened = True
+        self._take = self._receive
+        if self.state is SessionState.SCREENING:
+            self._ask_for_device()
+        elif self.state is SessionState.ACTIVE:
+            self._take_early()
+
+    def _stop_screening(self) -> None:
+        if self._screening_timer is not None:
+            self._screening_timer.cancel()
+            self._screening_timer = None
+
+    def _ask_for_device(self) -> None:
+        """Ask for the device, and read nothing until it is there."""
+        self._screening_timer = None
+        self.state = SessionState.WAITING
+        self._transport.pause_reading()
+        self._loop.call_soon(self._pause_while_waiting)
+        self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
+        self._device.attach(self)
+        if self.state is SessionState.WAITING:
+            self._owner.session_waits(peer_host(self._transport))
+
+    def _take_early(self) -> None:
+        early, self._early = self._early, b""
+        if early:
+            self._receive(early)
+
+    def _reject(self, greeting: Greeting) -> None:
+        """End the session of a client that speaks another protocol; nothing of it is obeyed."""
+        first_bytes, self._early = self._early, b""
+        if self.state is SessionState.ACTIVE:
+            self._log_end(f"speaks {greeting.protocol}", is_fault=True)
+            self._output.stop()
+        self.state = SessionState.REFUSED
+        self._leave(f"speaks {greeting.protocol}")
+        self._owner.client_rejected(peer_host(self._transport), greeting.protocol)
+        scheme = "rfc2217" if self._conversation.is_telnet else "socket"
+        tcp_port = self._transport.get_extra_info("sockname")[1]
+        text = (
+            f"{self._device.name}: this is the serial port of a board, not a server for"
+            f" {greeting.protocol}: open {scheme}://HOST:{tcp_port} with a serial tool"
+        )
+        if greeting.wants_http:
+            date = formatdate(usegmt=True)
+            self._transport.write(http_response(first_bytes, text, date))
+        elif first_bytes[:1].isalpha():  # text, which a person may read
+            self._transport.write(f"{text}\r\n".encode())
+        self._hang_up()
 
     def _receive(self, data: bytes) -> None:
         self.received_bytes += len(data)
@@ -143,6 +270,8 @@ class Session(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left, whether it still reads or not."""
+        if self._early and not self._is_screened:
+            self._screened()  # no more comes, so it is no greeting
         if self.state is SessionState.ACTIVE:
             self._finish("left")
         return False
@@ -155,12 +284,12 @@ class Session(asyncio.BufferedProtocol):
         match self.state:
             case SessionState.ACTIVE:
                 self._finish("left" if exc is None else reason_of(exc))
-            case SessionState.WAITING:
+            case SessionState.SCREENING | SessionState.WAITING:
                 self.state = SessionState.CLOSED
                 self._leave("left before its turn")
-                self._ended(self)
+                self._owner.session_ended(self)
             case SessionState.REFUSED | SessionState.CLOSED:
-                self._ended(self)
+                self._owner.session_ended(self)
             case _:
                 pass  # FINISHING: close() comes when what it had sent has been carried out
 
@@ -182,8 +311,12 @@ class Session(asyncio.BufferedProtocol):
         self._watch.start(self._transport)
         self._output.start()
         self._send_answers()
-        self._receive(self._early)
-        self._transport.resume_reading()
+        if self._is_screened:
+            self._take_early()
+        elif self._early:
+            self._screen(b"")
+        if self.state is SessionState.ACTIVE:
+            self._read_client_or_not()
 
     def refused(self, error: ClientError) -> None:
         """Tell the client in one line, and leave it a moment to read it."""
@@ -246,6 +379,11 @@ class Session(asyncio.BufferedProtocol):
         """Whether the client has been told the last that it will be, and only has to read it."""
         return self.state in {SessionState.REFUSED, SessionState.CLOSED}
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the client is kept waiting for the device because it has sent nothing."""
+        return self.state is SessionState.SCREENING and self._silent_for_s > _SILENCE_S
+
     def rival_came(self, host: str) -> None:
         """Another waits: if it comes from our client's address, the network is there; is ours?"""
         if self.state is SessionState.ACTIVE and peer_host(self._transport) == host:
@@ -283,7 +421,7 @@ class Session(asyncio.BufferedProtocol):
         if self._connected:
             self._hang_up()
         elif before is not SessionState.NEW:
-            self._ended(self)
+            self._owner.session_ended(self)
 
     # --- what the requests come to (request_queue.QueueOwner)
 
@@ -335,6 +473,7 @@ class Session(asyncio.BufferedProtocol):
 
     def _leave(self, reason: str) -> None:
         self._finish_limit.stop()
+        self._stop_screening()
         if self._look_timer is not None:
             self._look_timer.cancel()
         self._watch.stop()

@@ -19,6 +19,7 @@ class Rejection(Enum):
     NOT_ALLOWED = "not_allowed"  # its address is not in `allow`
     TOO_MANY = "too_many"  # a limit of connections or descriptors is reached
     NOT_SECURED = "not_secured"  # the TLS handshake has failed
+    OTHER_PROTOCOL = "other_protocol"  # its first bytes are another protocol's greeting
 
 
 class Rejections:

@@ -131,6 +131,7 @@ def _refused(ports: Iterable[PortSample]) -> Metric:
             ("not_allowed", now.not_allowed),
             ("too_many", now.too_many),
             ("not_secured", now.not_secured),
+            ("other_protocol", now.other_protocol),
         ):
             refused.add_metric([now.name, reason], count)
     return refused

@@ -34,6 +34,7 @@ from tests.support.pty_board import (
     PtyBoard,
     access_server,
     device_of,
+    pass_silence,
     port_config,
     turns,
     until,
@@ -115,7 +116,8 @@ async def dialling(
 
 
 async def active(dialer: Dialer) -> None:
-    """Wait until a session has the device."""
+    """Wait until a session has the device; a held clock moves for it."""
+    await pass_silence(lambda: dialer.sessions)
     await until(lambda: [each.state for each in dialer.sessions] == [SessionState.ACTIVE])
 
 
@@ -194,7 +196,8 @@ async def test_a_failure_is_told_again_after_a_success(tmp_path: Path) -> None:
                 await until(lambda: len(named([*logs], "dial_failed")) == 1)
                 with far_end:
                     await clock.advance(ANY_WAIT_S)
-                    (await far_end.accept()).close()
+                    with await far_end.accept():
+                        await active(dialer)
                     await until(lambda: named([*logs], "client_disconnected"))
                     await until(lambda: not dialer.sessions)
                     await turns(5)

@@ -31,7 +31,7 @@ from tests.support.pty_board import (
     turns,
     until,
 )
-from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
 
 
 @asynccontextmanager
@@ -86,6 +86,8 @@ async def test_more_connections_than_allowed_are_closed_and_the_others_stay(tmp_
                     connections.enter_context(await TcpClient.connect(served.tcp_port))
                     for _ in range(6)
                 ]
+                for other in others[:3]:
+                    await other.send(SPEAKS_TELNET)
                 for too_many in others[3:]:
                     assert await too_many.receive_to_end() == b""
                 await until(lambda: served.states().count("waiting") == 3)
@@ -110,14 +112,16 @@ async def test_a_client_that_comes_after_a_burst_gets_the_place_of_one_that_ends
     async with listener_without_a_board(tmp_path, access=FEW) as listener:
         assert listener.tcp_port is not None
         with LoopClock(), ExitStack() as connections:  # so that no time passes
-            burst = [
-                connections.enter_context(await TcpClient.connect(listener.tcp_port))
-                for _ in range(8)
-            ]
+            burst = []
+            for _ in range(8):
+                client = connections.enter_context(await TcpClient.connect(listener.tcp_port))
+                await client.send(SPEAKS_TELNET)
+                burst.append(client)
             for client in burst:
                 assert await client.receive_to_end() == b"desk: absent: not plugged in\r\n"
             assert len(listener._sessions) == 4
             with await TcpClient.connect(listener.tcp_port) as late:
+                await late.send(SPEAKS_TELNET)
                 assert await late.receive_to_end() == b"desk: absent: not plugged in\r\n"
             assert not listener.rejected
 
@@ -153,6 +157,7 @@ async def test_a_refused_client_that_does_not_hang_up_is_hung_up_on(tmp_path: Pa
     async with listener_without_a_board(tmp_path) as listener:
         assert listener.tcp_port is not None
         with await TcpClient.connect(listener.tcp_port) as client, LoopClock() as clock:
+            await client.send(SPEAKS_TELNET)
             await client.receive_to_end()
             assert len(listener._sessions) == 1
             await clock.advance(1.1)

@@ -17,7 +17,14 @@ from gateway.protocol.access_server import SerialData
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import IDLE, RESET, STRAP, Lines
 from gateway.sessions.session import SessionState
-from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
+from tests.support.pty_board import (
+    LoopClock,
+    PtyBoard,
+    pass_silence,
+    serving,
+    turns,
+    until,
+)
 from tests.support.tcp_client import TcpClient
 from tests.support.telnet_wire import RFC2217_CLIENT
 
@@ -67,7 +74,9 @@ async def test_who_gets_no_pipe_is_told_why(tmp_path: Path) -> None:
             with await TcpClient.connect(served.tcp_port) as first:
                 await served.session()
                 with LoopClock() as clock, await TcpClient.connect(served.tcp_port) as second:
-                    await until(lambda: served.states() == ["active", "waiting"])
+                    await until(lambda: len(served.sessions) == 2)
+                    await pass_silence(lambda: served.sessions)
+                    assert served.states() == ["active", "waiting"]
                     await clock.advance(0.5)
                     assert f"in use by {first.name}".encode() in await second.receive_to_end()
 

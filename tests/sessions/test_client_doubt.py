@@ -12,7 +12,7 @@ from structlog.typing import EventDict
 from gateway.config.choices import Sharing
 from gateway.sessions import client_doubt
 from gateway.tcp.client_socket import TcpLink
-from tests.support.pty_board import LoopClock, PtyBoard, serving, until
+from tests.support.pty_board import LoopClock, PtyBoard, pass_silence, serving, until
 from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient
 
@@ -118,6 +118,8 @@ async def test_one_answer_that_is_missing_proves_nothing(
                 await client.receive_wire(GREETING)
                 session = await served.session()
                 with LoopClock() as clock, await TcpClient.connect(served.tcp_port):
+                    await until(lambda: len(served.sessions) == 2)
+                    await pass_silence(lambda: served.sessions)
                     await until(lambda: served.device.users.are_doubted)
                     kernel.unanswered = unanswered
                     for _ in range(32):

@@ -13,7 +13,15 @@ import serial
 from gateway.config.choices import ClientLimits, Recording, Sharing
 from gateway.protocol.raw import RawPipe
 from gateway.sessions.request_queue import Conversation
-from tests.support.pty_board import LoopClock, PtyBoard, Served, access_server, serving, until
+from tests.support.pty_board import (
+    LoopClock,
+    PtyBoard,
+    Served,
+    access_server,
+    pass_silence,
+    serving,
+    until,
+)
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import ACCEPTS_COM_PORT, RFC2217_CLIENT
 
@@ -139,7 +147,8 @@ async def test_each_of_several_clients_gets_the_past(tmp_path: Path) -> None:
             await TcpClient.connect(served.tcp_port) as first,
             await TcpClient.connect(served.tcp_port) as second,
         ):
-            await until(lambda: len(served.active) == 2)
+            await until(lambda: len(served.sessions) == 2)
+            await pass_silence(lambda: served.sessions)
             await clock.advance(0.51)
             await say(board, served, REBOOT)
             await first.receive(lambda: first.received.endswith(REBOOT))
@@ -160,6 +169,7 @@ async def test_what_is_replayed_is_what_is_recorded(tmp_path: Path) -> None:
 async def test_output_that_is_suspended_before_is_not_sent_then(tmp_path: Path) -> None:
     async with crashed(tmp_path) as (board, served):
         with LoopClock() as clock, await TcpClient.connect(served.tcp_port) as client:
+            await served.session()
             await client.receive_wire(GREETING)
             await client.send(RFC2217_CLIENT + ACCEPTS_COM_PORT + com_port(8))
             session = await served.session()

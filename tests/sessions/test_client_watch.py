@@ -16,7 +16,7 @@ from gateway.sessions import client_watch
 from gateway.sessions.session import Session
 from gateway.tcp.client_socket import USER_TIMEOUT_MS, TcpLink
 from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
-from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
 from tests.support.telnet_wire import will
 
 IDLE = ClientLimits(idle_timeout_s=60.0)
@@ -50,6 +50,7 @@ async def test_a_byte_either_way_starts_the_time_anew(tmp_path: Path, from_board
         async with serving(board, limits=IDLE) as served:
             board.start_reading()
             with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(SPEAKS_TELNET)
                 await client.receive_wire(GREETING)
                 session = await served.session()
                 with LoopClock() as clock:

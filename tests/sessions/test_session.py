@@ -18,7 +18,7 @@ from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.sessions.session import Session, SessionState
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
-from tests.support.tcp_client import GREETING, TcpClient, com_port
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient, com_port
 from tests.support.telnet_wire import (
     ACCEPTS_COM_PORT,
     AO,
@@ -197,11 +197,13 @@ async def test_a_client_that_comes_back_at_once_is_served(tmp_path: Path) -> Non
             with LoopClock():
                 for _ in range(10):
                     with await TcpClient.connect(served.tcp_port) as client:
+                        await client.send(SPEAKS_TELNET)
                         await client.receive_wire(GREETING)
             await served.until_idle()
             # The other way round: the new connection is there before the old one is gone.
             old = await rfc2217_client(served)
             with LoopClock(), await TcpClient.connect(served.tcp_port) as new:
+                await new.send(SPEAKS_TELNET)
                 await until(lambda: served.states() == ["active", "waiting"])
                 old.close()
                 await new.receive_wire(GREETING)
@@ -631,7 +633,8 @@ async def test_a_connection_that_ends_while_it_waits_is_forgotten(tmp_path: Path
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             with await rfc2217_client(served) as client, LoopClock():
-                with await TcpClient.connect(served.tcp_port):
+                with await TcpClient.connect(served.tcp_port) as other:
+                    await other.send(SPEAKS_TELNET)
                     await until(lambda: served.states() == ["active", "waiting"])
                     (waiting,) = served.sessions - set(served.active)
                     waiting._transport.abort()

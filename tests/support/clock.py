@@ -75,6 +75,11 @@ class ControlledClock:
         self._arm(timer)
         return timer
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it moves by `advance` only."""
+        return self._held_at_s is not None
+
     def hold(self) -> None:
         """Stop."""
         assert self._held_at_s is None, "the clock is held already"

@@ -178,8 +178,10 @@ def _clean_case(rng: random.Random) -> Case:
     binary = rng.random() < 0.7
     wire = rng.choice((b"", do(BINARY) + will(BINARY))) if binary else b""
     to_board, to_client = b"", b""
-    # What the board says before its client is known would be sent as to a terminal.
-    case = [Step(Action.SEND, RFC2217_CLIENT), Step(Action.WAIT, number=0.05)] if binary else []
+    # What the board says before its client is known would be sent as to a terminal, and a client
+    # that sends nothing has its port after a moment.
+    case = [Step(Action.SEND, RFC2217_CLIENT)] if binary else []
+    case.append(Step(Action.WAIT, number=0.06))
     for _ in range(rng.randrange(1, 30)):
         data = rng.randbytes(rng.choice((0, 1, 20, 400)))
         escaped = data.replace(b"\xff", b"\xff\xff")

@@ -17,7 +17,7 @@ import threading
 import time
 import tty
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -288,6 +288,18 @@ def _stat_or_none(path: Path) -> os.stat_result | None:
         return None
 
 
+async def pass_silence(sessions: Callable[[], Iterable[Session]]) -> None:
+    """Let a held clock move until no session waits for the first bytes of a silent client."""
+    installed = clock.installed()
+    assert isinstance(installed, ControlledClock)
+    await until(sessions)
+    waiting = {SessionState.NEW, SessionState.SCREENING}
+    while any(session.state in waiting for session in sessions()):
+        if installed.is_held:
+            installed.advance(0.05)
+        await turns(1)
+
+
 @dataclass(frozen=True)
 class Served:
     """A board behind a listener."""
@@ -309,7 +321,8 @@ class Served:
         return set(self.listener._sessions)
 
     async def session(self) -> Session:
-        """The session that has the device, once there is one."""
+        """The session that has the device, once there is one; a held clock moves for it."""
+        await pass_silence(lambda: self.sessions)
         await until(lambda: self.active)
         return self.active[0]
 
@@ -399,6 +412,7 @@ async def serving(
     access: Access | None = None,
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
+    opening: Opening = Opening.ALWAYS,
     limits: ClientLimits | None = None,
     tls: TlsNow | None = None,
     admission: Admission | None = None,
@@ -416,13 +430,14 @@ async def serving(
         on_disconnect=on_disconnect,
         recording=recording,
         sharing=sharing,
+        opening=opening,
     )
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
     admission = admission or Admission()
     listener = Listener(config, device, converse, log, Intake(admission, tls))
     device.start()
-    await until(lambda: device.state is DeviceState.IDLE)
+    await until(lambda: device.state in {DeviceState.IDLE, DeviceState.RELEASED})
     await listener.start()
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))

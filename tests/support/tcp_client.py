@@ -14,6 +14,9 @@ from typing import Self
 
 from tests.support.telnet_wire import ECHO, SGA, subnegotiation, will
 
+#: Tells the gateway that a client speaks telnet, and nothing else: it waits for no more then.
+SPEAKS_TELNET = b"\xff\xf1"
+
 #: What the gateway sends first.
 GREETING = will(ECHO) + will(SGA)
 

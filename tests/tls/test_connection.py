@@ -19,7 +19,7 @@ from gateway.tls.files import server_context
 from tests.sessions.test_session import KEPT_BYTES, MUCH, ONE_READ_BYTES
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
-from tests.support.tcp_client import GREETING, TcpClient, com_port
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient, com_port
 from tests.support.telnet_wire import RFC2217_CLIENT
 from tests.support.tls_client import TlsClient
 
@@ -134,6 +134,7 @@ async def test_a_refused_client_is_told_why(tmp_path: Path) -> None:
                 await served.session()
                 second = await TlsClient.connect_tls(served.tcp_port, context)
                 with second, LoopClock() as clock:
+                    await second.send(SPEAKS_TELNET)
                     await until(lambda: served.states() == ["active", "waiting"])
                     await clock.advance(0.6)
                     said = await second.receive_to_end()

@@ -22,7 +22,7 @@ from gateway.tls.contexts import TlsNow
 from gateway.tls.files import server_context
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
-from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
 from tests.support.tls_client import TlsClient
 
 #: More than the kernel's buffers take from a peer that does not read.
@@ -137,6 +137,7 @@ async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
                 await half.send(b"\x16\x03\x01\x00\xff")
                 context = authority.client()
                 with await TlsClient.connect_tls(served.tcp_port, context) as client:
+                    await client.send(SPEAKS_TELNET)
                     await client.receive_wire(GREETING)
                     await clock.advance(10.1)
                     for each in (*silent, half):
@@ -179,6 +180,7 @@ async def test_silent_connections_over_all_ports_keep_no_client_out(
             for each in silent[:8]:
                 assert await each.receive_to_end() == b""
             with await TlsClient.connect_tls(served.tcp_port, authority.client()) as client:
+                await client.send(SPEAKS_TELNET)
                 await client.receive_wire(GREETING)
             await until(lambda: admission.handshakes.count == 3)
 

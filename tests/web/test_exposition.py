@@ -35,6 +35,7 @@ PORT = PortSample(
         not_allowed=5,
         too_many=6,
         not_secured=7,
+        other_protocol=8,
         output_dropped_bytes=8,
         input_dropped_bytes=11,
     ),
@@ -88,6 +89,7 @@ def test_each_count_of_a_port_has_its_name() -> None:
         ("esp_gateway_refused_clients_total", "desk", "not_allowed"): 5,
         ("esp_gateway_refused_clients_total", "desk", "too_many"): 6,
         ("esp_gateway_refused_clients_total", "desk", "not_secured"): 7,
+        ("esp_gateway_refused_clients_total", "desk", "other_protocol"): 8,
     }
     assert {key: found.get(key) for key in expected} == expected
 

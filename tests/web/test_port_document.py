@@ -12,8 +12,9 @@ from gateway.config.values import Address
 from gateway.ports.running_port import RunningPort
 from gateway.web.port_document import document_of
 from tests.support.http_lab import check_schema, running
-from tests.support.pty_board import PtyBoard, serving
+from tests.support.pty_board import PtyBoard, serving, until
 from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.telnet_wire import ECHO, do
 
 PORT = {"$ref": "#/components/schemas/port"}
 
@@ -63,7 +64,9 @@ async def test_who_watches_is_told_apart_from_who_drives(tmp_path: Path) -> None
             with await TcpClient.connect(served.tcp_port) as first:
                 await first.receive_wire(GREETING)
                 with await TcpClient.connect(served.tcp_port) as second:
+                    await second.send(do(ECHO))
                     await second.receive_wire(GREETING)
+                    await until(lambda: served.device.users.names == second.name)
                     document = document_of(running(served)[0])
                     check_schema(document, PORT)
                     assert document["clients"] == [
