@@ -5,11 +5,13 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: sudo ./systemd/install.sh [--prefix FOLDER] [--no-restart]
+usage: sudo ./systemd/install.sh [--prefix FOLDER] [--no-restart] [--mask-brltty | --keep-brltty]
        sudo ./systemd/install.sh --uninstall [--purge] [--prefix FOLDER]
 
   --prefix FOLDER  where the program goes, /opt/esp-gateway if not given
   --no-restart     upgrade the files, but let the old program run until its next start
+  --mask-brltty    stop brltty, which takes USB serial adapters for braille displays, for good
+  --keep-brltty    leave it alone and do not ask
   --uninstall      stop the service and remove the program; configuration, state and logs stay
   --purge          remove these too
 
@@ -28,7 +30,13 @@ prefix=/opt/esp-gateway
 restart=yes
 uninstall=no
 purge=no
+brltty=ask
 new_config=no
+was_active=no
+new_venv=
+old_venv=
+backup=
+backed_up=no
 python=${PYTHON:-python3}
 destdir=${DESTDIR:-}
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -45,9 +53,9 @@ main() {
     remove_all
   else
     check_machine
-    install_program
-    install_files
-    activate
+    build_program
+    check_configuration
+    switch_over
   fi
 }
 
@@ -63,6 +71,8 @@ parse_arguments() {
       --no-restart) restart=no ;;
       --uninstall) uninstall=yes ;;
       --purge) purge=yes ;;
+      --mask-brltty) brltty=mask ;;
+      --keep-brltty) brltty=keep ;;
       -h | --help)
         usage
         exit 0
@@ -101,50 +111,157 @@ check_machine() {
     fail "there is no group dialout, which serial ports belong to on Debian"
 }
 
-# Each version gets a virtual environment of its own, and `bin` is a link to that in use: while an
-# upgrade downloads, and when it fails, the old one is untouched.
-install_program() {
-  local root=$destdir$prefix venv build
+# Each version gets a virtual environment of its own, `venv-XXXXXX`, and `current` is a link to the
+# one in use. `bin`, `lib` and pyvenv.cfg lead through `current`, so that the prefix itself is a
+# virtual environment: `PREFIX/bin/python -m pip install esptool` puts it where the service looks.
+readonly LINKS=(bin include lib lib64 pyvenv.cfg)
+
+# While an upgrade downloads, and when it fails, the version in use is untouched.
+build_program() {
+  local root=$destdir$prefix build name
+  for name in current "${LINKS[@]}"; do
+    if [ -e "$root/$name" ] && [ ! -L "$root/$name" ]; then
+      fail "$root/$name exists and is not a link of this script: choose another --prefix"
+    fi
+  done
   mkdir -p "$root"
-  venv=$(mktemp -d "$root/venv-XXXXXX")
+  old_venv=$(venv_in_use)
+  new_venv=$(mktemp -d "$root/venv-XXXXXX")
   # pip builds in the folder it is given, which is somebody's checkout.
   build=$(mktemp -d)
   # shellcheck disable=SC2064 # the names as they are now
-  trap "rm -rf '$build' '$venv'" EXIT
+  trap "rm -rf '$build' '$new_venv'" EXIT
   (cd "$source_dir" && cp -R pyproject.toml README.md LICENSE gateway packaging "$build")
   say "installing into $root"
-  chmod 755 "$venv"
-  "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${build}[$(extras)]"
-  "$venv/bin/esp-gateway" --version
-  ln -sfn "${venv##*/}/bin" "$root/bin.new"
-  mv -T "$root/bin.new" "$root/bin"
-  trap - EXIT
+  chmod 755 "$new_venv"
+  "$python" -m venv "$new_venv"
+  "$new_venv/bin/python" -m pip install --quiet --disable-pip-version-check "${build}[$(extras)]"
+  "$new_venv/bin/esp-gateway" --version
   rm -rf "$build"
+}
+
+# The folder's name; empty before the first installation. Earlier versions had no `current`, and
+# `bin` was a link to venv-XXXXXX/bin.
+venv_in_use() {
+  local target
+  target=$(readlink "$destdir$prefix/current" || readlink "$destdir$prefix/bin" || true)
+  echo "${target%/bin}"
 }
 
 # With what `http:` and `mdns:` need: a configuration that has them would be refused after an upgrade.
 # What was put beside the version in use stays: esptool for flashing, uvloop.
 extras() {
   local extras=web,mdns
-  if has_module esptool; then extras+=,flash; fi
-  if has_module uvloop; then extras+=,fast; fi
+  if has_package esptool; then extras+=,flash; fi
+  if has_package uvloop; then extras+=,fast; fi
   echo "$extras"
 }
 
-has_module() {
-  "$destdir$prefix/bin/python" -c "import importlib.util as u, sys
-sys.exit(u.find_spec('$1') is None)" 2>/dev/null
+# Looks at the files: after an upgrade of Debian, the old environment's Python may be gone or be
+# another version, which does not look there.
+has_package() {
+  [ -n "$old_venv" ] &&
+    compgen -G "$destdir$prefix/$old_venv/lib/python3*/site-packages/$1-*.dist-info" >/dev/null
+}
+
+# Before anything is replaced: with a file that the new version refuses, the next start would fail.
+check_configuration() {
+  if [ -e "$destdir$CONFIG" ] &&
+    ! "$new_venv/bin/esp-gateway" check --quiet "$destdir$CONFIG"; then
+    fail "$CONFIG has these mistakes for the new version; the old one stays in use." \
+      "Mend the file and run this script again"
+  fi
+}
+
+switch_over() {
+  backup=$(mktemp -d)
+  trap roll_back EXIT
+  back_up_files
+  install_files
+  use_venv "${new_venv##*/}"
+  activate
+  trap - EXIT
+  rm -rf "$backup"
+  if [ "$restart" = yes ] || [ "$new_config" = yes ]; then
+    remove_old_programs
+  fi
+  care_for_others
+  say_what_is_next
+}
+
+use_venv() {
+  local root=$destdir$prefix name
+  # Each link is replaced in one step, and none ever leads nowhere.
+  if [ ! -L "$root/current" ]; then
+    replace_link "${old_venv:-$1}" "$root/current"
+  fi
+  for name in "${LINKS[@]}"; do
+    if [ -e "$root/$1/$name" ]; then
+      replace_link "current/$name" "$root/$name"
+    fi
+  done
+  replace_link "$1" "$root/current"
+}
+
+replace_link() {
+  ln -sfn "$1" "$2.new"
+  mv -T "$2.new" "$2"
+}
+
+# Whatever fails: all is as it was before.
+roll_back() {
+  local root=$destdir$prefix file name
+  set +e
+  say "the installation failed" >&2
+  for file in "${INSTALLED[@]}"; do
+    if [ "$backed_up" = no ]; then
+      break
+    elif [ -e "$backup$file" ] || [ -L "$backup$file" ]; then
+      cp -a "$backup$file" "$destdir$file"
+    else
+      rm -f "$destdir$file"
+    fi
+  done
+  if [ "$new_config" = yes ]; then rm -f "$destdir$CONFIG"; fi
+  if [ -n "$old_venv" ]; then
+    use_venv "$old_venv"
+  else
+    systemctl disable --quiet "$SERVICE.service"
+    for name in current "${LINKS[@]}"; do rm -f "$root/$name" "$root/$name.new"; done
+  fi
+  rm -rf "$new_venv" "$backup"
+  systemctl daemon-reload
+  if [ "$was_active" = yes ]; then
+    timeout "$RESTART_LIMIT_S" systemctl restart "$SERVICE.service"
+  fi
+  if [ -n "$old_venv" ]; then say "the old version is in use again" >&2; fi
+}
+
+readonly UNIT=/etc/systemd/system/$SERVICE.service
+readonly RULES=/etc/udev/rules.d/99-esp-gateway.rules
+readonly MODULES=/etc/modules-load.d/esp-gateway.conf
+readonly INSTALLED=("$UNIT" "$RULES" "$MODULES" "$COMMAND")
+
+back_up_files() {
+  local file
+  for file in "${INSTALLED[@]}"; do
+    if [ -e "$destdir$file" ] || [ -L "$destdir$file" ]; then
+      mkdir -p "$backup${file%/*}"
+      cp -a "$destdir$file" "$backup$file"
+    fi
+  done
+  backed_up=yes
 }
 
 install_files() {
-  local unit
+  local file unit
+  for file in "${INSTALLED[@]}" "$CONFIG"; do
+    mkdir -p "$destdir${file%/*}"
+  done
   unit=$(sed "s|/opt/esp-gateway/|$prefix/|" "$source_dir/systemd/$SERVICE.service")
-  mkdir -p "$destdir/etc/systemd/system" "$destdir/etc/udev/rules.d" "$destdir/etc/modules-load.d" \
-    "$destdir/etc/esp-gateway" "$destdir/usr/local/bin"
-  printf '%s\n' "$unit" >"$destdir/etc/systemd/system/$SERVICE.service"
-  install -m 644 "$source_dir/systemd/99-esp-gateway.rules" "$destdir/etc/udev/rules.d/"
-  install -m 644 "$source_dir/systemd/esp-gateway.conf" "$destdir/etc/modules-load.d/"
+  printf '%s\n' "$unit" >"$destdir$UNIT"
+  install -m 644 "$source_dir/systemd/99-esp-gateway.rules" "$destdir$RULES"
+  install -m 644 "$source_dir/systemd/esp-gateway.conf" "$destdir$MODULES"
   ln -sfn "$prefix/bin/esp-gateway" "$destdir$COMMAND"
   if [ ! -e "$destdir$CONFIG" ]; then
     install -m 644 "$source_dir/config/gateway.yaml" "$destdir$CONFIG"
@@ -162,25 +279,15 @@ activate() {
   fi
   systemctl daemon-reload
   systemctl enable --quiet "$SERVICE.service"
-  warn_of_others
-  if [ "$new_config" = yes ]; then
-    remove_old_programs
-    say_what_is_next
-  elif ! "$destdir$prefix/bin/esp-gateway" check "$destdir$CONFIG" >/dev/null; then
-    fail "$CONFIG has these mistakes for the new version; a running service goes on with the old" \
-      "one until you say: sudo systemctl restart $SERVICE"
-  elif [ "$restart" = no ]; then
-    say "upgraded; the new version starts with: sudo systemctl restart $SERVICE"
-  else
+  if [ "$new_config" = no ] && [ "$restart" = yes ]; then
     restart_if_running
-    remove_old_programs
-    say "upgraded; see: systemctl status $SERVICE"
   fi
 }
 
 # Starting lasts until every address can be bound: systemd goes on with it when nobody waits.
 restart_if_running() {
   local code=0
+  if systemctl --quiet is-active "$SERVICE.service"; then was_active=yes; fi
   timeout "$RESTART_LIMIT_S" systemctl try-restart "$SERVICE.service" || code=$?
   if [ "$code" -eq 124 ]; then
     say "the service is still starting"
@@ -192,51 +299,79 @@ restart_if_running() {
 # Those that nothing runs from any more.
 remove_old_programs() {
   local root=$destdir$prefix current venv
-  current=$(readlink "$root/bin")
+  current=$(readlink "$root/current")
   for venv in "$root"/venv-*; do
-    if [ "${venv##*/}/bin" != "$current" ]; then
+    if [ "${venv##*/}" != "$current" ]; then
       rm -rf "$venv"
     fi
   done
 }
 
-warn_of_others() {
-  local other
-  for other in ModemManager brltty; do
-    if systemctl --quiet is-active "$other.service"; then
-      say "$other runs here. The udev rule keeps it off known boards; if you don't need it:"
-      say "  sudo systemctl disable --now $other"
-    fi
-  done
+care_for_others() {
+  if systemctl --quiet is-active ModemManager.service; then
+    say "ModemManager runs here. The udev rule keeps it off known boards; if you don't need it:"
+    say "  sudo systemctl disable --now ModemManager"
+  fi
+  care_for_brltty
+}
+
+# Debian's brltty claims CP210x, CH340 and FTDI over libusb some seconds after they are plugged in:
+# their ttys vanish. It asks udev nothing, so no rule can keep it off.
+care_for_brltty() {
+  local answer=
+  if ! systemctl --quiet is-active brltty.service && ! systemctl --quiet is-enabled brltty.service; then
+    return
+  fi
+  say "brltty is installed. It drives braille displays, and takes CP210x, CH340 and FTDI adapters for"
+  say "such: these boards lose their tty some seconds after they are plugged in."
+  if [ "$brltty" = ask ] && [ -t 0 ]; then
+    read -r -p "$SERVICE: does nobody need a braille display here, so that brltty may be masked? [y/N] " \
+      answer || true
+    if [[ $answer == [yY]* ]]; then brltty=mask; fi
+  fi
+  if [ "$brltty" = mask ]; then
+    systemctl mask --now brltty.service
+    say "brltty is masked; plug the boards in again. Undo it with: sudo systemctl unmask brltty"
+  else
+    say "If nobody needs a braille display here: sudo systemctl mask --now brltty"
+  fi
 }
 
 say_what_is_next() {
-  cat <<END
+  if [ "$new_config" = no ] && [ "$restart" = no ]; then
+    say "upgraded; the new version starts with: sudo systemctl restart $SERVICE"
+  elif [ "$new_config" = no ]; then
+    say "upgraded; see: systemctl status $SERVICE"
+  else
+    cat <<END
 
 Installed, and started at each boot from now on. Next:
 
-  ls -l /dev/serial/by-path/            # what is plugged in
+  esp-gateway devices                   # what is plugged in; --yaml for the configuration
   sudo nano $CONFIG
   esp-gateway check $CONFIG
   sudo systemctl start $SERVICE
   systemctl status $SERVICE
 END
+  fi
 }
 
 remove_all() {
   local root=$destdir$prefix
   systemctl disable --quiet --now "$SERVICE.service" || true
-  rm -f "$destdir/etc/systemd/system/$SERVICE.service" \
-    "$destdir/etc/udev/rules.d/99-esp-gateway.rules" \
-    "$destdir/etc/modules-load.d/esp-gateway.conf"
+  rm -f "$destdir$UNIT" "$destdir$RULES" "$destdir$MODULES"
   if [ "$(readlink "$destdir$COMMAND")" = "$prefix/bin/esp-gateway" ]; then
     rm -f "$destdir$COMMAND"
   fi
   # Only what this script has made: --prefix may name a folder with other things in it.
-  rm -rf "$root/bin.new" "$root"/venv-*
-  if [ -L "$root/bin" ]; then
-    rm -f "$root/bin"
-  fi
+  local name
+  for name in current "${LINKS[@]}"; do
+    rm -f "$root/$name.new"
+    if [ -L "$root/$name" ]; then
+      rm -f "$root/$name"
+    fi
+  done
+  rm -rf "$root"/venv-*
   if [ -d "$root" ]; then
     rmdir --ignore-fail-on-non-empty "$root"
   fi

@@ -5,13 +5,15 @@ machine; once with a stand-in for Python too, which takes no time, once with the
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.support.booted_machine import debian_python
 from tests.support.processes import BackgroundProcess, run_tool
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,9 @@ RECORDER = """#!/bin/sh
 echo "${0##*/} $*" >> "$RECORD"
 case "$*" in
   *is-active*) case " $ACTIVE " in *" ${3%.service} "*) ;; *) exit 3 ;; esac ;;
+  *is-enabled*) case " $ENABLED " in *" ${3%.service} "*) ;; *) exit 1 ;; esac ;;
   try-restart*) exit "${RESTART_CODE:-0}" ;;
+  daemon-reload*) exit "${RELOAD_CODE:-0}" ;;
 esac
 """
 
@@ -34,9 +38,9 @@ esac
 PYTHON = """#!/bin/sh
 case "$1 $2 $3" in
   "-c import sys"*) exit "${TOO_OLD:-0}" ;;
-  "-c import importlib"*"'$HAS'"*) exit 0 ;;
-  "-c import importlib"*) exit 1 ;;
-  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m venv "*)
+    mkdir -p "$3/bin" "$3/lib/python3.11/site-packages" && cp "$0" "$3/bin/python"
+    touch "$3/pyvenv.cfg" && ln -s lib "$3/lib64" ;;
   "-m pip install")
     [ -z "$PIP_FAILS" ] || exit 1
     echo "pip ${6##*[}" >> "$RECORD"
@@ -65,20 +69,43 @@ class Machine:
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the script; what systemd and udev were asked before is forgotten."""
         self.record.write_text("")
-        variables = {
+        limit_s = STUB_LIMIT_S if self.python.parent == self.bin else REAL_LIMIT_S
+        return run_tool([SCRIPT, *arguments], limit_s, self._variables(environment))
+
+    def _variables(self, environment: Mapping[str, str]) -> dict[str, str]:
+        return {
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "DESTDIR": str(self.root),
             "PYTHON": str(self.python),
             "RECORD": str(self.record),
             **environment,
         }
-        limit_s = STUB_LIMIT_S if self.python.parent == self.bin else REAL_LIMIT_S
-        return run_tool([SCRIPT, *arguments], limit_s, variables)
 
     def install(self, *arguments: str, **environment: str) -> str:
         """Run the script, which must succeed; what it says."""
         done = self.run(*arguments, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def install_at_a_terminal(self, answer: str, **environment: str) -> str:
+        """Run the script as a person does, who gives an answer to its question."""
+        self.record.write_text("")
+        master, slave = pty.openpty()
+        try:
+            os.write(master, f"{answer}\n".encode())
+            done = subprocess.run(
+                [SCRIPT],
+                env={**os.environ, **self._variables(environment)},
+                stdin=slave,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=STUB_LIMIT_S,
+                check=True,
+            )
+        finally:
+            os.close(master)
+            os.close(slave)
         return done.stdout
 
     def asked(self) -> list[str]:
@@ -113,6 +140,10 @@ INSTALLED = {
     "etc/systemd/system/esp-gateway.service",
     "etc/udev/rules.d/99-esp-gateway.rules",
     "opt/esp-gateway/bin",
+    "opt/esp-gateway/current",
+    "opt/esp-gateway/lib",
+    "opt/esp-gateway/lib64",
+    "opt/esp-gateway/pyvenv.cfg",
     "usr/local/bin/esp-gateway",
 }
 
@@ -175,10 +206,31 @@ def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(machine: Mach
 def test_an_upgrade_keeps_what_was_installed_beside_the_old_version(machine: Machine) -> None:
     machine.install()
     assert "pip web,mdns]" in machine.asked()
-    machine.install(HAS="esptool")
+    packages = machine.path("opt/esp-gateway/lib/python3.11/site-packages")
+    (packages / "esptool-5.0.2.dist-info").mkdir()
+    machine.install()
     assert "pip web,mdns,flash]" in machine.asked()
-    machine.install(HAS="uvloop")
+    # Of an interpreter that is no longer there.
+    packages = packages.parent.parent / "python3.9" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "uvloop-0.21.0.dist-info").mkdir()
+    machine.install()
     assert "pip web,mdns,fast]" in machine.asked()
+
+
+def test_an_upgrade_of_a_version_that_had_only_a_link_to_bin(machine: Machine) -> None:
+    venv = machine.path("opt/esp-gateway/venv-old123")
+    (venv / "lib/python3.11/site-packages/esptool-5.0.2.dist-info").mkdir(parents=True)
+    (venv / "bin").mkdir()
+    machine.path("opt/esp-gateway/bin").symlink_to("venv-old123/bin")
+    failed = machine.run(PIP_FAILS="yes")
+    assert failed.returncode != 0
+    assert str(machine.path("opt/esp-gateway/bin").readlink()) == "venv-old123/bin"
+    machine.install()
+    assert "pip web,mdns,flash]" in machine.asked()
+    assert machine.files() == INSTALLED
+    assert str(machine.path("opt/esp-gateway/bin").readlink()) == "current/bin"
+    assert not venv.exists()
 
 
 def test_an_upgrade_that_fails_leaves_the_old_version(machine: Machine) -> None:
@@ -191,7 +243,7 @@ def test_an_upgrade_that_fails_leaves_the_old_version(machine: Machine) -> None:
     assert machine.asked() == []
 
 
-def test_a_configuration_that_the_new_version_refuses_is_no_reason_to_stop_the_old(
+def test_a_configuration_that_the_new_version_refuses_is_told_before_anything_is_replaced(
     machine: Machine,
 ) -> None:
     machine.install()
@@ -199,11 +251,47 @@ def test_a_configuration_that_the_new_version_refuses_is_no_reason_to_stop_the_o
     refused = machine.run(CHECK_CODE="2")
     assert refused.returncode == 1
     assert "has these mistakes for the new version" in refused.stderr
-    assert "systemctl try-restart esp-gateway.service" not in machine.asked()
-    # It runs from there.
-    assert before < machine.venvs()
+    assert [call for call in machine.asked() if not call.startswith("pip")] == []
+    assert machine.venvs() == before
     machine.install()
     assert len(machine.venvs()) == 1
+
+
+def test_a_new_version_that_does_not_start_gives_way_to_the_old_one(machine: Machine) -> None:
+    machine.install()
+    before = machine.venvs()
+    unit = machine.path("etc/systemd/system/esp-gateway.service")
+    unit.write_text("of the older version")
+    machine.path("etc/udev/rules.d/99-esp-gateway.rules").unlink()
+    failed = machine.run(RESTART_CODE="1", ACTIVE="esp-gateway")
+    assert failed.returncode == 1
+    assert "does not start; see: journalctl" in failed.stderr
+    assert "the old version is in use again" in failed.stderr
+    assert unit.read_text() == "of the older version"
+    assert machine.files() == INSTALLED - {"etc/udev/rules.d/99-esp-gateway.rules"}
+    assert machine.venvs() == before
+    assert {machine.path("opt/esp-gateway/current").readlink().name} == before
+    asked = machine.asked()
+    failed_at = asked.index("systemctl try-restart esp-gateway.service")
+    assert asked[failed_at + 1 :] == [
+        "systemctl daemon-reload",
+        "systemctl restart esp-gateway.service",
+    ]
+
+
+def test_a_first_installation_that_fails_leaves_nothing(machine: Machine) -> None:
+    failed = machine.run(RELOAD_CODE="1")
+    assert failed.returncode != 0
+    assert machine.files() == set()
+    assert machine.venvs() == set()
+
+
+def test_a_prefix_with_programs_of_others_is_refused(machine: Machine) -> None:
+    machine.path("srv/bin").mkdir(parents=True)
+    refused = machine.run("--prefix", "/srv")
+    assert refused.returncode == 1
+    assert "/srv/bin exists and is not a link of this script" in refused.stderr
+    assert machine.venvs("srv") == set()
 
 
 def test_an_upgrade_can_wait_for_the_next_start(machine: Machine) -> None:
@@ -214,24 +302,43 @@ def test_an_upgrade_can_wait_for_the_next_start(machine: Machine) -> None:
     assert before < machine.venvs()
 
 
-@pytest.mark.parametrize(
-    ("code", "exit_code", "said"),
-    [("124", 0, "still starting"), ("1", 1, "does not start; see: journalctl")],
-)
-def test_a_restart_that_does_not_succeed_is_told(
-    machine: Machine, code: str, exit_code: int, said: str
-) -> None:
+def test_a_restart_that_takes_long_is_no_failure(machine: Machine) -> None:
     machine.install()
-    done = machine.run(RESTART_CODE=code)
-    assert done.returncode == exit_code
-    assert said in done.stdout + done.stderr
+    before = machine.venvs()
+    assert "still starting" in machine.install(RESTART_CODE="124", ACTIVE="esp-gateway")
+    assert machine.venvs().isdisjoint(before)
 
 
 def test_programs_that_take_ports_are_warned_of(machine: Machine) -> None:
-    assert "ModemManager" not in machine.install()
+    said = machine.install()
+    assert "ModemManager" not in said
+    assert "brltty" not in said
     said = machine.install(ACTIVE="ModemManager")
     assert "sudo systemctl disable --now ModemManager" in said
-    assert "disable --now brltty" not in said
+    assert "brltty" not in said
+
+
+@pytest.mark.parametrize("state", ["ACTIVE", "ENABLED"])
+def test_brltty_is_masked_only_if_that_is_asked_for(machine: Machine, state: str) -> None:
+    said = machine.install(**{state: "brltty"})
+    assert "sudo systemctl mask --now brltty" in said
+    assert "sudo systemctl mask --now brltty" in machine.install(
+        "--keep-brltty", **{state: "brltty"}
+    )
+    assert not [call for call in machine.asked() if "mask" in call]
+    assert "systemctl unmask brltty" in machine.install("--mask-brltty", **{state: "brltty"})
+    assert "systemctl mask --now brltty.service" in machine.asked()
+    machine.install("--mask-brltty")
+    assert not [call for call in machine.asked() if "mask" in call]
+
+
+@pytest.mark.parametrize(("answer", "is_masked"), [("y", True), ("n", False), ("", False)])
+def test_a_person_is_asked_whether_brltty_may_be_masked(
+    machine: Machine, answer: str, is_masked: bool
+) -> None:
+    said = machine.install_at_a_terminal(answer, ACTIVE="brltty")
+    assert "may be masked? [y/N]" in said
+    assert ("systemctl mask --now brltty.service" in machine.asked()) is is_masked
 
 
 def test_another_place_is_in_the_unit_too(machine: Machine) -> None:
@@ -308,16 +415,48 @@ def test_shellcheck_has_nothing_to_say(script: str) -> None:
     assert checked.stdout + checked.stderr == ""
 
 
-@pytest.mark.timeout(900)
-def test_what_pip_installs_serves_a_board(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, Path(sys.executable))
+def pip_installs(python: Path, *packages: str) -> None:
+    done = run_tool([python, "-m", "pip", "install", "--quiet", *packages], REAL_LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def output_of(*command: str | Path) -> str:
+    done = run_tool(command, STUB_LIMIT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(debian_python() is None, reason="/usr/bin/python3 is too old or has no venv")
+def test_what_pip_installs_serves_a_board_and_keeps_its_tools_over_an_upgrade(
+    tmp_path: Path,
+) -> None:
+    # The distribution's own Python, in which pip refuses to install anything.
+    machine = Machine(tmp_path, Path(str(debian_python())))
     before = built_in_checkout()
     machine.install()
     assert built_in_checkout() == before
-    command = machine.path("opt/esp-gateway/bin/esp-gateway")
+    prefix = machine.path("opt/esp-gateway")
+    command, python = prefix / "bin/esp-gateway", prefix / "bin/python"
     checked = run_tool([command, "check", ROOT / "config" / "gateway.yaml"], STUB_LIMIT_S)
     assert "no errors" in checked.stdout, checked.stderr
     config = tmp_path / "gateway.yaml"
     config.write_text("ports: [{name: desk, tcp: 0, device: 'sim://esp32'}]\n")
     with BackgroundProcess([command, "run", "--config", config]) as service:
         service.wait_for_line("device_opened")
+    # As the pages say it: into the service's environment.
+    assert output_of(python, "-c", "import sys; print(sys.prefix)") == str(prefix)
+    pip_installs(python, "esptool>=5,<6", "uvloop")
+    has_both = "import esptool, uvloop; print(esptool.__version__.split('.')[0])"
+    assert output_of(python, "-c", has_both) == "5"
+    failed = machine.run(PIP_NO_INDEX="1")
+    assert failed.returncode != 0
+    assert output_of(python, "-c", has_both) == "5"
+    first = machine.venvs()
+    machine.install()
+    assert machine.venvs().isdisjoint(first)
+    assert output_of(python, "-c", has_both) == "5"
+    # Its own Python, which the service starts esptool with, is the new environment's.
+    [venv] = machine.venvs()
+    assert output_of(prefix / venv / "bin/python", "-c", has_both) == "5"
+    assert "esp-gateway" in output_of(command, "--version")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.booted_machine import BootedMachine, why_not
+from tests.support.booted_machine import BootedMachine, debian_python, why_not
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = "/srv/systemd/install.sh"
@@ -38,16 +38,6 @@ with serial.serial_for_url("rfc2217://127.0.0.1:4001", 115200, timeout=20) as po
 """
 
 
-def debian_python() -> str | None:
-    """Debian's own interpreter, which the sandbox can see; None if it can't be used."""
-    test = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
-    try:
-        done = subprocess.run(["/usr/bin/python3", "-c", test], check=False, capture_output=True)
-    except FileNotFoundError:
-        return None
-    return "/usr/bin/python3" if done.returncode == 0 else None
-
-
 class Host:
     """The lab host: the service on it, and what its user does to it."""
 
@@ -55,11 +45,14 @@ class Host:
         self.machine = machine
 
     def install(self, *arguments: str) -> str:
-        # pip goes to its index the way this machine does.
-        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        done = self.machine.run(SCRIPT, *arguments, outside_network=True, environment=pip)
+        done = self.try_to_install(SCRIPT, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def try_to_install(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        # pip goes to its index the way this machine does.
+        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        return self.machine.run(script, *arguments, outside_network=True, environment=pip)
 
     def systemctl(self, *arguments: str) -> str:
         return self.machine.output_of("systemctl", *arguments, UNIT)
@@ -104,6 +97,7 @@ def test_a_service_lives_from_its_installation_to_its_removal(tmp_path: Path) ->
         is_given_the_time_that_its_imports_take(host)
         stays_down_with_a_wrong_file(host)
         is_upgraded(host)
+        goes_on_when_the_new_version_does_not_start(host)
         is_removed(host)
 
 
@@ -236,6 +230,19 @@ def is_upgraded(host: Host) -> None:
     assert "upgraded" in host.install()
     assert host.property("ActiveState") == "active"
     assert host.property("MainPID") != pid
+    assert "simulated app" in host.asks_for_version()
+
+
+def goes_on_when_the_new_version_does_not_start(host: Host) -> None:
+    files = "pyproject.toml README.md LICENSE gateway packaging systemd config"
+    copy = f"mkdir /root/new && cd /srv && cp -R {files} /root/new"
+    host.machine.output_of("sh", "-c", copy)
+    host.machine.output_of("sh", "-c", "echo 'raise SystemExit(7)' >> /root/new/gateway/service.py")
+    failed = host.try_to_install("/root/new/systemd/install.sh")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "the service does not start" in failed.stderr
+    assert "the old version is in use again" in failed.stderr
+    host.machine.wait_until(lambda: host.property("ActiveState") == "active", "the old version")
     assert "simulated app" in host.asks_for_version()
 
 

@@ -43,6 +43,16 @@ def why_not() -> str | None:
     return None
 
 
+def debian_python() -> str | None:
+    """Debian's own interpreter, which the sandbox can see; None if it can't be used."""
+    test = "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))"
+    try:
+        done = subprocess.run(["/usr/bin/python3", "-c", test], check=False, capture_output=True)
+    except FileNotFoundError:
+        return None
+    return "/usr/bin/python3" if done.returncode == 0 else None
+
+
 class BootedMachine:
     """Runs while it is a context; `source` is at /srv there, read-only.
 
