@@ -49,7 +49,8 @@ class ControlThread:
     the thread is given up: what waits is dropped, the late result is ignored, nothing more is
     taken, and `on_stuck(limit_s)` is called, once. It is for the owner to `stop` the thread then:
     the last call runs when the kernel lets go of the thread, which is a daemon, so that a stuck
-    one does not keep the process. `took` is told how many seconds each call took that has ended.
+    one does not keep the process. `on_stuck` may be replaced between calls. `took` is told how
+    many seconds each call took that has ended.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ControlThread:
         took: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_stuck = on_stuck
+        self.on_stuck = on_stuck
         self._took = took
         self._waiting: deque[_Call] = deque()
         self._running: _Call | None = None
@@ -118,7 +119,7 @@ class ControlThread:
 
     def _give_up(self, call: _Call) -> None:
         self._end()
-        self._on_stuck(call.limit_s)
+        self.on_stuck(call.limit_s)
 
     def _work(self) -> None:
         while (job := self._inbox.get()) is not None:

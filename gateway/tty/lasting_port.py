@@ -20,16 +20,28 @@ from gateway.protocol.board_kinds import UsbIds, described
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.away_port import HELD_HIGH_BYTES, Ask, Asked, AwayPort, Port
+from gateway.tty.close_watch import CloseWatch, DeviceHeldError
 from gateway.tty.control_thread import on_loop
 from gateway.tty.port_counts import PortCounts
 from gateway.tty.retry_plan import SETTLE_RETRY_S, RetryPlan
-from gateway.tty.serial_port import UNSENT_HIGH_BYTES, SerialPort, open_port
+from gateway.tty.serial_port import UNSENT_HIGH_BYTES, PortOpener, SerialPort
 from gateway.tty.serial_states import NO_STATES, PortStates
 from gateway.tty.serial_tty import Tty, TtyLocation
 
 #: How often a board that has left the bus under its user is looked for: it comes back within
 #: 0.3 to 2.5 s, and esptool looks for its answer at once.
 _AWAY_RETRY_S = 0.05
+#: Later, udev tells of it at once; only for a path that udev does not know is it looked for.
+_AWAY_EARLY_S = 3.0
+_AWAY_LATE_RETRY_S = 0.25
+
+#: Opening a tty that another program has locked raises DTR and RTS under that program, so it is
+#: tried again when a program has closed it, and then not at once: the tools of one command open it
+#: one after the other. The others are for a close that fell into the moment before the watch,
+#: and for a tty that can't be watched.
+_AFTER_CLOSE_S = 1.0
+_HELD_RETRY_S = 600.0
+_NOT_WATCHED_RETRY_S = 60.0
 
 #: How long stopping waits for a port that is being opened, and again for it to be closed; a kernel
 #: that does not answer is left behind.
@@ -104,11 +116,14 @@ class LastingPort:
         self._retry: clock.Timer | None = None
         self._grace: clock.Timer | None = None
         self._grace_ends_s = 0.0
+        self._away_since_s = 0.0
         self._is_busy = False  # the owner has been told to write no more
         self._returning: AwayPort | None = None  # has what a board that is back has not got yet
         self._cut_off_bytes = 0  # dropped while the board is away, and not logged yet
         self._last_failure = ""  # said once, however often the port is tried
         self._plan = RetryPlan()
+        self._opener = PortOpener(self, self.counts)
+        self._holder: CloseWatch | None = None  # on a tty that another program has locked
         self._look_again = False  # when the try that is under way has failed
         self._stopped = False
         self._released: Callable[[], None] | None = None  # the port is to be closed, or is
@@ -127,8 +142,11 @@ class LastingPort:
         except DeviceError as error:
             self._loop.call_soon(self._not_opened, error)
             return
+        if self._is_held(self._location.path):
+            self._loop.call_soon(self._not_opened, DeviceHeldError())
+            return
         tty = Tty(self._location, self._initial_settings, self._lines_at_rest)
-        open_port(tty, self, self._opened, self._not_opened, self.counts)
+        self._opener.open(tty, self._opened, self._not_opened)
 
     def look_again(self, *, in_use: bool) -> None:
         """What is plugged in has changed: the device may be there now, elsewhere, or gone.
@@ -160,6 +178,7 @@ class LastingPort:
         """
         self._cancel_retry()
         self._released = released
+        self._opener.end()
         self.give_up_absence()
         port = self._port
         self._forget()
@@ -176,6 +195,8 @@ class LastingPort:
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_CLOSE_LIMIT_S):
                 await self._tried.wait()
+        self._opener.end()
+        self._forget_holder()
         self.give_up_absence()
         port = self._port
         self._forget()
@@ -334,7 +355,8 @@ class LastingPort:
     ) -> None:
         self._port = away = self._stand_in(settings, is_cut_off=is_cut_off)
         stayed = DeviceError(f"{error}; not back within {self.grace_s:g} s")
-        self._grace_ends_s = clock.time() + self.grace_s
+        self._away_since_s = clock.time()
+        self._grace_ends_s = self._away_since_s + self.grace_s
         self._grace = clock.call_at(self._grace_ends_s, self._lose_away, stayed)
         self._retry = clock.call_later(_AWAY_RETRY_S, self.start)
         self._owner.port_away(error)
@@ -423,6 +445,8 @@ class LastingPort:
 
     def _not_opened(self, error: DeviceError) -> None:
         self._tried.set()
+        if isinstance(error, DeviceHeldError) and error.watch is not None:
+            self._watch_holder(error.watch)
         if self._stopped or self._released is not None:
             self._closed()
             return
@@ -431,7 +455,7 @@ class LastingPort:
             self.start()
             return
         if isinstance(self._port, AwayPort):
-            self._retry = clock.call_later(_AWAY_RETRY_S, self.start)
+            self._retry = clock.call_later(self._away_retry_s(), self.start)
             return
         if self._plan.settles(error, clock.time()):
             self._retry = clock.call_later(SETTLE_RETRY_S, self.start)
@@ -453,10 +477,52 @@ class LastingPort:
 
     def _try_later(self, error: DeviceError) -> None:
         wait_s = self._plan.wait_s(clock.time())
-        if self._plan.penalty_s(clock.time()):
-            error = type(error)(f"{error}; it keeps leaving, next try in {wait_s:.1f} s")
-        self._retry = clock.call_later(wait_s, self.start)
+        if isinstance(error, DeviceHeldError):
+            wait_s = _HELD_RETRY_S if self._holder is not None else _NOT_WATCHED_RETRY_S
+            self._retry = clock.call_later(wait_s, self._try_held)
+        else:
+            if self._plan.penalty_s(clock.time()):
+                error = type(error)(f"{error}; it keeps leaving, next try in {wait_s:.1f} s")
+            self._retry = clock.call_later(wait_s, self.start)
         self._owner.port_lost(error)
+
+    def _away_retry_s(self) -> float:
+        is_early = clock.time() - self._away_since_s < _AWAY_EARLY_S
+        return _AWAY_RETRY_S if is_early else _AWAY_LATE_RETRY_S
+
+    def _is_held(self, path: str) -> bool:
+        """Whether the program that had the tty at the last try has not closed it since."""
+        if self._holder is None:
+            return False
+        if self._holder.path == path and not self._holder.has_news():
+            return True
+        self._forget_holder()
+        return False
+
+    def _watch_holder(self, watch: CloseWatch) -> None:
+        """Open the tty no more before the program that has locked it closes it."""
+        self._forget_holder()
+        if self._stopped:
+            watch.close()
+            return
+        self._holder = watch
+        self._loop.add_reader(watch.fileno(), self._holder_closed, watch)
+
+    def _forget_holder(self) -> None:
+        if self._holder is not None:
+            self._loop.remove_reader(self._holder.fileno())
+            self._holder.close()
+            self._holder = None
+
+    def _holder_closed(self, watch: CloseWatch) -> None:
+        self._loop.remove_reader(watch.fileno())  # the next try reads what has come
+        if self._retry is not None and not isinstance(self._port, AwayPort):
+            self._cancel_retry()
+            self._retry = clock.call_later(_AFTER_CLOSE_S, self.start)
+
+    def _try_held(self) -> None:
+        self._forget_holder()
+        self.start()
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:

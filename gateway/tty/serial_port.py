@@ -274,38 +274,71 @@ class SerialPort:
         self.lose(DeviceError(f"stopped working: {error}"))
 
 
-def open_port(
-    tty: Tty,
-    owner: PortOwner,
-    opened: Callable[[SerialPort], None],
-    failed: Callable[[DeviceError], None],
-    counts: PortCounts | None = None,
-) -> None:
-    """Open `tty` off the loop; one of `opened` and `failed` is called on it.
+class PortOpener:
+    """Opens ttys for one owner, off the loop and one at a time.
 
-    Both modem lines are off afterwards, in one step, and no board is reset. `counts` gets
-    that it was opened, and what each call takes that may block in the kernel, from now on.
+    A try that fails leaves its thread for the next one, so that a board that is away costs one
+    thread however often it is tried. The thread of a try that succeeds is the port's from then on.
+    `counts` gets that a tty was opened, and what each call takes that may block in the kernel.
     """
-    port: SerialPort | None = None
-    counts = counts or PortCounts()
 
-    def stuck(limit_s: float) -> None:
-        error = DeviceError(f"the kernel did not answer for {limit_s:g} s")
-        if port is not None:
-            port.lose(error)
-        else:
+    def __init__(self, owner: PortOwner, counts: PortCounts | None = None) -> None:
+        self._owner = owner
+        self._counts = counts or PortCounts()
+        self._thread: ControlThread | None = None
+        self._is_trying = False
+        self._goes_on = False  # another try may follow
+
+    def open(
+        self,
+        tty: Tty,
+        opened: Callable[[SerialPort], None],
+        failed: Callable[[DeviceError], None],
+    ) -> None:
+        """Open `tty`; one of `opened` and `failed` is called on the loop.
+
+        Both modem lines are off afterwards, in one step, and no board is reset.
+        """
+        thread = self._thread
+        if thread is None:
+            thread = ControlThread(f"tty {tty.name}", _nothing, self._counts.control_calls.observe)
+        self._thread = thread
+        self._is_trying = self._goes_on = True
+
+        def stuck(limit_s: float) -> None:
+            self._thread = None
+            self._is_trying = False
             thread.stop(tty.close)
-            failed(error)
+            failed(_no_answer(limit_s))
 
-    def tty_opened(_: Any) -> None:
-        nonlocal port
-        port = SerialPort(tty, owner, thread)
-        counts.opened += 1
-        opened(port)
+        def tty_opened(_: Any) -> None:
+            self._thread = None
+            self._is_trying = False
+            self._counts.opened += 1
+            port = SerialPort(tty, self._owner, thread)
+            thread.on_stuck = lambda limit_s: port.lose(_no_answer(limit_s))
+            opened(port)
 
-    def tty_failed(error: Exception) -> None:
-        thread.stop(tty.close)
-        failed(error if isinstance(error, DeviceError) else DeviceError(str(error)))
+        def tty_failed(error: Exception) -> None:
+            self._is_trying = False
+            if not self._goes_on:
+                self.end()
+            failed(error if isinstance(error, DeviceError) else DeviceError(str(error)))
 
-    thread = ControlThread(f"tty {tty.name}", stuck, counts.control_calls.observe)
-    thread.submit(tty.open, tty_opened, tty_failed, limit_s=_OPEN_LIMIT_S)
+        thread.on_stuck = stuck
+        thread.submit(tty.open, tty_opened, tty_failed, limit_s=_OPEN_LIMIT_S)
+
+    def end(self) -> None:
+        """End the thread, after the try that is under way if there is one: none follows for now."""
+        self._goes_on = False
+        if self._thread is not None and not self._is_trying:
+            self._thread.stop(_nothing)
+            self._thread = None
+
+
+def _no_answer(limit_s: float) -> DeviceError:
+    return DeviceError(f"the kernel did not answer for {limit_s:g} s")
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -26,6 +26,7 @@ from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import BOTH, IDLE, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.tty.close_watch import CloseWatch, DeviceHeldError
 from gateway.tty.serial_identity import read_usb_ids
 from gateway.tty.serial_states import (
     NOT_SUPPORTED,
@@ -123,7 +124,8 @@ class Tty(serial.Serial):
     def open(self) -> None:
         """Open the tty: raw, exclusive, lines where they rest, what the board has said kept.
 
-        Raises DeviceError with a reason for a person.
+        Raises DeviceError with a reason for a person; DeviceHeldError, with a watch on the tty,
+        when another program has locked it.
         """
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
@@ -132,6 +134,10 @@ class Tty(serial.Serial):
             raise _device_error(error) from error
         try:
             self._take_over()
+        except DeviceHeldError as error:
+            self._release()
+            error.watch = _watch_for_close(self._location.path)
+            raise
         except (OSError, termios.error, ValueError, OverflowError) as error:
             self._release()
             raise _device_error(error) from error
@@ -139,7 +145,10 @@ class Tty(serial.Serial):
 
     def _take_over(self) -> None:
         # First of all: where another program holds the port, nothing of it is touched.
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DeviceHeldError from error
         fcntl.ioctl(self.descriptor, termios.TIOCEXCL)
         self._is_exclusive = True
         self._is_pty = os.major(os.fstat(self.descriptor).st_rdev) in _PTY_SLAVE_MAJORS
@@ -324,6 +333,13 @@ class Tty(serial.Serial):
             stopbits=_stopbits_of(cflag, bytesize),
             flow_control=_flow_control_of(iflag, cflag),
         )
+
+
+def _watch_for_close(path: str) -> CloseWatch | None:
+    try:
+        return CloseWatch(path)
+    except OSError:
+        return None
 
 
 #: What the kernel answers when a USB device has been unplugged under an open tty.

@@ -18,7 +18,7 @@ from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tty.serial_port import SerialPort, open_port
+from gateway.tty.serial_port import PortOpener, SerialPort
 from gateway.tty.serial_tty import Tty, TtyLocation
 from tests.support.bare_pty import LIMIT_S, BarePty
 from tests.support.pty_board import turns, until
@@ -116,7 +116,9 @@ class PortBench:
         return self.opened
 
     def open(self) -> None:
-        open_port(self.tty, self, self._opened, self._failed)
+        opener = PortOpener(self)
+        opener.open(self.tty, self._opened, self._failed)
+        opener.end()
 
     def _opened(self, port: SerialPort) -> None:
         self.opened = port

@@ -154,7 +154,7 @@ class Owner:
 
 async def main():
     owner = Owner()
-    serial_port.open_port(tty, owner, owner.opened.set_result, owner.failed)
+    serial_port.PortOpener(owner).open(tty, owner.opened.set_result, owner.failed)
     await use(await owner.opened, owner)
     while tty.is_open:
         await asyncio.sleep(0.001)

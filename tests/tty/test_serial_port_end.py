@@ -38,7 +38,9 @@ async def test_an_absent_tty_is_reported_as_such_and_leaves_no_thread() -> None:
     with BarePty() as board:
         bench = PortBench(board)
         tty = Tty(TtyLocation(f"{board.path}-absent"), SETTINGS)
-        serial_port.open_port(tty, bench, bench._opened, errors.append)
+        opener = serial_port.PortOpener(bench)
+        opener.open(tty, bench._opened, errors.append)
+        opener.end()
         await until(lambda: errors)
         assert isinstance(errors[0], DeviceAbsentError)
         assert bench.events == []
