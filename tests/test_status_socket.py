@@ -1,15 +1,59 @@
+"""The status socket: which status is served, to whom, and that no other user can interfere."""
+
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway.status_socket import StatusError, StatusServer, ask, default_path, find_path
+from gateway import status_socket
+from gateway.status_socket import (
+    StatusError,
+    StatusServer,
+    ask,
+    checked_folder,
+    default_path,
+    find_path,
+)
+from tests.support.pty_board import LoopClock, turns, until
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user as well")
+
+NOBODY = 65534
 
 
-async def test_whoever_connects_gets_the_snapshot_of_that_moment(tmp_path: Path) -> None:
+@asynccontextmanager
+async def serving_status(path: Path, snapshot: str) -> AsyncIterator[StatusServer]:
+    server = StatusServer(path, lambda: snapshot)
+    await server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        await turns(3)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder as /tmp is: every user may make files in it."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+async def test_a_client_gets_the_snapshot_of_that_moment(tmp_path: Path) -> None:
     snapshots = iter(["first", "second" * 100_000])
     server = StatusServer(tmp_path / "new" / "status.sock", lambda: next(snapshots))
     await server.start()
@@ -38,7 +82,7 @@ async def test_the_socket_of_a_service_that_runs_is_left_alone(tmp_path: Path) -
     first, second = StatusServer(path, lambda: "first"), StatusServer(path, lambda: "second")
     await first.start()
     try:
-        with pytest.raises(OSError, match="belongs to a service that runs"):
+        with pytest.raises(StatusError, match="belongs to a service that runs"):
             await second.start()
         second.stop()
         assert await asyncio.to_thread(ask, path) == "first"
@@ -46,15 +90,218 @@ async def test_the_socket_of_a_service_that_runs_is_left_alone(tmp_path: Path) -
         first.stop()
 
 
-def test_where_no_service_runs_the_reason_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StatusError, match="no service runs here"):
-        ask(tmp_path / "status.sock")
-    with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(tmp_path / "left"))
-    with pytest.raises(StatusError, match="no service runs here"):
-        ask(tmp_path / "left")
-    with pytest.raises(StatusError, match="too long"):
-        ask(tmp_path / ("long" * 50))
+# --- clients
+
+
+async def test_clients_that_do_not_read_make_room_for_others_and_end_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_socket, "MAX_CLIENTS", 3)
+    path = tmp_path / "status.sock"
+    with LoopClock() as clock, ExitStack() as held:
+        async with serving_status(path, "x" * 4_000_000):
+            idle = []
+            for _ in range(5):
+                client = held.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(path))
+                client.setblocking(False)
+                idle.append(client)
+                await turns(10)
+
+            def ended() -> list[bool]:
+                return [has_ended(client) for client in idle]
+
+            await until(lambda: ended() == [True, True, False, False, False])
+            await clock.advance(5.1)
+            await until(lambda: all(ended()))
+
+
+def has_ended(client: socket.socket) -> bool:
+    """Whether the server has closed; what has come is not read."""
+    try:
+        client.send(b"x", socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+async def test_a_shortage_of_descriptors_is_logged_once_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "status.sock"
+    failures = [OSError(24, "Too many open files")] * 3
+    real = socket.socket.accept
+
+    def accept(listening: socket.socket) -> object:
+        if failures:
+            raise failures.pop()
+        return real(listening)
+
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    with capture_logs() as logs, LoopClock() as clock:
+        async with serving_status(path, "here"):
+            asking = asyncio.create_task(asyncio.to_thread(ask, path))
+            while not asking.done():
+                clock.jump(0.5)
+                await turns(5)
+            assert await asking == "here"
+    assert [(each["event"], each["server"]) for each in logs] == [("accept_failed", "status")]
+
+
+# --- other users
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+async def test_every_user_may_connect_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "new" / "status.sock"
+    before = os.umask(umask)
+    try:
+        async with serving_status(path, "here"):
+            assert stat.filemode(path.lstat().st_mode) == "srw-rw-rw-"
+            assert not path.parent.stat().st_mode & 0o022
+            assert os.umask(umask) == umask  # nothing else is made with another one
+    finally:
+        os.umask(before)
+
+
+@needs_root
+async def test_another_user_gets_the_status(shared_folder: Path) -> None:
+    async with serving_status(shared_folder / "new" / "status.sock", "for all") as server:
+        program = (
+            "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new($ARGV[0]) or die $!; print <$s>;"
+        )
+        asked = await asyncio.to_thread(
+            subprocess.run,
+            ["perl", "-e", program, str(server.path)],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert asked.stdout == "for all\n"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+async def test_a_folder_that_others_can_change_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(mode)
+    for path in (folder / "status.sock", folder / "new" / "status.sock"):
+        with pytest.raises(StatusError, match=f"chmod go-w {folder}"):
+            await StatusServer(path, str).start()
+    assert list(folder.iterdir()) == [] or list(folder.iterdir()) == [folder / "new"]
+
+
+async def test_a_folder_like_tmp_is_fine(shared_folder: Path) -> None:
+    async with serving_status(shared_folder / "status.sock", "here") as server:
+        assert await asyncio.to_thread(ask, server.path) == "here"
+    async with serving_status(shared_folder / "new" / "status.sock", "here") as server:
+        assert await asyncio.to_thread(ask, server.path) == "here"
+
+
+async def test_links_of_our_own_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "one").symlink_to("two/../two")
+    (tmp_path / "two").symlink_to(tmp_path / "real")
+    assert checked_folder(tmp_path / "one") == tmp_path / "real"
+    async with serving_status(tmp_path / "one" / "status.sock", "here"):
+        assert await asyncio.to_thread(ask, tmp_path / "real" / "status.sock") == "here"
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StatusError, match="too many symbolic links"):
+        checked_folder(tmp_path / "loop")
+
+
+async def test_a_file_in_the_place_of_the_folder_or_the_socket_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    file.chmod(0o600)
+    (tmp_path / "link").symlink_to(file)
+    with pytest.raises(StatusError, match="is not a directory"):
+        await StatusServer(file / "status.sock", str).start()
+    for path in (file, tmp_path / "link"):
+        with pytest.raises(OSError, match="in use"):
+            await StatusServer(path, str).start()
+    assert file.read_text() == "mine"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (tmp_path / "link").is_symlink()
+
+
+@needs_root
+async def test_what_belongs_to_another_user_is_refused_by_both_ends(shared_folder: Path) -> None:
+    folder = shared_folder / "esp-gateway"
+    folder.mkdir()
+    os.chown(folder, NOBODY, NOBODY)
+    link = shared_folder / "link"
+    link.symlink_to("/root")
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    for path in (folder, link):
+        with pytest.raises(StatusError, match=f"{path} belongs to another user"):
+            await StatusServer(path / "status.sock", str).start()
+    with pytest.raises(StatusError, match=f"{folder} belongs to another user"):
+        find_path({"XDG_RUNTIME_DIR": str(shared_folder)}, system=shared_folder / "none")
+
+
+#: Puts a link in the place of the socket again and again, and now and then one in the place of
+#: the folder.
+RACE = """
+my ($folder, $victim) = @ARGV;
+while (1) {
+    mkdir $folder, 0777;
+    for (1 .. 1000) {
+        symlink $victim, "$folder/link";
+        rename "$folder/link", "$folder/status.sock";
+        unlink "$folder/status.sock";
+    }
+    rmdir $folder;
+    symlink "/", $folder;
+    unlink $folder;
+}
+"""
+
+
+@needs_root
+def test_a_user_who_races_for_the_folder_gets_nothing_changed(shared_folder: Path) -> None:
+    folder, victim = shared_folder / "esp-gateway-0", shared_folder / "victim"
+    victim.write_text("mine")
+    victim.chmod(0o600)
+    refused = 0
+
+    async def serve_in_vain() -> None:
+        nonlocal refused
+        server = StatusServer(folder / "status.sock", str)
+        try:
+            await server.start()
+        except (StatusError, OSError):
+            refused += 1
+        server.stop()
+
+    racer = subprocess.Popen(
+        ["perl", "-e", RACE, folder, victim], user=NOBODY, group=NOBODY, extra_groups=[]
+    )
+    try:
+        while not os.path.lexists(folder):
+            time.sleep(0.001)
+        for _ in range(1000):
+            asyncio.run(serve_in_vain())
+            assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+            with suppress(FileNotFoundError):
+                if folder.lstat().st_uid == 0:
+                    folder.rmdir()  # ours, and nothing is left in it: the next one races again
+    finally:
+        racer.terminate()
+        racer.wait()
+    assert refused
+    assert not Path("/status.sock").exists()
+    assert victim.read_text() == "mine"
+
+
+# --- asking
 
 
 def test_an_answer_without_an_end_is_given_up(

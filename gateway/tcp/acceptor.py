@@ -254,7 +254,7 @@ class Acceptor:
         self.rejections.add(rejection, connection.host, reason)
 
     def _accept_failed(self, reason: str) -> None:
-        if self._admission.is_shortage_to_be_logged():
+        if self._admission.accept_failures.is_due():
             self._log.warning("accept_failed", reason=reason)
 
     async def _connect(self, connection: ClientSocket) -> None:

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway import clock
 from gateway.config.choices import ConnectionLimits
 from gateway.config.networks import EVERYBODY, Networks, peer_holder
 from gateway.descriptors import RESERVED_DESCRIPTORS
-from gateway.tcp.rejections import PERIOD_S
+from gateway.tcp.rejections import OncePerPeriod
 from gateway.tls.contexts import TlsNow
 from gateway.tls.handshakes import Handshakes
 
@@ -93,7 +92,8 @@ class Admission:
         self.handshakes = Handshakes()
         #: Descriptors that connections leave to everything else.
         self.reserved_descriptors = RESERVED_DESCRIPTORS
-        self._shortage_logged_at: float | None = None
+        #: For the log, over all listeners: the kernel can't accept.
+        self.accept_failures = OncePerPeriod()
 
     def reason_against(self, connection: ClientSocket) -> str:
         """Return why an accepted connection can't be served; empty if it can."""
@@ -103,14 +103,6 @@ class Admission:
         if connection.fileno() >= limit - min(self.reserved_descriptors, limit // 2):
             return f"file descriptors are running out (limit {limit})"
         return self.connections.reason_against(connection.holder)
-
-    def is_shortage_to_be_logged(self) -> bool:
-        """Return whether a failure to accept is to be logged, once a minute over all listeners."""
-        now = clock.time()
-        if self._shortage_logged_at is not None and now < self._shortage_logged_at + PERIOD_S:
-            return False
-        self._shortage_logged_at = now
-        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
@@ -74,6 +75,22 @@ class Rejections:
 
 #: How long after a log line about a key its events are only counted.
 PERIOD_S: Final = 60.0
+
+
+class OncePerPeriod:
+    """Tells when something that goes on is to be logged: at once, and not again for PERIOD_S."""
+
+    def __init__(self) -> None:
+        self._next_s = -math.inf
+
+    def is_due(self) -> bool:
+        """Return whether it is to be logged now."""
+        now = clock.time()
+        if now < self._next_s:
+            return False
+        self._next_s = now + PERIOD_S
+        return True
+
 
 #: Keys that are counted apart at a time; a flood from everywhere counts as OTHERS.
 MOST_KEYS: Final = 64

@@ -488,7 +488,7 @@ async def test_a_shortage_is_logged_once_a_minute_over_all_acceptors_and_survive
             await until(lambda: one.connections and two.connections)
             assert len(logs) == 1
             await clock.advance(PERIOD_S)
-            assert intake.admission.is_shortage_to_be_logged()
+            assert intake.admission.accept_failures.is_due()
     assert logs[0]["reason"] == os.strerror(number).lower()
 
 
