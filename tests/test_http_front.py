@@ -16,6 +16,7 @@ from gateway.http_front import HttpFront
 from gateway.service import Service
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
+from tests.support.pty_board import until
 
 
 async def status_of(tcp_port: int | None, token: str = "") -> int:
@@ -68,6 +69,8 @@ async def test_the_service_serves_its_ports(tmp_path: Path) -> None:
 
     gateway = Service(tmp_path)
     await gateway.start(parse_config(config("http: 127.0.0.1:0"), "f.yaml"))
+    # Until then, the port is still looking for its board.
+    await until(lambda: (counts := gateway.counts()) and counts.absent)
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{gateway.http_port}/api/ports") as response,
