@@ -17,6 +17,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
+from gateway.config.choices import ConnectionLimits
 from gateway.errors import ClientError, DeviceError
 from gateway.ports.running_port import RunningPort
 from gateway.sessions.client_output import ClientOutput
@@ -25,7 +26,7 @@ from gateway.sessions.seat import Seat
 from gateway.tcp.client_socket import peer_host
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.http_access import CONSOLE_PROTOCOL
-from gateway.web.http_answers import HttpError, client_name
+from gateway.web.http_answers import HttpError, Places, client_name
 from gateway.web.lab import LAB
 from gateway.web.ports_api import port_asked_for
 
@@ -41,7 +42,8 @@ _UNSENT_BYTES: Final = 65536
 #: Notices that a client does not read: a console that has so many is no console any more.
 _MAX_UNSENT_MESSAGES: Final = 4096
 
-MAX_CONSOLES: Final = 64
+#: As many as streams of events.
+CONSOLE_LIMITS: Final = ConnectionLimits(max=64, max_per_address=48)
 
 #: How long a client may take to read why it is closed.
 _CLOSE_S: Final = 0.5
@@ -60,10 +62,13 @@ def add_routes(app: web.Application) -> None:
 
 async def open_console(request: web.Request) -> web.StreamResponse:
     """Be a client of the port until one of both ends it."""
+    consoles = request.app[_CONSOLES]
+    with consoles.places.taken_by(request):
+        return await _run_console(request, consoles.open)
+
+
+async def _run_console(request: web.Request, consoles: set[Console]) -> web.StreamResponse:
     port = port_asked_for(request)
-    consoles = request.app[_CONSOLES].open
-    if len(consoles) >= MAX_CONSOLES:
-        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CONSOLES} consoles are open already")
     offered = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
     protocols = {each.strip() for line in offered for each in line.split(",")}
     if protocols and CONSOLE_PROTOCOL not in protocols:
@@ -320,6 +325,7 @@ class Consoles:
 
     def __init__(self) -> None:
         self.open: set[Console] = set()
+        self.places = Places(CONSOLE_LIMITS, "consoles")
 
 
 _CONSOLES = web.AppKey("consoles", Consoles)

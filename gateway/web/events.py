@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway import clock
+from gateway.config.choices import ConnectionLimits
 from gateway.devices.recorder import Recorder
-from gateway.web.http_answers import HttpError
+from gateway.web.http_answers import Places
 from gateway.web.lab import LAB, Lab
 from gateway.web.ports_api import all_ports
 
@@ -36,7 +36,8 @@ MAX_OUTPUT_BYTES: Final = 4096
 #: What waits for a client besides what the kernel has: all ports of a large lab take some of it.
 MAX_UNSENT_BYTES: Final = 4 << 20
 
-MAX_CLIENTS: Final = 64
+#: A page has one stream. A proxy in front of a team can't take the rest from other addresses.
+STREAM_LIMITS: Final = ConnectionLimits(max=64, max_per_address=48)
 
 
 def add_routes(app: web.Application) -> None:
@@ -49,6 +50,11 @@ def add_routes(app: web.Application) -> None:
 async def show_events(request: web.Request) -> web.StreamResponse:
     """All events from now on, the ports as they are now first."""
     events = request.app[_EVENTS]
+    with events.places.taken_by(request):
+        return await _send_events(request, events)
+
+
+async def _send_events(request: web.Request, events: Events) -> web.StreamResponse:
     client = events.enter(request)
     try:
         response = web.StreamResponse(
@@ -106,6 +112,7 @@ class Events:
     """Those who listen, and the look at the ports for all of them; made and used on the loop."""
 
     def __init__(self, lab: Lab) -> None:
+        self.places = Places(STREAM_LIMITS, "streams of events")
         self._lab = lab
         self._clients: set[Client] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -114,9 +121,7 @@ class Events:
         self._heard: dict[Recorder, int] = {}
 
     def enter(self, request: web.Request) -> Client:
-        """One more listens; HttpError if there are too many."""
-        if len(self._clients) >= MAX_CLIENTS:
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} others listen already")
+        """One more listens."""
         client = Client(request)
         shown = all_ports(self._lab)
         client.add(_frame("ports", shown))

@@ -6,7 +6,9 @@ What is answered is in the modules that add routes; the rules of access are in `
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +16,8 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
+from gateway.config.choices import ConnectionLimits
+from gateway.config.networks import peer_holder
 from gateway.errors import GatewayError
 from gateway.strict_json import parse_json
 from gateway.web.http_access import JSON, SAFE_METHODS, Asked
@@ -45,6 +49,34 @@ class HttpError(GatewayError):
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class Places:
+    """Places for requests that clients keep open, so that one address can't hold all of them."""
+
+    def __init__(self, limits: ConnectionLimits, what: str) -> None:
+        """`what` names them to a client that gets none, in the plural."""
+        self._limits = limits
+        self._what = what
+        self._taken: Counter[str] = Counter()  # by holder
+
+    @contextmanager
+    def taken_by(self, request: web.Request) -> Iterator[None]:
+        """Hold a place; raises HttpError if there is none."""
+        holder = peer_holder(request.remote or "")
+        if self._taken[holder] >= self._limits.max_per_address:
+            reason = f"{self._limits.max_per_address} {self._what} of this address are open already"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        if self._taken.total() >= self._limits.max:
+            reason = f"{self._limits.max} {self._what} are open already"
+            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+        self._taken[holder] += 1
+        try:
+            yield
+        finally:
+            self._taken[holder] -= 1
+            if not self._taken[holder]:
+                del self._taken[holder]
 
 
 def takes(*content_types: str) -> Callable[[Handler], Handler]:

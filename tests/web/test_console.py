@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.choices import ClientLimits, Sharing, SlowClient
+from gateway.config.choices import ClientLimits, ConnectionLimits, Sharing, SlowClient
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET
@@ -351,7 +351,7 @@ async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
 
 
 async def test_only_so_many_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONSOLES", 1)
+    monkeypatch.setattr(module, "CONSOLE_LIMITS", ConnectionLimits(1, 1))
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             async with console(client) as terminal:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.config.choices import ConnectionLimits
 from gateway.ports.running_port import RunningPort
 from gateway.web import events
 from tests.support.http_lab import (
@@ -49,6 +50,14 @@ class Stream:
             self.ports = content.get("ports", self.ports)
             if name == wanted:
                 return content
+
+
+@asynccontextmanager
+async def from_address(client: HttpClient, address: tuple[str, int]) -> AsyncIterator[HttpClient]:
+    """Another client of the same server, with an address of its own."""
+    connector = aiohttp.TCPConnector(local_addr=address)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield HttpClient(session, client.tcp_port)
 
 
 @asynccontextmanager
@@ -146,10 +155,33 @@ async def test_nobody_looks_when_nobody_listens() -> None:
 
 
 async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_CLIENTS", 1)
+    monkeypatch.setattr(events, "STREAM_LIMITS", ConnectionLimits(2, 1))
+    elsewhere = [("127.0.0.2", 0), ("127.0.0.3", 0)]
     async with http_client([]) as client, listening(client) as stream:
         await stream.next("ports")
-        assert (await client.get("/api/events")).status == 503
+        answered = await client.get("/api/events")
+        assert (answered.status, answered.error) == (
+            503,
+            "1 streams of events of this address are open already",
+        )
+        async with from_address(client, elsewhere[0]) as other, listening(other) as second:
+            await second.next("ports")
+            async with from_address(client, elsewhere[1]) as third:
+                answered = await third.get("/api/events")
+                assert (answered.status, answered.error) == (
+                    503,
+                    "2 streams of events are open already",
+                )
+        async with from_address(client, elsewhere[1]) as third:
+            await until_listening(third)
+
+
+async def until_listening(client: HttpClient) -> None:
+    """Listen, as soon as the one before has been noticed to be gone."""
+    while True:
+        async with client.session.get(f"{client.url}/api/events") as response:
+            if response.status == 200:
+                return
 
 
 async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
