@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway import __version__
+from gateway import __version__, descriptors
 from gateway.config.document import GatewayConfig, PortConfig
 from gateway.devices.device import DeviceState
 from gateway.http_front import HttpFront
@@ -26,7 +26,7 @@ from gateway.reload import Reloader
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
 from gateway.status import to_json
-from gateway.status_socket import StatusServer
+from gateway.status_socket import StatusError, StatusServer
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 from gateway.usb.inventory import Inventory, UsbSource
@@ -82,6 +82,7 @@ class Service:
         entries = len(config.ports) + len(config.pools)
         self._log.info("service_started", version=__version__, ports=entries)
         async with self._reconciling:
+            self._admission.connections.limits = config.connections
             await self._inventory.start(config)
             for failure in (await self._reconcile()).failures:
                 raise failure
@@ -92,6 +93,7 @@ class Service:
         """Serve `config` from now on; entries that have not changed go on undisturbed."""
         self._tell_warnings(config)
         async with self._reconciling:
+            self._admission.connections.limits = config.connections
             await self._tls_contexts.renew()
             await self._inventory.reconfigure(config)
             changes = await self._reconcile()
@@ -185,6 +187,7 @@ class Service:
         self._ports_are_old = False
         wanted = {port.name: port for port in self._inventory.ports()}
         self._n_wanted, self._entries_known = len(wanted), True
+        self._admission.reserved_descriptors = descriptors.reserved_for(len(wanted))
         leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
         # First those that go: their addresses and devices may be wanted by others.
         await asyncio.gather(*(port.stop("its configuration has changed") for port in leaving))
@@ -249,6 +252,7 @@ async def serve(
     # Before anything that takes time: until then these signals kill the process.
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_requested.set)
+    descriptors.raise_limit()
     service = Service(state_folder)
     report = SdReport(Notifier(), service.counts)
     reloader = Reloader(
@@ -306,7 +310,7 @@ async def _try_to_start(status: StatusServer | None) -> None:
     log = structlog.get_logger()
     try:
         await status.start()
-    except OSError as error:
-        log.info("status_not_served", reason=str(error))
+    except (OSError, StatusError) as error:
+        log.warning("status_not_served", reason=str(error))
     else:
         log.info("status_served", path=str(status.path))

@@ -66,7 +66,7 @@ class Access:
 class ConnectionLimits:
     """How many connections clients may have at a time, over all listeners that share the limits.
 
-    An IPv6 address stands for its /64, which one host has to itself.
+    An IPv6 address stands for its /64 (networks.peer_holder).
     """
 
     #: Twice what 64 ports with 32 sessions each need.

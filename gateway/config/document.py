@@ -18,6 +18,7 @@ import yaml
 from gateway.config.choices import (
     Access,
     ClientLimits,
+    ConnectionLimits,
     Opening,
     Recording,
     Sharing,
@@ -62,6 +63,7 @@ from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings
 from gateway.tls.files import Tls
 
 _ACCESS = Access()
+_CONNECTIONS = ConnectionLimits()
 _LIMITS = ClientLimits()
 _RECORDING = Recording()
 
@@ -160,6 +162,7 @@ class GatewayConfig:
     pools: tuple[PoolConfig, ...] = ()
     http: HttpConfig | None = None
     mdns: MdnsConfig | None = None
+    connections: ConnectionLimits = _CONNECTIONS
     warnings: tuple[ConfigProblem, ...] = field(default=(), compare=False)
 
 
@@ -181,6 +184,7 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
     ports, defaults = _read_file(root, problems)
     http = read_section(root, "http", read_http, problems)
     mdns = read_section(root, "mdns", read_mdns, problems)
+    connections = read_section(root, "connections", _read_connections, problems)
     others = [http_section(http)] if http is not None else []
     check_unique(ports, problems, others)
     warnings = []
@@ -188,7 +192,13 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
         check_http_files(http, problems)
         warnings = check_tls_files([*defaults, *ports, *others], problems)
     problems.raise_if_any()
-    return replace(_built(ports), http=http, mdns=mdns, warnings=tuple(warnings))
+    return replace(
+        _built(ports),
+        http=http,
+        mdns=mdns,
+        connections=connections or _CONNECTIONS,
+        warnings=tuple(warnings),
+    )
 
 
 _SERIAL = SerialSettings()
@@ -231,11 +241,17 @@ PORT_KEYS: Final = (
     Key("on_absent", one_of(OnAbsent), OnAbsent.REFUSE),
 )
 
+#: The keys of `connections`.
+CONNECTION_KEYS: Final = (
+    Key("max", whole_number(1, 65536), _CONNECTIONS.max),
+    Key("max_per_address", whole_number(1, 65536), _CONNECTIONS.max_per_address),
+)
+
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
 _KEYS_OF_EACH: Final = tuple(key.name for key in PORT_KEYS if not key.has_default)
 #: For ports that clients connect to; one that connects does so when its device is open.
 _LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
-_FILE_KEYS: Final = ("defaults", "ports", "http", "mdns")
+_FILE_KEYS: Final = ("defaults", "ports", "http", "mdns", "connections")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
 _ACCEPTED_FILE: Final = "a mapping with the key `ports`"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
@@ -267,6 +283,11 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
         problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
         return [], given
     return _read_ports(found["ports"].value, defaults, problems), given
+
+
+def _read_connections(_line: int, node: yaml.Node, problems: Problems) -> ConnectionLimits:
+    given = read_keys(node, "connections", CONNECTION_KEYS, problems)
+    return ConnectionLimits(**given.values)
 
 
 def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:

@@ -49,23 +49,25 @@ EVERYBODY: Final = Networks()
 
 def peer_network(host: str) -> str:
     """The network that stands for a peer in the log: a /24, of IPv6 a /64."""
-    return _network_of(host, _PEER_PREFIX_V4)
+    return _network_of(host, _PEER_PREFIX_V4, _PEER_PREFIX_V6)
 
 
 def peer_holder(host: str) -> str:
     """What stands for a peer where its connections are limited: its address, of IPv6 a /64.
 
-    A host chooses its addresses within a /64 freely (RFC 4941).
+    Within a /64 a host has as many addresses as it likes; the hosts of a LAN share one. Not the
+    link-local one, which would be the same for every LAN.
     """
-    return _network_of(host, 32)
+    is_link_local = host.lower().startswith("fe80:")
+    return _network_of(host, 32, 128 if is_link_local else _PEER_PREFIX_V6)
 
 
-def _network_of(host: str, prefix_v4: int) -> str:
+def _network_of(host: str, prefix_v4: int, prefix_v6: int) -> str:
     try:
         address = _address(host)
     except ValueError:
         return "unknown"
-    prefix = prefix_v4 if address.version == 4 else _PEER_PREFIX_V6
+    prefix = prefix_v4 if address.version == 4 else prefix_v6
     return str(ipaddress.ip_network((address, prefix), strict=False))
 
 

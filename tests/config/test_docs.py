@@ -9,7 +9,7 @@ import yaml
 
 from gateway import cli
 from gateway.config.device import MATCH_KEYS
-from gateway.config.document import PORT_KEYS, load_config, parse_config
+from gateway.config.document import CONNECTION_KEYS, PORT_KEYS, load_config, parse_config
 from gateway.config.sections import REQUIRED, Key
 from gateway.config.tls import TLS_KEYS
 
@@ -71,6 +71,11 @@ def test_the_documentation_lists_every_key_of_a_match() -> None:
 def test_the_documentation_lists_every_key_of_tls() -> None:
     rows = re.findall(r"^\| `tls\.(\w+)` \| ([^|]+) \|", DOCS, re.MULTILINE)
     assert rows == [(name, kind.accepted) for name, kind in TLS_KEYS.items()]
+
+
+def test_the_documentation_lists_every_key_of_connections() -> None:
+    rows = re.findall(r"^\| `connections\.(\w+)` \| (.+?) \| (.+?) \| \S.*\|$", DOCS, re.MULTILINE)
+    assert rows == [described(key) for key in CONNECTION_KEYS]
 
 
 def test_the_examples_of_naming_devices_are_valid() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.config.document import PortConfig, parse_config
-from gateway.config.networks import EVERYBODY, Networks, peer_network
+from gateway.config.networks import EVERYBODY, Networks, peer_holder, peer_network
 from gateway.errors import ConfigError
 
 
@@ -113,3 +113,17 @@ def test_who_dials_out_lets_nobody_in(key: str) -> None:
 )
 def test_peers_are_counted_by_their_network(host: str, network: str) -> None:
     assert peer_network(host) == network
+
+
+@pytest.mark.parametrize(
+    ("host", "holder"),
+    [
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::1/128"),
+        ("", "unknown"),
+    ],
+)
+def test_connections_are_limited_by_what_one_host_has_at_least(host: str, holder: str) -> None:
+    assert peer_holder(host) == holder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +117,8 @@ def has_no_privileges(host: Host) -> None:
     assert int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"^Max open files +65536 +65536 ", limits, re.MULTILINE)
 
 
 def keeps_what_a_board_says(host: Host) -> None:
