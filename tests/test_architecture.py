@@ -248,6 +248,23 @@ def test_the_client_and_the_service_know_nothing_of_each_other(name: str) -> Non
         assert not any(each.startswith("client.") for each in imported)
 
 
+@pytest.mark.parametrize("name", [name for name in MODULES if matches(name, CLIENT_MAY_IMPORT)])
+def test_what_runs_in_others_programs_imports_relatively(name: str) -> None:
+    # There it is below another name than `gateway`: packaging/esp_serial_gateway_client.py.
+    tree = ast.parse(MODULES[name].read_text())
+    absolute = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        node.module or ""
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert not {each for each in absolute if each.partition(".")[0] == PACKAGE}
+
+
 @pytest.mark.parametrize("package", ONLY_IMPORTED_BY)
 def test_a_third_party_package_stays_in_its_room(package: str) -> None:
     importers = {name for name in MODULES if package in outside_packages(name)}

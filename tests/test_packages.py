@@ -73,8 +73,9 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(built: Buil
     modules = {name for name in built.checkout if name.startswith("gateway/")}
     assert {"gateway/cli.py", "gateway/py.typed", "gateway/simulator/stub.py"} <= modules
     about_it = {name for name in built.wheel if ".dist-info/" in name}
-    # Beside the package, where the interpreter looks: see gateway.client.finder.
-    assert built.wheel - about_it == modules | {"esp_gateway_client.pth"}
+    # Beside the package, where the interpreter looks.
+    client = {"esp_serial_gateway_client.pth", "esp_serial_gateway_client.py"}
+    assert built.wheel - about_it == modules | client
     assert {name.partition(".dist-info/")[2] for name in about_it} == {
         "METADATA",
         "RECORD",

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from gateway.client.address import Address
-from gateway.client.received import ConnectionEndedError, Received
-from gateway.client.tcp_link import Link, SendTimeoutError
-from gateway.client.wire import Wire, WireError
-from gateway.protocol import rfc2217
-from gateway.protocol.iac import double
-from gateway.protocol.rfc2217 import Control, Modemstate, PurgeBuffers
+from ..protocol import rfc2217
+from ..protocol.iac import double
+from ..protocol.rfc2217 import Control, Modemstate, PurgeBuffers
+from .address import Address
+from .received import ConnectionEndedError, Received
+from .tcp_link import Link, SendTimeoutError
+from .wire import Wire, WireError
 
 #: A write goes out in such pieces: between two of them other threads' commands get their turn,
 #: and a write that times out has handed over whole ones.

@@ -18,17 +18,17 @@ from serial.serialutil import (
     SerialTimeoutException,
 )
 
-from gateway.client import address
-from gateway.client.connection import (
+from ..protocol import rfc2217
+from ..protocol.rfc2217 import Control, Modemstate, PurgeBuffers
+from . import address
+from .connection import (
     Connection,
     NoAnswerError,
     RefusedError,
     WriteTimeoutError,
     kind_of,
 )
-from gateway.client.received import ConnectionEndedError
-from gateway.protocol import rfc2217
-from gateway.protocol.rfc2217 import Control, Modemstate, PurgeBuffers
+from .received import ConnectionEndedError
 
 _T = TypeVar("_T")
 

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.client.address import Address
+from .address import Address
 
 if TYPE_CHECKING:
-    from gateway.client.tls_layer import TlsLayer
+    from .tls_layer import TlsLayer
 
 _RECEIVE_BYTES = 65536
 
@@ -64,7 +64,7 @@ class Link:
                 self._receiver.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def _start_tls(self, address: Address) -> None:
-        from gateway.client.tls_layer import TlsLayer, context_of  # noqa: PLC0415  # its docstring
+        from .tls_layer import TlsLayer, context_of  # noqa: PLC0415  # its docstring
 
         tls = TlsLayer(context_of(address), address.host)
         agreed, answer = tls.shake_hands(b"")

@@ -11,7 +11,7 @@ import contextlib
 import ssl
 import threading
 
-from gateway.client.address import Address
+from .address import Address
 
 _PIECE_BYTES = 65536
 

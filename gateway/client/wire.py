@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from gateway.protocol import rfc2217
-from gateway.protocol.iac import DOUBLED, IAC, end_of_data, undouble
+from ..protocol import rfc2217
+from ..protocol.iac import DOUBLED, IAC, end_of_data, undouble
 
 _SE = 0xF0
 _SB = 0xFA
