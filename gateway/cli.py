@@ -200,7 +200,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _print_summary(arguments.file, config)
     for warning in config.warnings:
-        print(f"{warning} (only a warning)", file=sys.stderr)
+        print(warning, file=sys.stderr)
     cli_lan.print_warnings(config)
     return 0
 

@@ -15,23 +15,27 @@ class GatewayError(Exception):
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """One mistake in a configuration file.
+    """One mistake in a configuration file, or one thing to warn of.
 
-    `line` counts from 1, 0 is the file as a whole (it can't be read); `key` is the path of keys
-    (`ports[2].tcp`, list items count from 0), empty where no key is concerned (wrong syntax);
-    `found` is what the file says and `accepted` what it may say.
+    `line` counts from 1, 0 is the file as a whole (it can't be read). `key` is the path of keys to
+    the section that is concerned (`ports[2].tls`, list items count from 0), empty for the file.
+    `problem` is the cause (`invalid tcp '70000'`), `expected` the remedy, empty where `problem` has
+    it. As text it is one line in the form of a compiler's.
     """
 
     file: str
     line: int
     key: str
-    found: str
-    accepted: str
+    problem: str
+    expected: str = ""
+    is_warning: bool = False
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        key = f" {self.key}:" if self.key else ""
-        return f"{place}:{key} found {self.found}, accepted: {self.accepted}"
+        parts = [f"{self.file}:{self.line}" if self.line else self.file]
+        parts += ["warning"] if self.is_warning else []
+        parts += [self.key] if self.key else []
+        parts += [self.problem, f"expected {self.expected}"] if self.expected else [self.problem]
+        return ": ".join(parts)
 
 
 class ConfigError(GatewayError):

@@ -6,6 +6,12 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+#: Why a file with a secret in it is refused, and what is expected. Its group may read it: that is
+#: how several services share a key.
+OPEN_TO_OTHERS: Final = "all users of this host may read or write it"
+PRIVATE: Final = "a file for its owner and group only (chmod o= FILE)"
 
 _KINDS = (
     (stat.S_ISDIR, "a directory"),

@@ -1,14 +1,16 @@
 from gateway.errors import ConfigError, ConfigProblem, DeviceAbsentError, DeviceError
 
 
-def test_a_problem_tells_file_line_key_found_and_accepted() -> None:
-    problem = ConfigProblem("lab.yaml", 7, "ports[0].tcp", "'x'", "1 to 65535")
-    assert str(problem) == "lab.yaml:7: ports[0].tcp: found 'x', accepted: 1 to 65535"
+def test_a_problem_has_file_line_section_cause_and_remedy() -> None:
+    problem = ConfigProblem("lab.yaml", 7, "ports[0]", "invalid tcp 'x'", "1 to 65535")
+    assert str(problem) == "lab.yaml:7: ports[0]: invalid tcp 'x': expected 1 to 65535"
+    warning = ConfigProblem("lab.yaml", 7, "ports[0]", "tcp '23' is privileged", is_warning=True)
+    assert str(warning) == "lab.yaml:7: warning: ports[0]: tcp '23' is privileged"
 
 
 def test_a_problem_of_the_whole_file_has_neither_line_nor_key() -> None:
     assert str(ConfigProblem("lab.yaml", 0, "", "nothing", "a file")) == (
-        "lab.yaml: found nothing, accepted: a file"
+        "lab.yaml: nothing: expected a file"
     )
 
 

@@ -47,6 +47,7 @@ async def test_there_is_one_as_long_as_the_configuration_says(tmp_path: Path) ->
 async def test_the_token_is_read_again_each_time(tmp_path: Path) -> None:
     file = tmp_path / "token"
     config = HttpConfig("127.0.0.1", 0, token_file=str(file))
+    file.touch(mode=0o600)
     file.write_text("a" * 16)
     front = HttpFront(list, "1", TlsContexts(structlog.get_logger()), Admission())
     await front.follow(config)

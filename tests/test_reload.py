@@ -290,7 +290,7 @@ def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
         before = gateway.status()
         gateway.write("  - name: a\n    tcp: many\n    device: /dev/ttyUSB0")
         refused = gateway.reload("configuration_refused")
-        assert "gateway.yaml:3: ports[0].tcp" in str(refused["problem"])
+        assert "gateway.yaml:3: ports[0]: invalid tcp" in str(refused["problem"])
         assert {name: port.address for name, port in gateway.status().items()} == {
             name: port.address for name, port in before.items()
         }

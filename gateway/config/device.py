@@ -15,19 +15,17 @@ from typing import Any, Final
 import yaml
 
 from gateway.config.usb_match import SIMULATED, DeviceChoice, UsbMatch
+from gateway.config.wording import MAX_REASON_CHARS, clipped
 from gateway.config.yaml_lines import (
-    MAX_REASON_CHARS,
     Kind,
     Problems,
     WrongPartsError,
-    clipped,
     is_quoted,
     is_refused,
     known_entries,
     line_of,
     refuse,
     scalar_text,
-    shown,
     whole_number,
 )
 
@@ -127,13 +125,13 @@ def _read_match(node: yaml.MappingNode, path: str, parts: Problems) -> Iterator[
             refuse(entry.value, key_path, MATCH_KEYS[name].accepted, parts, reason=str(exc))
             continue
         if twice := fields.keys() & read.keys():
-            once = f"{shown(entry.value)} beside a location that says {twice.pop()} already"
-            parts.add(entry.line, key_path, once, "the interface once")
+            problem = f"{name} with a location that has the {twice.pop()} in it"
+            parts.add(entry.line, path, problem, "the interface once")
         fields |= read
     if len(parts.found) > before:
         return
     if not found.keys() - {"interface"}:
-        what = "interface alone" if found else "an empty match"
+        what = "interface alone" if found else "empty match"
         parts.add(line_of(node), path, what, _ACCEPTED_MATCH)
         return
     yield UsbMatch(**fields)

@@ -25,6 +25,7 @@ from gateway.config.choices import (
     SlowClient,
 )
 from gateway.config.device import DEVICE, TCP, pool_member_name
+from gateway.config.foreign import explained, program_of
 from gateway.config.http import HttpConfig, check_http_files, http_section, read_http
 from gateway.config.mdns import MdnsConfig, read_mdns
 from gateway.config.networks import NETWORKS
@@ -40,13 +41,12 @@ from gateway.config.tls import TLS, check_tls_files, check_tls_fits
 from gateway.config.unique import Section, check_unique
 from gateway.config.usb_match import DeviceChoice
 from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
+from gateway.config.wording import clipped, quoted
 from gateway.config.yaml_lines import (
     Problems,
-    clipped,
     compose,
     is_nothing,
     is_refused,
-    join,
     known_entries,
     line_of,
     one_of,
@@ -56,7 +56,7 @@ from gateway.config.yaml_lines import (
     true_or_false,
     whole_number,
 )
-from gateway.errors import ConfigProblem
+from gateway.errors import ConfigError, ConfigProblem
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
@@ -179,7 +179,15 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
 
     Raises ConfigError with every problem, nothing else whatever the text is.
     """
-    problems = Problems(file)
+    try:
+        return _parsed(text, Problems(file), with_files=with_files)
+    except ConfigError:
+        if program := program_of(text):
+            raise Problems(file).stop(0, *explained(program)) from None
+        raise
+
+
+def _parsed(text: str, problems: Problems, *, with_files: bool) -> GatewayConfig:
     root = compose(text, problems)
     ports, defaults = _read_file(root, problems)
     http = read_section(root, "http", read_http, problems)
@@ -247,20 +255,21 @@ CONNECTION_KEYS: Final = (
     Key("max_per_address", whole_number(1, 65536), _CONNECTIONS.max_per_address),
 )
 
+_PORT_NAMES: Final = frozenset(key.name for key in PORT_KEYS)
 _DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
 _KEYS_OF_EACH: Final = tuple(key.name for key in PORT_KEYS if not key.has_default)
 #: For ports that clients connect to; one that connects does so when its device is open.
 _LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
 _FILE_KEYS: Final = ("defaults", "ports", "http", "mdns", "connections")
 _ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
-_ACCEPTED_FILE: Final = "a mapping with the key `ports`"
+_ACCEPTED_FILE: Final = "a mapping with the key 'ports'"
 _ACCEPTED_PORTS: Final = "a list of one port or more"
 
 
 def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section], list[Section]]:
     """The ports, and the defaults if there are any."""
     if root is None or is_nothing(root):
-        problems.add(1, "", "an empty file", _ACCEPTED_FILE)
+        problems.add(1, "", "empty file", _ACCEPTED_FILE)
         return [], []
     if not isinstance(root, yaml.MappingNode) or is_refused(root):
         refuse(root, "", _ACCEPTED_FILE, problems)
@@ -275,12 +284,11 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
         defaults = overlaid(defaults, section)
         given = [section]
         if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
-            accepted = "a path with {name} in it, which stands for the name of each port"
-            problems.add(
-                section.lines["log_file"], "defaults.log_file", clipped(log_file), accepted
-            )
+            problem = f"invalid log_file {quoted(log_file)}"
+            expected = "a path with {name} in it, which stands for the name of each port"
+            problems.add(section.lines["log_file"], "defaults", problem, expected)
     if "ports" not in found:
-        problems.add(line_of(root), "ports", "nothing", _ACCEPTED_PORTS)
+        problems.add(line_of(root), "", "missing ports", _ACCEPTED_PORTS)
         return [], given
     return _read_ports(found["ports"].value, defaults, problems), given
 
@@ -292,7 +300,7 @@ def _read_connections(_line: int, node: yaml.Node, problems: Problems) -> Connec
 
 def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
     if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
-        refuse(node, "ports", _ACCEPTED_PORTS, problems)
+        refuse(node, "ports", _ACCEPTED_PORTS, problems, reason=_without_dashes(node))
         return []
     ports = []
     for index, item in enumerate(node.value):
@@ -304,21 +312,35 @@ def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -
     return ports
 
 
+def _without_dashes(node: yaml.Node) -> str:
+    """The likely reason for which there is a mapping where ports should be listed."""
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        return ""
+    key, value = node.value[0]
+    if str(key.value).removeprefix("-") in _PORT_NAMES and str(key.value).startswith("-"):
+        return f"no space after '-' in line {line_of(key)}"
+    if str(key.value) in _PORT_NAMES:
+        return f"no '-' before {quoted(str(key.value))} in line {line_of(key)}"
+    if isinstance(value, yaml.MappingNode):
+        return f"write '- name: {clipped(str(key.value))}' for '{clipped(str(key.value))}:'"
+    return ""
+
+
 def _check_fit(port: Section, line: int, problems: Problems) -> None:
     """Refuse keys of one port that do not go together; a default that does not fit is not used."""
 
-    def refuse_key(key: str, found: str, accepted: str) -> None:
-        problems.add(port.lines.get(key, line), join(port.path, key), found, accepted)
+    def refuse_key(key: str, problem: str, expected: str) -> None:
+        problems.add(port.lines.get(key, line), port.path, problem, expected)
 
     if "connect" not in port.lines:
         if "tcp" not in port.lines:
-            accepted = f"{_ACCEPTED_TCP}, or connect: {ADDRESS.accepted}"
-            refuse_key("tcp", "neither tcp nor connect", accepted)
+            expected = f"tcp ({_ACCEPTED_TCP}) or connect ({ADDRESS.accepted})"
+            refuse_key("tcp", "missing tcp", expected)
     else:
         for key in _LISTENING_KEYS:
             if key in port.lines:
-                found = f"{key} beside connect (line {port.lines['connect']})"
-                refuse_key(key, found, f"connect without {key}, or tcp")
+                problem = f"{key} with connect (line {port.lines['connect']})"
+                refuse_key(key, problem, f"connect without {key}, or tcp")
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.

@@ -18,11 +18,11 @@ from gateway.config.networks import EVERYBODY, NETWORKS, Networks
 from gateway.config.tls import TLS, check_tls_fits
 from gateway.config.unique import Section
 from gateway.config.values import ABSOLUTE_PATH, HOST, Address, read_address
+from gateway.config.wording import clipped, quoted
 from gateway.config.yaml_lines import (
     Kind,
     Problems,
     WrongPartsError,
-    clipped,
     is_refused,
     known_entries,
     line_of,
@@ -30,7 +30,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import GatewayError
-from gateway.regular_file import read_regular_file
+from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
 from gateway.tls.files import Tls
 
 #: The Python packages that the server is made with, and how they are installed.
@@ -71,7 +71,13 @@ class HttpConfig:
 
 
 class TokenFileError(GatewayError):
-    """For the operator: why there is no token in a file."""
+    """For the operator: why the token in a file can't be used."""
+
+    def __init__(self, path: str, reason: str, expected: str = _TOKEN_FILE) -> None:
+        super().__init__(f"invalid token_file '{path}' ({reason}): expected {expected}")
+        self.path = path
+        self.reason = reason
+        self.expected = expected
 
 
 def is_loopback(host: str) -> bool:
@@ -83,15 +89,16 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(path: str) -> str:
-    """The token in a file; blocks. Raises TokenFileError with what is found instead."""
+    """The token in a file; blocks. Raises TokenFileError with the reason why there is none."""
     try:
-        text = read_regular_file(path, _TOKEN_FILE_BYTES).data.decode("latin-1")
+        content = read_regular_file(path, _TOKEN_FILE_BYTES)
     except OSError as error:
-        reason = error.strerror or error
-        raise TokenFileError(f"{path}: no readable file ({reason})") from error
-    token = text.removesuffix("\n").removesuffix("\r")
+        raise TokenFileError(path, f"cannot be read: {error.strerror or error}") from error
+    if content.is_open_to_others:
+        raise TokenFileError(path, OPEN_TO_OTHERS, PRIVATE)
+    token = content.data.decode("latin-1").removesuffix("\n").removesuffix("\r")
     if not _TOKEN.fullmatch(token):
-        raise TokenFileError(f"{path}, which has no token in it")  # never what is in it
+        raise TokenFileError(path, "no token in it")  # never what is in it
     return token
 
 
@@ -138,21 +145,22 @@ def read_http(line: int, node: yaml.Node, problems: Problems) -> HttpConfig | No
         for name, entry in found.items():
             _read_into(values, name, f"http.{name}", entry.value, problems)
         if "listen" not in found:
-            problems.add(line_of(node), "http.listen", "nothing", LISTEN.accepted)
+            problems.add(line_of(node), "http", "missing listen", LISTEN.accepted)
     else:
         _read_into(values, "listen", "http", node, problems)
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        problems.add(line, "http", f"http without the Python package {missing[0]}", _INSTALLED)
+        problem = f"http needs the Python package {missing[0]}, which is not installed"
+        problems.add(line, "", problem, _INSTALLED)
     if len(problems.found) > before or "listen" not in values:
         return None
     listen = values.pop("listen")
     http = HttpConfig(listen.host, listen.tcp_port, **values, lines=tuple(lines.items()))
     check_tls_fits(http_section(http), line, problems)
     if http.token_file is None and not http.is_loopback:
-        found_there = f"{listen} without token_file"
-        accepted = "token_file, or an address that only this machine reaches (127.0.0.1:8080)"
-        problems.add(lines["listen"], "http", found_there, accepted)
+        problem = f"listen '{listen}' without token_file"
+        expected = "token_file, or an address that only this machine reaches (127.0.0.1:8080)"
+        problems.add(lines["listen"], "http", problem, expected)
     return http
 
 
@@ -164,7 +172,8 @@ def check_http_files(http: HttpConfig | None, problems: Problems) -> None:
         read_token(http.token_file)
     except TokenFileError as error:
         line = dict(http.lines)["token_file"]
-        problems.add(line, "http.token_file", str(error), _TOKEN_FILE)
+        problem = f"invalid token_file {quoted(error.path)} ({error.reason})"
+        problems.add(line, "http", problem, error.expected)
 
 
 def http_section(http: HttpConfig) -> Section:

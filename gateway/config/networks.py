@@ -11,7 +11,8 @@ from typing import Final
 
 import yaml
 
-from gateway.config.yaml_lines import Kind, clipped, line_of, scalar_text
+from gateway.config.wording import clipped
+from gateway.config.yaml_lines import Kind, line_of, scalar_text
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network

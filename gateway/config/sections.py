@@ -72,7 +72,7 @@ def read_keys(
         entry = found.get(key.name)
         if entry is None:
             if key.default is REQUIRED:
-                problems.add(line_of(node), key_path, "nothing", key.kind.accepted)
+                problems.add(line_of(node), path, f"missing {key.name}", key.kind.accepted)
         else:
             try:
                 values[key.name] = key.kind.read(entry.value)

@@ -12,6 +12,7 @@ import yaml
 
 from gateway.config.unique import Section
 from gateway.config.values import ABSOLUTE_PATH, HOST
+from gateway.config.wording import quoted
 from gateway.config.yaml_lines import (
     Kind,
     Problems,
@@ -23,7 +24,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import ConfigProblem
-from gateway.tls.files import Tls, doubtful_files, wrong_files
+from gateway.tls.files import Tls, TlsFileError, doubtful_files, wrong_files
 
 #: The keys of `tls`; what each is read to is the field of Tls of that name.
 TLS_KEYS: Final = {
@@ -54,7 +55,7 @@ def _read_tls(node: yaml.Node) -> Tls | None:
             refuse(entry.value, name, TLS_KEYS[name].accepted, parts, reason=str(exc))
     for name, other in (("cert", "key"), ("key", "cert")):
         if name in found and other not in found:
-            parts.add(found[name].line, name, f"{name} without {other}", "both or none of them")
+            parts.add(found[name].line, "", f"{name} without {other}", "both or neither")
     if parts.found:
         raise WrongPartsError(parts.found)
     return Tls(**values, lines=tuple((name, entry.line) for name, entry in found.items()))
@@ -78,18 +79,17 @@ def check_tls_fits(port: Section, line: int, problems: Problems) -> None:
     beside = "connect" if connects else "tcp"
     for key, key_line in tls.lines if is_own else ():
         if key in unfit:
-            accepted = f"{beside} without {key}, which is for ports that "
-            accepted += "listen" if connects else "connect"
-            problems.add(key_line, join(path, key), f"{key} beside {beside}", accepted)
+            expected = f"it in ports that {'listen' if connects else 'connect'} only"
+            problems.add(key_line, path, f"{key} with {beside}", expected)
     if not connects and tls.cert is None:
-        found = f"tls {'' if is_own else 'of the defaults '}without cert and key"
-        accepted = "cert and key for a port that listens"
-        problems.add(port.lines.get("tls", line), path, found, accepted)
+        problem = f"tls {'' if is_own else 'of the defaults '}without cert and key"
+        expected = "both for a port that listens"
+        problems.add(port.lines.get("tls", line), port.path, problem, expected)
 
 
 def check_tls_files(sections: list[Section], problems: Problems) -> list[ConfigProblem]:
-    """Refuse files that can't be used; the problems that are only to be warned of. Blocks."""
-    warnings = Problems(problems.file)
+    """Refuse files that can't be used; return warnings of others. Blocks."""
+    warnings: list[ConfigProblem] = []
     now = datetime.now(UTC)
     for section in sections:
         tls = section.values.get("tls")
@@ -98,7 +98,13 @@ def check_tls_files(sections: list[Section], problems: Problems) -> list[ConfigP
         lines = dict(tls.lines)
         path = join(section.path, "tls")
         for error in wrong_files(tls):
-            problems.add(lines[error.key], join(path, error.key), error.found, error.accepted)
+            problems.add(lines[error.key], path, _problem_of(error), error.expected)
         for error in doubtful_files(tls, now):
-            warnings.add(lines[error.key], join(path, error.key), error.found, error.accepted)
-    return warnings.found
+            what = _problem_of(error), error.expected
+            where = problems.file, lines[error.key], path
+            warnings.append(ConfigProblem(*where, *what, is_warning=True))
+    return warnings
+
+
+def _problem_of(error: TlsFileError) -> str:
+    return f"invalid {error.key} {quoted(error.path)} ({error.reason})"

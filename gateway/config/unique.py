@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.config.device import overlapping, pool_member_name, same_path, tcp_text
-from gateway.config.yaml_lines import Problems, clipped, join
+from gateway.config.wording import quoted
+from gateway.config.yaml_lines import Problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,16 @@ def check_unique(
     for port in ports:
         if (name := port.values.get("name")) is not None:
             first = names.setdefault(name, port)
-            _refuse_second(port, first, "name", "a name of its own", problems)
+            _refuse_second(port, first, "name", problems)
         if (far_end := port.values.get("connect")) is not None:
             key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
             first = far_ends.setdefault(key, port)
-            _refuse_second(port, first, "connect", "a far end of its own", problems)
+            _refuse_second(port, first, "connect", problems)
         # One that each port has from the defaults has {name} in it.
         if "log_file" in port.lines and (log_file := port.values.get("log_file")) is not None:
             path = str(log_file).replace("{name}", str(port.values.get("name")))
             first = log_files.setdefault(path, port)
-            _refuse_second(port, first, "log_file", "a file of its own", problems)
+            _refuse_second(port, first, "log_file", problems)
         if "tcp" in port.values and "host" in port.values:
             _check_address(port, addresses, problems)
     for port in ports:
@@ -56,12 +57,11 @@ def check_unique(
     _check_devices([port for port in ports if "device" in port.values], problems)
 
 
-def _refuse_second(
-    port: Section, first: Section, key: str, accepted: str, problems: Problems
-) -> None:
+def _refuse_second(port: Section, first: Section, key: str, problems: Problems) -> None:
     if port is not first:
-        found = f"{clipped(str(port.values[key]))} again (first in line {first.lines[key]})"
-        problems.add(port.lines[key], join(port.path, key), found, accepted)
+        value = quoted(str(port.values[key]))
+        problem = f"duplicate {key} {value} (first in line {first.lines[key]})"
+        problems.add(port.lines[key], port.path, problem, f"another {key} for each port")
 
 
 def _check_address(
@@ -75,10 +75,10 @@ def _check_address(
         first = _first_at_address(port, addresses.setdefault(number, {}))
         if first is port:
             continue
-        again = f"{number} again (first in line {first.lines['tcp']})"
-        found = f"{tcp_text(tcp)}, which has {again}" if isinstance(tcp, range) else again
-        accepted = "a host and port of its own"
-        problems.add(port.lines["tcp"], join(port.path, "tcp"), found, accepted)
+        problem = f"duplicate tcp '{number}' (first in line {first.lines['tcp']})"
+        if isinstance(tcp, range):
+            problem += f" in the range '{tcp_text(tcp)}'"
+        problems.add(port.lines["tcp"], port.path, problem, "another tcp or host for each port")
         return
 
 
@@ -88,18 +88,18 @@ def _check_pool(port: Section, names: dict[str, Section], problems: Problems) ->
         return
     device = port.values.get("device")
     if device is not None and not device.is_match:
-        found = f"{clipped(str(device))} for a pool"
-        problems.add(port.lines["device"], join(port.path, "device"), found, "matches only")
+        problem = f"invalid device {quoted(str(device))} of a pool"
+        problems.add(port.lines["device"], port.path, problem, "matches only")
     if "log_file" in port.lines and "{name}" not in str(port.values.get("log_file") or "{name}"):
-        found = f"{clipped(str(port.values['log_file']))} for a pool"
-        accepted = "a path with {name} in it, which stands for the name of each port"
-        problems.add(port.lines["log_file"], join(port.path, "log_file"), found, accepted)
+        problem = f"invalid log_file {quoted(str(port.values['log_file']))} of a pool"
+        expected = "a path with {name} in it, which stands for the name of each port"
+        problems.add(port.lines["log_file"], port.path, problem, expected)
     for number in tcp if "name" in port.values else ():
         member = names.get(pool_member_name(port.values["name"], number))
         if member is not None:
-            found = f"{member.values['name']}, as a port of the pool in line {port.lines['name']}"
-            line = member.lines["name"]
-            problems.add(line, join(member.path, "name"), found, "a name of its own")
+            of_pool = f"(first of a port of the pool in line {port.lines['name']})"
+            problem = f"duplicate name {quoted(member.values['name'])} {of_pool}"
+            problems.add(member.lines["name"], member.path, problem, "another name")
 
 
 def _check_devices(ports: list[Section], problems: Problems) -> None:
@@ -107,16 +107,15 @@ def _check_devices(ports: list[Section], problems: Problems) -> None:
     for port in ports:
         for path in port.values["device"].paths:
             owner = paths.setdefault(same_path(path), port)
-            _refuse_second(port, owner, "device", "a device of its own", problems)
+            _refuse_second(port, owner, "device", problems)
     # A pool takes what the other ports leave, so these two are not compared.
     for is_pool in (False, True):
         alike = [port for port in ports if isinstance(port.values.get("tcp"), range) is is_pool]
         for later, first, match in overlapping(port.values["device"] for port in alike):
             line = alike[first].lines["device"]
-            found = f"{clipped(str(match))}, for which the match in line {line} is right as well"
-            key_path = join(alike[later].path, "device")
-            accepted = "matches that no device fits both of"
-            problems.add(alike[later].lines["device"], key_path, found, accepted)
+            problem = f"device {quoted(str(match))} fits the match in line {line} too"
+            expected = "matches of which no device fits two"
+            problems.add(alike[later].lines["device"], alike[later].path, problem, expected)
 
 
 #: Stands for 0.0.0.0 and ::; no host is written so.

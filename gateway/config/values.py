@@ -13,7 +13,8 @@ from typing import Final
 
 import yaml
 
-from gateway.config.yaml_lines import MAX_REASON_CHARS, Kind, clipped, one_of, scalar_text
+from gateway.config.wording import MAX_REASON_CHARS, clipped
+from gateway.config.yaml_lines import Kind, one_of, scalar_text
 from gateway.protocol.reset_sequence import parse_sequence
 from gateway.protocol.reset_strategy import HardReset, Reset
 
@@ -32,7 +33,8 @@ class Address:
 
 def _read_name(node: yaml.Node) -> str:
     text = scalar_text(node)
-    if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,32}", text):
+    # It becomes part of paths, URLs and command lines, where `..`, `.x` and `-x` mean something.
+    if not re.fullmatch(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,31}", text):
         raise ValueError
     return text
 
@@ -103,7 +105,7 @@ def _read_log_file(node: yaml.Node) -> str | None:
     return None if scalar_text(node) == "none" else _read_path(node)
 
 
-NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -", _read_name)
+NAME: Final = Kind("1 to 32 of a-z A-Z 0-9 _ . -, no . or - first", _read_name)
 HOST: Final = Kind("an IP address or a host name", _read_host)
 ADDRESS: Final = Kind("HOST:PORT, an IPv6 address in brackets", _read_address)
 ABSOLUTE_PATH: Final = Kind("an absolute path", _read_path)

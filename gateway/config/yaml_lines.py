@@ -1,4 +1,4 @@
-"""YAML read so that every mistake keeps its line, and all mistakes are told at once.
+"""YAML read so that every mistake keeps its line, and all mistakes are reported at once.
 
 Text becomes PyYAML nodes, never Python objects: a node knows where it stands and what was written
 there (`no`, not False). The file is bounded in size and depth, and what makes YAML surprising
@@ -8,9 +8,8 @@ of values that are not about serial ports are here too; which keys there are is 
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from gateway.config.wording import MAX_REASON_CHARS, clipped, did_you_mean, meant_key, quoted
+from gateway.config.yaml_causes import likely_cause
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.regular_file import read_regular_file
 
@@ -33,14 +34,14 @@ MAX_DEPTH = 20
 #: hundreds of thousands.
 MAX_PROBLEMS = 100
 
-#: Longest piece of the file that a message repeats.
-_MAX_SHOWN_CHARS = 60
-
-#: Longest explanation by others (PyYAML, the simulator); they may quote the file.
-MAX_REASON_CHARS = 200
-
 _TAG = "tag:yaml.org,2002:"
 _BOOL, _NULL, _MERGE = _TAG + "bool", _TAG + "null", _TAG + "merge"
+
+#: How every description begins of what may be true or false.
+_SWITCH = "true, false"
+
+#: What a port's entry begins with by custom: where it comes twice, a dash was forgotten.
+_FIRST_KEY = "name"
 
 #: Marks a node that was refused already, so that nobody complains about its value as well.
 _REFUSED = "!refused"
@@ -53,32 +54,31 @@ class Problems:
         self.file = file
         self.found: list[ConfigProblem] = []
 
-    def add(self, line: int, key: str, found: str, accepted: str) -> None:
+    def add(self, line: int, key: str, problem: str, expected: str = "") -> None:
         """Note a problem (arguments as ConfigProblem's).
 
         Raises ConfigError when there are too many to go on.
         """
-        self.found.append(ConfigProblem(self.file, line, key, found, accepted))
+        self.found.append(ConfigProblem(self.file, line, key, problem, expected))
         if len(self.found) >= MAX_PROBLEMS:
-            found = f"{MAX_PROBLEMS} problems, the rest of the file was not checked"
-            last = ConfigProblem(self.file, 0, "", found, "a file without problems")
-            raise ConfigError([*self._by_line(), last])
+            stopped = f"{MAX_PROBLEMS} problems, the rest of the file was not checked"
+            raise ConfigError([*self._by_line(), ConfigProblem(self.file, 0, "", stopped)])
 
     def add_parts(self, path: str, parts: WrongPartsError) -> None:
         """Note the problems inside a value, `path` being the value's own path of keys."""
         for part in parts.problems:
             dot = "." if part.key and not part.key.startswith("[") else ""
-            self.add(part.line, f"{path}{dot}{part.key}", part.found, part.accepted)
+            self.add(part.line, f"{path}{dot}{part.key}", part.problem, part.expected)
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all problems in the order of their lines, if there are any."""
         if self.found:
             raise ConfigError(self._by_line())
 
-    def stop(self, line: int, found: str, accepted: str) -> ConfigError:
+    def stop(self, line: int, problem: str, expected: str = "") -> ConfigError:
         """The error to raise for a problem of the whole file, behind which nothing can be read."""
-        # An alias or tag noted further up may be what spoilt the syntax: it is told too.
-        stopper = ConfigProblem(self.file, line, "", found, accepted)
+        # An alias or tag noted further up may be what spoilt the syntax: it is reported too.
+        stopper = ConfigProblem(self.file, line, "", problem, expected)
         return ConfigError([*self._by_line(), stopper])
 
     def _by_line(self) -> list[ConfigProblem]:
@@ -100,14 +100,13 @@ def read_text(path: Path) -> str:
         data = read_regular_file(path, MAX_FILE_BYTES).data
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
-        raise problems.stop(0, f"no readable file ({reason})", "a YAML file") from exc
+        raise problems.stop(0, f"cannot read the file ({reason})", "a YAML file") from exc
     _check_size(len(data), problems)
     try:
         return data.decode()
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
-        found = f"the byte 0x{data[exc.start]:02x}, which is not UTF-8"
-        raise problems.stop(line, found, "UTF-8 text") from exc
+        raise problems.stop(line, f"invalid byte 0x{data[exc.start]:02x}", "UTF-8 text") from exc
 
 
 def compose(text: str, problems: Problems) -> yaml.Node | None:
@@ -121,18 +120,17 @@ def compose(text: str, problems: Problems) -> yaml.Node | None:
         loader = _Loader(text)
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        found = f"the character U+{ord(text[exc.position]):04X}"
-        raise problems.stop(line, found, "printable characters") from exc
+        problem = f"invalid character U+{ord(text[exc.position]):04X}"
+        raise problems.stop(line, problem, "printable characters") from exc
     loader.problems = problems
     try:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as exc:
-        line, found, accepted = _explained(exc)
-        raise problems.stop(line, found, accepted) from exc
+        raise problems.stop(*likely_cause(text, exc)) from exc
     except (ValueError, OverflowError) as exc:
         # PyYAML hands the digits of "\UFFFFFFFF" to chr() and of %YAML to int() as they are.
-        found = f"invalid YAML ({clipped(str(exc), MAX_REASON_CHARS)})"
-        raise problems.stop(loader.line + 1, found, "valid YAML") from exc
+        problem = f"invalid YAML ({clipped(str(exc), MAX_REASON_CHARS)})"
+        raise problems.stop(loader.line + 1, problem) from exc
 
 
 def line_of(node: yaml.Node) -> int:
@@ -166,33 +164,21 @@ def scalar_text(node: yaml.Node) -> str:
     return str(node.value)
 
 
-def shown(node: yaml.Node) -> str:
-    """What is written, for a message: one line, bounded, safe to print."""
-    if isinstance(node, yaml.SequenceNode):
-        return "a list" if node.value else "an empty list"
+def invalid(name: str, node: yaml.Node, reason: str = "", *, is_switch: bool = False) -> str:
+    """`invalid NAME 'what is written' (reason)`: one line, bounded, safe to print.
+
+    A switch is true or false anyway, however YAML reads other words.
+    """
     if not isinstance(node, yaml.ScalarNode):
-        return "a mapping"
+        kind = "list" if isinstance(node, yaml.SequenceNode) else "mapping"
+        kind = f"a {kind}" if node.value else f"an empty {kind}"
+        return f"invalid {name} ({kind}{': ' + reason if reason else ''})"
     if is_nothing(node):
-        return "nothing"
-    if node.tag == _BOOL:
+        return f"empty {name}"
+    if node.tag == _BOOL and not is_switch:
         meaning = "true" if node.value.lower() in ("yes", "true", "on") else "false"
-        return f"{node.value} (which YAML reads as {meaning}; text if put in quotes)"
-    text = clipped(node.value)
-    return f'"{text}"' if is_quoted(node) else text
-
-
-def clipped(text: str, max_chars: int = _MAX_SHOWN_CHARS) -> str:
-    """Text of the file for a message: one line, bounded, without control characters."""
-    if len(text) > max_chars:
-        text = text[: max_chars - 3] + "..."
-    return text if text.isprintable() else repr(text)[1:-1]
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """`did you mean ...?` with the nearest of `words`; empty if none is near."""
-    # Nothing near a known word is much longer, and difflib takes quadratic time.
-    near = difflib.get_close_matches(word[:_MAX_SHOWN_CHARS].lower(), words, n=1)
-    return f"did you mean {near[0]}?" if near else ""
+        reason = f"YAML reads it as {meaning}; quote it if text is meant"
+    return f"invalid {name} {quoted(node.value)}" + (f" ({reason})" if reason else "")
 
 
 def entries(node: yaml.MappingNode, path: str, problems: Problems) -> dict[str, Entry]:
@@ -207,12 +193,19 @@ def entries(node: yaml.MappingNode, path: str, problems: Problems) -> dict[str, 
         if is_refused(key):
             continue
         if not isinstance(key, yaml.ScalarNode):
-            problems.add(line, path, f"{shown(key)} as a key", "a word as a key")
+            problems.add(line, path, invalid("key", key), "a word")
         elif key.tag == _MERGE:
-            problems.add(line, path, "a merge key (<<)", "values for all ports under `defaults`")
+            problem = "merge keys (<<) are not supported"
+            problems.add(line, path, problem, "values for all ports under 'defaults'")
         elif key.value in found:
-            first = f"the same key again (first in line {found[key.value].line})"
-            problems.add(line, join(path, key.value), first, "each key once")
+            first = f"duplicate key {quoted(key.value)} (first in line {found[key.value].line})"
+            expected = "each key once"
+            begins_port = key.value == _FIRST_KEY and path.startswith("ports[")
+            if begins_port:
+                expected += f", or '- {_FIRST_KEY}:' to begin another port"
+            problems.add(line, path, first, expected)
+            if begins_port:
+                break  # the keys behind it are that port's
         else:
             found[key.value] = Entry(line, value)
     return found
@@ -227,19 +220,25 @@ def known_entries(
 ) -> dict[str, Entry]:
     """The entries whose keys are in `names`; others are added to `problems`.
 
-    `elsewhere` are keys that are known, but belong to each port itself.
+    `elsewhere` are keys that are known, but belong to each port itself. A known key that an unknown
+    one most likely stands for is among the entries, with a value that was refused: it is not
+    reported as missing.
     """
     found = entries(node, path, problems)
+    known = {name: entry for name, entry in found.items() if name in names}
     for name in found:
         if name in names:
             continue
         if name in elsewhere:
-            what = "a key that each port has for itself"
+            problem, expected = f"{quoted(name)} cannot have a default", "it in each port"
+        elif meant := meant_key(name, found[name].value, names):
+            problem, expected = f"unknown key {quoted(name)}: did you mean '{meant}'?", ""
+            key = meant.removeprefix("- ").partition(":")[0]
+            known.setdefault(key, Entry(found[name].line, _refused_node(node)))
         else:
-            hint = did_you_mean(name, names)
-            what = f"an unknown key ({hint})" if hint else "an unknown key"
-        problems.add(found[name].line, join(path, name), what, "the keys " + ", ".join(names))
-    return {name: entry for name, entry in found.items() if name in names}
+            problem, expected = f"unknown key {quoted(name)}", "one of " + ", ".join(names)
+        problems.add(found[name].line, path, problem, expected)
+    return known
 
 
 def refuse(
@@ -247,8 +246,12 @@ def refuse(
 ) -> None:
     """Note that a value is wrong, unless it was refused before."""
     if not is_refused(node):
-        found = f"{shown(node)} ({reason})" if reason else shown(node)
-        problems.add(line_of(node), path, found, accepted)
+        section, _, name = path.rpartition(".")
+        if name.startswith("["):
+            name = f"item {name}"
+        is_switch = accepted.startswith(_SWITCH)
+        problem = invalid(name or "configuration", node, reason, is_switch=is_switch)
+        problems.add(line_of(node), section, problem, accepted)
 
 
 def join(path: str, key: str) -> str:
@@ -268,7 +271,7 @@ class WrongPartsError(ValueError):
 class Kind:
     """A kind of value: what the operator may write, and how it is read.
 
-    `read` raises ValueError for everything else; a text in it is told in addition. WrongPartsError
+    `read` raises ValueError for everything else; its text is part of the message. WrongPartsError
     is raised instead where the problems are inside.
     """
 
@@ -325,7 +328,11 @@ def true_or_false() -> Kind:
             raise ValueError
         return bool(node.value == "true")
 
-    return Kind("true, false", read)
+    return Kind(_SWITCH, read)
+
+
+def _refused_node(place: Any) -> yaml.ScalarNode:
+    return yaml.ScalarNode(_REFUSED, "", place.start_mark, place.end_mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -342,43 +349,30 @@ class _Loader(yaml.SafeLoader):
         is_alias = isinstance(event, yaml.AliasEvent)
         if is_alias:
             self.get_event()  # type: ignore[no-untyped-call]
-            self._refuse(event, f"an alias (*{clipped(event.anchor)})", "the value itself")
-            return yaml.ScalarNode(_REFUSED, "", event.start_mark, event.end_mark)
+            alias = f"aliases (*{clipped(event.anchor)}) are not supported"
+            self._refuse(event, alias, "the value itself, in quotes if it begins with *")
+            return _refused_node(event)
         if event.anchor is not None:
-            self._refuse(event, f"an anchor (&{clipped(event.anchor)})", "values without anchors")
+            anchor = f"anchors (&{clipped(event.anchor)}) are not supported"
+            self._refuse(event, anchor, "the value itself, in quotes if it begins with &")
             event.anchor = None
         if event.tag is not None:
-            self._refuse(event, f"a tag ({clipped(event.tag)})", "values without tags")
+            tag = f"tags ({clipped(event.tag)}) are not supported"
+            self._refuse(event, tag, "the value itself, in quotes if it begins with !")
             event.tag = _REFUSED
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            found = f"more than {MAX_DEPTH} lists and mappings inside each other"
-            raise self.problems.stop(event.start_mark.line + 1, found, "the keys that are known")
+            problem = f"more than {MAX_DEPTH} lists and mappings inside each other"
+            raise self.problems.stop(event.start_mark.line + 1, problem)
         node = super().compose_node(parent, index)  # type: ignore[arg-type]
         self._depth -= 1
         return node
 
-    def _refuse(self, event: Any, found: str, accepted: str) -> None:
-        self.problems.add(event.start_mark.line + 1, "", found, accepted)
+    def _refuse(self, event: Any, problem: str, expected: str) -> None:
+        self.problems.add(event.start_mark.line + 1, "", problem, expected)
 
 
 def _check_size(size_bytes: int, problems: Problems) -> None:
     if size_bytes > MAX_FILE_BYTES:
         limit = f"{MAX_FILE_BYTES // 1_000_000} MB"
-        raise problems.stop(0, f"more than {limit}", f"a file of up to {limit}")
-
-
-def _explained(exc: yaml.MarkedYAMLError) -> tuple[int, str, str]:
-    """PyYAML's complaint as line, found and accepted."""
-    mark = exc.problem_mark or exc.context_mark
-    line = mark.line + 1 if mark is not None else 0
-    problem = exc.problem or ""
-    if "found another document" in problem:
-        return line, "a second document (---)", "one document"
-    if r"'\t'" in problem:
-        return line, "a tab where a value or its indentation begins", "spaces"
-    context = exc.context or ""
-    if context and exc.context_mark is not None and exc.context_mark.line + 1 != line:
-        context += f" that begins in line {exc.context_mark.line + 1}"
-    complaint = ": ".join(part for part in (context, problem) if part)
-    return line, f"invalid YAML ({clipped(complaint, MAX_REASON_CHARS)})", "valid YAML"
+        raise problems.stop(0, f"larger than {limit}", f"a file of at most {limit}")

@@ -284,12 +284,12 @@ class _ControlConnection(asyncio.Protocol):
             case [b"state?"]:
                 self._say(json.dumps(self._process.state()))
             case _:
-                self._say("error accepted: lines DTR RTS STAMP, plug, unplug, reset, state?")
+                self._say("error expected lines DTR RTS STAMP, plug, unplug, reset, state?")
 
     def _set_lines(self, dtr: bytes, rts: bytes, stamp: bytes) -> None:
         levels = {b"0": False, b"1": True}
         if dtr not in levels or rts not in levels or not stamp.isdigit():
-            self._say("error accepted: lines <0|1> <0|1> <ns of CLOCK_MONOTONIC>")
+            self._say("error expected lines <0|1> <0|1> <ns of CLOCK_MONOTONIC>")
         elif not self._process.has_tty:
             self._say("error the board is unplugged")
         else:
@@ -345,7 +345,7 @@ def main(args: Sequence[str]) -> int:
     with contextlib.ExitStack() as cleanup:
         try:
             if len(urls) != 1:
-                raise ValueError(f"accepted: [{EXIT_WITH_STDIN}] sim://CHIP?KEY=VALUE&...")
+                raise ValueError(f"expected [{EXIT_WITH_STDIN}] sim://CHIP?KEY=VALUE&...")
             url = parse_url(urls[0])
             folder = (
                 Path(url.folder or cleanup.enter_context(tempfile.TemporaryDirectory()))

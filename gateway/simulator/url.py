@@ -79,37 +79,35 @@ class BoardUrl:
 def parse_url(url: str) -> BoardUrl:
     """Read a `sim://CHIP?KEY=VALUE&...` URL.
 
-    ValueError with one line for a person: what was found and what is accepted.
+    ValueError with one line for a person: the cause, and what is expected.
     """
     match = _URL.fullmatch(url)
     if match is None:
-        raise ValueError(f"{url!r} is no simulated board, accepted: sim://CHIP?KEY=VALUE&...")
+        raise ValueError(f"invalid URL {url!r}: expected sim://CHIP?KEY=VALUE&...")
     chip, query = match["chip"], match["query"] or ""
     if chip not in CHIPS:
-        raise ValueError(f"chip {chip!r} is not known, accepted: {', '.join(CHIPS)}")
+        raise ValueError(f"unknown chip {chip!r}: expected {', '.join(CHIPS)}")
     values: dict[str, Any] = {}
     for key, text in parse_qsl(query, keep_blank_values=True, separator="&"):
         if key not in _PARAMETERS:
-            raise ValueError(f"parameter {key!r} is not known, accepted: {', '.join(_PARAMETERS)}")
+            raise ValueError(f"unknown parameter {key!r}: expected {', '.join(_PARAMETERS)}")
         field, read = _PARAMETERS[key]
         if field in values:
-            raise ValueError(f"parameter {key!r} is given twice, accepted: once")
+            raise ValueError(f"duplicate parameter {key!r}: expected it once")
         values[field] = read(key, text)
     board = BoardUrl(chip, **values)
     kinds = CHIPS[chip].usb_kinds
     if board.usb_kind not in kinds:
-        accepted = ", ".join(kind.value for kind in kinds)
-        raise ValueError(
-            f"usb={board.usb_kind.value!r} is not on {chip} boards, accepted: {accepted}"
-        )
+        expected = ", ".join(kind.value for kind in kinds)
+        raise ValueError(f"invalid usb {board.usb_kind.value!r} of {chip}: expected {expected}")
     for key in _OF_NATIVE_USB & values.keys():
         if board.usb_kind is UsbKind.BRIDGE:
-            raise ValueError(f"a bridge knows no {key!r}, accepted: with usb=jtag, usb=otg")
+            raise ValueError(f"{key!r} with a bridge: expected it with usb=jtag, usb=otg")
     return board
 
 
-def _refuse(key: str, text: str, accepted: str) -> ValueError:
-    return ValueError(f"{key}={text!r} is not possible, accepted: {accepted}")
+def _refuse(key: str, text: str, expected: str) -> ValueError:
+    return ValueError(f"invalid {key} {text!r}: expected {expected}")
 
 
 def _read_en_rise(key: str, text: str) -> float:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from gateway.errors import GatewayError
-from gateway.regular_file import read_regular_file
+from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
 
 #: A chain takes 10 KB, all authorities of the world 250 KB.
 MAX_FILE_BYTES: Final = 1_000_000
@@ -52,13 +52,14 @@ class Tls:
 
 
 class TlsFileError(GatewayError):
-    """For the operator: what is wrong with the file that the key `key` of `tls` names."""
+    """For the operator: why the file `path` of the key `key` of `tls` can't be used."""
 
-    def __init__(self, key: str, found: str, accepted: str) -> None:
-        super().__init__(f"tls.{key}: found {found}, accepted: {accepted}")
+    def __init__(self, key: str, path: str, reason: str, expected: str) -> None:
+        super().__init__(f"tls: invalid {key} '{path}' ({reason}): expected {expected}")
         self.key = key
-        self.found = found
-        self.accepted = accepted
+        self.path = path
+        self.reason = reason
+        self.expected = expected
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
@@ -113,15 +114,15 @@ def doubtful_files(tls: Tls, now: datetime) -> Iterator[TlsFileError]:
         try:
             certificates = _certificates(key, path, _CERT)
         except TlsFileError:
-            continue  # told as wrong
+            continue  # reported as wrong
         for certificate in certificates:
             begin, end = _validity(certificate)
             if now < begin:
-                found = f"a certificate that is not valid before {begin:%Y-%m-%d %H:%M} UTC"
-                yield TlsFileError(key, found, _VALID)
+                reason = f"a certificate in it is not valid before {begin:%Y-%m-%d %H:%M} UTC"
+                yield TlsFileError(key, path, reason, _VALID)
             elif now > end:
-                found = f"a certificate that has expired on {end:%Y-%m-%d %H:%M} UTC"
-                yield TlsFileError(key, found, _VALID)
+                reason = f"a certificate in it expired on {end:%Y-%m-%d %H:%M} UTC"
+                yield TlsFileError(key, path, reason, _VALID)
 
 
 def _authorities(tls: Tls) -> Iterator[tuple[str, str]]:
@@ -142,58 +143,58 @@ def _load_own(context: ssl.SSLContext, tls: Tls) -> None:
     assert tls.key is not None  # noqa: S101
     _certificates("cert", tls.cert, _CERT)
     if "ENCRYPTED" in _text("key", tls.key, _KEY):
-        raise TlsFileError("key", "a key with a passphrase", _KEY)
+        raise TlsFileError("key", tls.key, "it has a passphrase", _KEY)
     try:
         # Without a callback OpenSSL would ask on the terminal for a passphrase, and wait.
         context.load_cert_chain(tls.cert, tls.key, password=lambda: "")
     except ssl.SSLError as error:
         reason = error.reason or "not understood"
         if reason in _OTHER_KEY_REASONS:
-            raise TlsFileError("key", "the key of another certificate", _KEY) from error
+            raise TlsFileError("key", tls.key, "key of another certificate", _KEY) from error
         said = reason.lower().replace("_", " ")
         if reason in _CERT_REASONS:
-            raise TlsFileError("cert", f"what OpenSSL refuses ({said})", _CERT) from error
-        raise TlsFileError("key", f"no key in PEM ({said})", _KEY) from error
+            raise TlsFileError("cert", tls.cert, f"OpenSSL: {said}", _CERT) from error
+        raise TlsFileError("key", tls.key, f"no key in PEM: {said}", _KEY) from error
     except OSError as error:  # gone since it was read
-        raise TlsFileError("cert", _unreadable(error), _CERT) from error
+        raise TlsFileError("cert", tls.cert, _unreadable(error), _CERT) from error
 
 
 def _load_authorities(context: ssl.SSLContext, key: str, path: str) -> None:
     for certificate in _certificates(key, path, _CA):
         context.load_verify_locations(cadata=certificate)
     if not context.cert_store_stats()["x509_ca"]:
-        raise TlsFileError(key, "no certificate of an authority (CA:TRUE)", _CA)
+        raise TlsFileError(key, path, "no certificate of an authority (CA:TRUE) in it", _CA)
 
 
-def _certificates(key: str, path: str, accepted: str) -> list[bytes]:
+def _certificates(key: str, path: str, expected: str) -> list[bytes]:
     """The certificates of a file in DER, one at least, all of which OpenSSL takes for one."""
-    blocks = _BLOCK.findall(_text(key, path, accepted))
+    blocks = _BLOCK.findall(_text(key, path, expected))
     if not blocks:
-        raise TlsFileError(key, "no certificate in PEM", accepted)
+        raise TlsFileError(key, path, "no certificate in PEM", expected)
     try:
         certificates = [ssl.PEM_cert_to_DER_cert(block) for block in blocks]
         for certificate in certificates:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=certificate)
-    except ValueError as error:  # no base64; ssl.SSLError: no certificate in it
-        raise TlsFileError(key, "a damaged certificate", accepted) from error
-    except ssl.SSLError as error:
-        raise TlsFileError(key, "a damaged certificate", accepted) from error
+    except (ValueError, ssl.SSLError) as error:  # no base64; no certificate in it
+        raise TlsFileError(key, path, "damaged certificate", expected) from error
     return certificates
 
 
-def _text(key: str, path: str, accepted: str) -> str:
-    """What a file holds; anything but a file of moderate size could take for ever to read."""
+def _text(key: str, path: str, expected: str) -> str:
+    """Read a regular file of moderate size; a key must not be open to other users."""
     try:
-        data = read_regular_file(path, MAX_FILE_BYTES).data
+        content = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise TlsFileError(key, f"{path}: {_unreadable(error)}", accepted) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise TlsFileError(key, f"{path}, which has more than 1 MB", accepted)
-    return data.decode("latin-1")
+        raise TlsFileError(key, path, _unreadable(error), expected) from error
+    if len(content.data) > MAX_FILE_BYTES:
+        raise TlsFileError(key, path, "larger than 1 MB", expected)
+    if key == "key" and content.is_open_to_others:
+        raise TlsFileError(key, path, OPEN_TO_OTHERS, PRIVATE)
+    return content.data.decode("latin-1")
 
 
 def _unreadable(error: OSError) -> str:
-    return f"no readable file ({error.strerror or error})"
+    return f"cannot be read: {error.strerror or error}"
 
 
 def _validity(certificate: bytes) -> tuple[datetime, datetime]:

@@ -29,7 +29,7 @@ def choice(text: str) -> DeviceChoice:
 def wrong_parts(text: str) -> list[str]:
     with pytest.raises(WrongPartsError) as caught:
         DEVICE.read(node(text))
-    return [f"{each.line} {each.key}: {each.found}" for each in caught.value.problems]
+    return [f"{each.line} {each.key}: {each.problem}" for each in caught.value.problems]
 
 
 @pytest.mark.parametrize(
@@ -64,36 +64,42 @@ def test_a_list_gives_alternatives_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "wrong"),
     [
-        ("{}", ["1 : an empty match"]),
+        ("{}", ["1 : empty match"]),
         ("{interface: 0}", ["1 : interface alone"]),
-        ("{sreial: a}", ["1 sreial: an unknown key (did you mean serial?)"]),
-        ("{usb: 10c4}", ["1 usb: 10c4"]),
-        ("{usb: 10c4:ea6}", ["1 usb: 10c4:ea6"]),
-        ("{usb: '*:ea60'}", ['1 usb: "*:ea60"']),
-        ("{serial: ' x'}", ['1 serial: " x"']),
-        ("{serial: ''}", ['1 serial: ""']),
-        ("{serial: }", ["1 serial: nothing"]),
-        ("{serial: [a]}", ["1 serial: a list"]),
-        ("{location: 1.3}", ["1 location: 1.3"]),
-        ("{location: 1-1.}", ["1 location: 1-1."]),
-        ("{location: 1-1:1}", ["1 location: 1-1:1"]),
-        ("{location: 1-1, interface: 256}", ["1 interface: 256"]),
-        ("{location: 1-1, interface: '0'}", ['1 interface: "0" (text, because of the quotes)']),
+        ("{sreial: a}", ["1 : unknown key 'sreial': did you mean 'serial'?"]),
+        ("{usb: 10c4}", ["1 : invalid usb '10c4'"]),
+        ("{usb: 10c4:ea6}", ["1 : invalid usb '10c4:ea6'"]),
+        ("{usb: '*:ea60'}", ["1 : invalid usb '*:ea60'"]),
+        ("{serial: ' x'}", ["1 : invalid serial ' x'"]),
+        ("{serial: ''}", ["1 : invalid serial ''"]),
+        ("{serial: }", ["1 : empty serial"]),
+        ("{serial: [a]}", ["1 : invalid serial (a list)"]),
+        ("{location: 1.3}", ["1 : invalid location '1.3'"]),
+        ("{location: 1-1.}", ["1 : invalid location '1-1.'"]),
+        ("{location: 1-1:1}", ["1 : invalid location '1-1:1'"]),
+        ("{location: 1-1, interface: 256}", ["1 : invalid interface '256'"]),
+        (
+            "{location: 1-1, interface: '0'}",
+            ["1 : invalid interface '0' (text, because of the quotes)"],
+        ),
         (
             "{location: '1-1:1.0', interface: 0}",
-            ["1 interface: 0 beside a location that says interface already"],
+            ["1 : interface with a location that has the interface in it"],
         ),
-        ("- {usb: x}\n- {serial: ''}\n", ["1 [0].usb: x", '2 [1].serial: ""']),
-        ("- /dev/a\n- ttyUSB0\n", ["2 [1]: ttyUSB0"]),
-        ("- sim://esp32\n", ["1 [0]: sim://esp32 (a simulated board has no alternatives)"]),
-        ("- [/dev/a]\n", ["1 [0]: a list"]),
-        ("- serial: a\n  serial: b\n", ["2 [0].serial: the same key again (first in line 1)"]),
+        ("- {usb: x}\n- {serial: ''}\n", ["1 [0]: invalid usb 'x'", "2 [1]: invalid serial ''"]),
+        ("- /dev/a\n- ttyUSB0\n", ["2 : invalid item [1] 'ttyUSB0'"]),
+        (
+            "- sim://esp32\n",
+            ["1 : invalid item [0] 'sim://esp32' (a simulated board has no alternatives)"],
+        ),
+        ("- [/dev/a]\n", ["1 : invalid item [0] (a list)"]),
+        ("- serial: a\n  serial: b\n", ["2 [0]: duplicate key 'serial' (first in line 1)"]),
     ],
 )
-def test_everything_that_is_wrong_is_told_with_its_place(text: str, found: list[str]) -> None:
-    assert wrong_parts(text) == found
+def test_everything_that_is_wrong_is_told_with_its_place(text: str, wrong: list[str]) -> None:
+    assert wrong_parts(text) == wrong
 
 
 @pytest.mark.parametrize("count", [0, MAX_ALTERNATIVES + 1])

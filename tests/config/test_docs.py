@@ -78,9 +78,10 @@ def test_the_documentation_lists_every_key_of_connections() -> None:
     assert rows == [described(key) for key in CONNECTION_KEYS]
 
 
-def test_the_examples_of_naming_devices_are_valid() -> None:
-    examples = re.findall(r"^~~~yaml\n(.*?)^~~~$", DOCS, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 3
+def test_the_examples_of_naming_devices_and_of_migrating_are_valid() -> None:
+    text = DOCS + (ROOT / "docs" / "migrating.md").read_text()
+    examples = re.findall(r"^~~~yaml\n(.*?)^~~~$", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 4
     for example in examples:
         parse_config(example, "docs")
 

@@ -64,26 +64,26 @@ def test_a_port_may_open_what_the_defaults_restrict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("allow", "found"),
+    ("allow", "wrong"),
     [
-        ("[]", "an empty list"),
-        ("10.0.0.0/8", "10.0.0.0/8 (not a list)"),
-        ("{a: b}", "a mapping"),
-        ("[10.0.0.5/8]", "a list (10.0.0.5/8 in line 6: did you mean 10.0.0.0/8?)"),
-        ("[10.0.0.0/33]", "a list (10.0.0.0/33 in line 6)"),
-        ("[10.0.0]", "a list (10.0.0 in line 6)"),
-        ("[lab.example]", "a list (lab.example in line 6)"),
-        ("[10.0.0.0/8, ~]", "a list"),
-        ('["fe80::1%eth0/64"]', "a list (fe80::1%eth0/64 in line 6: did you mean fe80::/64?)"),
-        ("[0x7f000001]", "a list (0x7f000001 in line 6)"),
+        ("[]", "(an empty list)"),
+        ("10.0.0.0/8", "'10.0.0.0/8' (not a list)"),
+        ("{a: b}", "(a mapping)"),
+        ("[10.0.0.5/8]", "(a list: 10.0.0.5/8 in line 6: did you mean 10.0.0.0/8?)"),
+        ("[10.0.0.0/33]", "(a list: 10.0.0.0/33 in line 6)"),
+        ("[10.0.0]", "(a list: 10.0.0 in line 6)"),
+        ("[lab.example]", "(a list: lab.example in line 6)"),
+        ("[10.0.0.0/8, ~]", "(a list)"),
+        ('["fe80::1%eth0/64"]', "(a list: fe80::1%eth0/64 in line 6: did you mean fe80::/64?)"),
+        ("[0x7f000001]", "(a list: 0x7f000001 in line 6)"),
     ],
 )
-def test_what_is_no_network_is_told_with_its_line(allow: str, found: str) -> None:
+def test_what_is_no_network_is_told_with_its_line(allow: str, wrong: str) -> None:
     with pytest.raises(ConfigError) as caught:
         networks(allow)
     assert str(caught.value) == (
-        f"f.yaml:6: ports[0].allow: found {found}, "
-        "accepted: all or a list of IP addresses and networks (10.0.0.0/8)"
+        f"f.yaml:6: ports[0]: invalid allow {wrong}: "
+        "expected all or a list of IP addresses and networks (10.0.0.0/8)"
     )
 
 
@@ -94,8 +94,7 @@ def test_who_dials_out_lets_nobody_in(key: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(text, "f.yaml")
     assert str(caught.value) == (
-        f"f.yaml:5: ports[0].{name}: found {name} beside connect (line 3), "
-        f"accepted: connect without {name}, or tcp"
+        f"f.yaml:5: ports[0]: {name} with connect (line 3): expected connect without {name}, or tcp"
     )
     by_default = parse_config(f"defaults: {{{key}}}\n" + text.replace(f"    {key}\n", ""), "f.yaml")
     assert len(by_default.ports) == 1

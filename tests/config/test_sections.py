@@ -24,16 +24,16 @@ def test_values_that_are_right_are_read_and_the_lines_of_all_keys() -> None:
         {"one": 1},
         {"one": 1, "two": 2},
     )
-    assert [(each.line, each.key) for each in problems.found] == [(2, "here.two")]
+    assert [(each.line, each.key) for each in problems.found] == [(2, "here")]
 
 
 def test_a_key_that_is_missing_unknown_or_elsewhere_is_told() -> None:
     problems = Problems("f")
     read_keys(node_of("three: 3\nname: x"), "here", KEYS, problems, ("name",))
-    assert [(each.key, each.found) for each in problems.found] == [
-        ("here.three", "an unknown key"),
-        ("here.name", "a key that each port has for itself"),
-        ("here.one", "nothing"),
+    assert [(each.key, each.problem) for each in problems.found] == [
+        ("here", "unknown key 'three'"),
+        ("here", "'name' cannot have a default"),
+        ("here", "missing one"),
     ]
 
 

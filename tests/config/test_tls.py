@@ -52,38 +52,42 @@ def test_each_port_of_a_pool_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tls", "place", "found"),
+    ("tls", "place", "problem"),
     [
-        ("/c", "tls", "/c"),
-        ("yes", "tls", "yes (which YAML reads as true; text if put in quotes)"),
-        ("[]", "tls", "an empty list"),
-        ("{cert: c, key: /k}", "tls.cert", "c"),
-        ("{cert: /c}", "tls.cert", "cert without key"),
-        ("{key: /k}", "tls.key", "key without cert"),
-        ("{cert: /c, key: }", "tls.key", "nothing"),
-        ("{cert: /c, key: /k, server_name: a b, ca: /x}", "tls.server_name", "a b"),
-        ("{cert: /c, key: /k, clientca: /x}", "tls.clientca", "an unknown key (did you mean"),
-        ("{client_ca: /ca}", "tls", "tls without cert and key"),
-        ("{}", "tls", "tls without cert and key"),
-        ("{cert: /c, key: /k, ca: /x}", "tls.ca", "ca beside tcp"),
-        ("{cert: /c, key: /k, server_name: x}", "tls.server_name", "server_name beside tcp"),
+        ("/c", "", "invalid tls '/c'"),
+        ("yes", "", "invalid tls 'yes' (YAML reads it as true"),
+        ("[]", "", "invalid tls (an empty list)"),
+        ("{cert: c, key: /k}", ".tls", "invalid cert 'c'"),
+        ("{cert: /c}", ".tls", "cert without key"),
+        ("{key: /k}", ".tls", "key without cert"),
+        ("{cert: /c, key: }", ".tls", "empty key"),
+        ("{cert: /c, key: /k, server_name: a b, ca: /x}", ".tls", "invalid server_name 'a b'"),
+        (
+            "{cert: /c, key: /k, clientca: /x}",
+            ".tls",
+            "unknown key 'clientca': did you mean 'client_ca'?",
+        ),
+        ("{client_ca: /ca}", "", "tls without cert and key"),
+        ("{}", "", "tls without cert and key"),
+        ("{cert: /c, key: /k, ca: /x}", ".tls", "ca with tcp"),
+        ("{cert: /c, key: /k, server_name: x}", ".tls", "server_name with tcp"),
     ],
 )
-def test_mistakes_are_told_with_their_key(tls: str, place: str, found: str) -> None:
+def test_mistakes_are_told_with_their_key(tls: str, place: str, problem: str) -> None:
     (line, *_) = problems(ports(port(tls=tls)))
-    assert line.startswith(f"f.yaml:5: ports[0].{place}: found {found}"), line
+    assert line.startswith(f"f.yaml:5: ports[0]{place}: {problem}"), line
 
 
 def test_what_is_for_listening_is_refused_beside_connect() -> None:
     (line, *_) = problems(ports(port(tcp=None, connect="lab:1", tls="{client_ca: /ca}")))
-    assert "ports[0].tls.client_ca: found client_ca beside connect" in line
+    assert "ports[0].tls: client_ca with connect" in line
 
 
 def test_defaults_without_a_certificate_do_not_do_for_a_port_that_listens() -> None:
     text = "defaults:\n  tls: {server_name: x}\n" + ports(port())
     assert problems(text) == [
-        "f.yaml:4: ports[0].tls: found tls of the defaults without cert and key,"
-        " accepted: cert and key for a port that listens"
+        "f.yaml:4: ports[0]: tls of the defaults without cert and key:"
+        " expected both for a port that listens"
     ]
 
 
@@ -93,8 +97,8 @@ def test_wrong_files_are_told_once_where_they_are_named(tmp_path: Path) -> None:
         port(), port(name="other", tcp="4002", device="/dev/b")
     )
     assert problems(text) == [
-        f"f.yaml:4: defaults.tls.key: found {tmp_path}/none: no readable file (No such file or"
-        " directory), accepted: the PEM file with the certificate's private key, without a"
+        f"f.yaml:4: defaults.tls: invalid key '{tmp_path}/none' (cannot be read: No such file or"
+        " directory): expected the PEM file with the certificate's private key, without a"
         " passphrase"
     ]
     parsed(text)
@@ -107,5 +111,6 @@ def test_a_certificate_that_has_expired_is_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text(ports(port(tls=f"{{cert: {cert}, key: {key}}}")))
     (warning,) = load_config(file).warnings
-    assert str(warning).startswith(f"{file}:5: ports[0].tls.cert: found a certificate that has")
+    doubtful = f"invalid cert '{cert}' (a certificate in it expired on "
+    assert str(warning).startswith(f"{file}:5: warning: ports[0].tls: {doubtful}")
     assert not load_config(file, with_files=False).warnings

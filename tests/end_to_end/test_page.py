@@ -368,6 +368,7 @@ def complaints(page: Page) -> list[str]:
 
 def test_the_token_is_asked_for_once(page: Page, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
+    token_file.touch(mode=0o600)
     token_file.write_text("not-a-secret-0123456789\n")
     token_file.chmod(0o600)
     with Lab(tmp_path, {"desk": ""}, http=True, token_file=token_file) as lab:
@@ -386,6 +387,7 @@ def test_the_token_is_asked_for_once(page: Page, tmp_path: Path) -> None:
 
 def test_a_console_asks_for_the_token(page: Page, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
+    token_file.touch(mode=0o600)
     token_file.write_text("not-a-secret-0123456789\n")
     token_file.chmod(0o600)
     with Lab(tmp_path, {"desk": ""}, http=True, token_file=token_file) as lab:

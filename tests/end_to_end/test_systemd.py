@@ -148,7 +148,7 @@ def refuses_to_reload_a_wrong_file(host: Host) -> None:
     reload = host.machine.run("systemctl", "reload", UNIT)
     assert reload.returncode != 0
     assert "failed" in reload.stderr
-    assert f"{CONFIG}:1: ports: " in host.journal()
+    assert f"{CONFIG}:1: invalid ports" in host.journal()
     assert host.property("ActiveState") == "active"
     host.write(CONFIG, right)
     host.systemctl("reload")
@@ -223,7 +223,7 @@ def stays_down_with_a_wrong_file(host: Host) -> None:
     assert host.machine.run("systemctl", "restart", UNIT).returncode != 0
     assert host.property("ActiveState") == "failed"
     assert host.property("ExecMainStatus") == "2"
-    assert f"{CONFIG}:1: ports: found" in host.journal()
+    assert f"{CONFIG}:1: invalid ports" in host.journal()
 
 
 def is_upgraded(host: Host) -> None:

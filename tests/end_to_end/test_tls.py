@@ -160,7 +160,7 @@ def test_a_reload_takes_renewed_files_in_and_disturbs_nobody(tmp_path: Path) -> 
 
             Path(tls.key or "").write_text("no key")
             lab.service.send_signal(signal.SIGHUP)
-            lab.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls.key: .*_refused")
+            lab.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls: invalid key .*_refused")
             with connected(board, authority.client()) as still:
                 assert still.getpeercert(binary_form=True) != old
 

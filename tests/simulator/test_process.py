@@ -184,7 +184,7 @@ def test_second_board_in_the_same_folder_is_refused(board: Board) -> None:
 def test_mistake_in_the_url_is_told_in_one_line(args: list[str]) -> None:
     result = run_tool([sys.executable, "-m", "gateway.simulator", *args], LIMIT_S)
     assert result.returncode == 1
-    assert re.fullmatch(r"failed .*accepted: .*\n", result.stdout)
+    assert re.fullmatch(r"failed .*expected .*\n", result.stdout)
     assert result.stderr == ""
 
 

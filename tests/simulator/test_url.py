@@ -60,7 +60,7 @@ def test_text_of_a_board_url_parses_to_the_same(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "accepted"),
+    ("url", "expected"),
     [
         ("/dev/ttyUSB0", "sim://CHIP"),
         ("sim:esp32", "sim://CHIP"),
@@ -98,11 +98,11 @@ def test_text_of_a_board_url_parses_to_the_same(url: str) -> None:
         ("sim://esp32\n", "esp32"),
     ],
 )
-def test_mistake_is_told_in_one_line_with_what_is_accepted(url: str, accepted: str) -> None:
-    with pytest.raises(ValueError, match="accepted: ") as caught:
+def test_a_mistake_is_one_line_with_what_is_expected(url: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=": expected ") as caught:
         parse_url(url)
     message = str(caught.value)
-    assert accepted in message.partition("accepted: ")[2]
+    assert expected in message.partition(": expected ")[2]
     assert message.isprintable()
 
 

@@ -37,6 +37,7 @@ class Authority:
         chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
         # Never half a file: the gateway may be reading.
         for path, content in ((cert, chain), (key, issued.private_key_pem.bytes())):
+            path.with_suffix(".new").touch(mode=0o600)
             path.with_suffix(".new").write_bytes(content)
             path.with_suffix(".new").rename(path)
         return cert, key

@@ -46,8 +46,8 @@ async def test_a_renewal_that_fails_is_told_and_changes_nothing(tmp_path: Path) 
     assert [(entry["event"], entry["reason"]) for entry in logs] == [
         (
             "tls_not_renewed",
-            "tls.client_ca: found no certificate in PEM, accepted: a PEM file with certificates"
-            " of authorities",
+            f"tls: invalid client_ca '{authority.path}' (no certificate in PEM): expected a PEM"
+            " file with certificates of authorities",
         )
     ]
 

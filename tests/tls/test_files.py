@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from gateway.regular_file import OPEN_TO_OTHERS
 from gateway.tls.files import (
     MAX_FILE_BYTES,
     Tls,
@@ -29,11 +30,11 @@ DAY = timedelta(days=1)
 
 def found(tls: Tls) -> list[tuple[str, str]]:
     """The key and what was found of each wrong file; the contexts agree that it is wrong."""
-    errors = [(error.key, error.found) for error in wrong_files(tls)]
+    errors = [(error.key, error.reason) for error in wrong_files(tls)]
     if errors and errors[0][0] != "ca":
         with pytest.raises(TlsFileError) as caught:
             server_context(tls)
-        assert (caught.value.key, caught.value.found) == errors[0]
+        assert (caught.value.key, caught.value.reason) == errors[0]
     return errors
 
 
@@ -62,6 +63,7 @@ def test_a_client_checks_the_far_end_and_its_name(tmp_path: Path) -> None:
 def test_certificate_and_key_may_be_in_one_file(tmp_path: Path) -> None:
     tls = Authority(tmp_path).server()
     both = tmp_path / "both.pem"
+    both.touch(mode=0o600)
     both.write_text(Path(tls.key or "").read_text() + Path(tls.cert or "").read_text())
     server_context(Tls(str(both), str(both)))
 
@@ -75,10 +77,10 @@ def rewrite(path: str | None, change: Callable[[bytes], bytes]) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "no readable file (No such file or directory)"),
+        (None, "cannot be read: No such file or directory"),
         (b"", None),
         (b"-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n", None),
-        (b"\xff" * (MAX_FILE_BYTES + 1), "more than 1 MB"),
+        (b"\xff" * (MAX_FILE_BYTES + 1), "larger than 1 MB"),
     ],
 )
 def test_a_file_that_is_missing_empty_damaged_or_huge_is_named(
@@ -89,9 +91,10 @@ def test_a_file_that_is_missing_empty_damaged_or_huge_is_named(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    ((wrong, what),) = found(tls)
-    assert wrong == key
-    assert said is None or (said in what and str(path) in what)
+        path.chmod(0o600)
+    (error,) = wrong_files(tls)
+    assert (error.key, error.path) == (key, str(path))
+    assert said is None or said == error.reason
 
 
 def test_a_certificate_that_is_cut_off_is_named(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_a_certificate_that_is_cut_off_is_named(tmp_path: Path) -> None:
     lines = Path(tls.cert or "").read_text().splitlines()
     del lines[3]
     Path(tls.cert or "").write_text("\n".join(lines))
-    assert found(tls) == [("cert", "a damaged certificate")]
+    assert found(tls) == [("cert", "damaged certificate")]
 
 
 def test_nothing_is_waited_for_where_no_file_is(tmp_path: Path) -> None:
@@ -109,15 +112,24 @@ def test_nothing_is_waited_for_where_no_file_is(tmp_path: Path) -> None:
     kinds = {str(fifo): "a FIFO", "/dev/zero": "a character device", str(tmp_path): "a directory"}
     for path, kind in kinds.items():
         assert found(replace(tls, client_ca=path)) == [
-            ("client_ca", f"{path}: no readable file (it is {kind})")
+            ("client_ca", f"cannot be read: it is {kind}")
         ]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602])
+def test_a_key_that_others_may_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
+    tls = Authority(tmp_path).server()
+    Path(tls.key or "").chmod(mode)
+    assert found(tls) == [("key", OPEN_TO_OTHERS)]
+    Path(tls.key or "").chmod(0o640)
+    assert found(tls) == []
 
 
 def test_a_key_of_another_certificate_is_named(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     _, other_key = authority.issue("other", "localhost")
     tls = replace(authority.server(), key=str(other_key))
-    assert found(tls) == [("key", "the key of another certificate")]
+    assert found(tls) == [("key", "key of another certificate")]
 
 
 def test_a_key_with_a_passphrase_is_named_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
@@ -132,13 +144,13 @@ def test_a_key_with_a_passphrase_is_named_and_nobody_is_asked_for_it(tmp_path: P
         )
 
     rewrite(tls.key, encrypted)
-    assert found(tls) == [("key", "a key with a passphrase")]
+    assert found(tls) == [("key", "it has a passphrase")]
 
 
 def test_a_certificate_in_the_place_of_an_authority_s_is_named(tmp_path: Path) -> None:
     tls = Authority(tmp_path).server()
     assert found(replace(tls, client_ca=tls.cert)) == [
-        ("client_ca", "no certificate of an authority (CA:TRUE)")
+        ("client_ca", "no certificate of an authority (CA:TRUE) in it")
     ]
 
 
@@ -158,17 +170,17 @@ def test_a_certificate_out_of_its_time_is_doubtful(tmp_path: Path) -> None:
         assert found(tls) == []
         errors = list(doubtful_files(tls, NOW))
         assert all(error.key == "cert" for error in errors)
-        return [error.found for error in errors]
+        return [error.reason for error in errors]
 
     assert doubts(NOW - DAY, NOW + DAY) == []
     ended = NOW - DAY
     assert doubts(NOW - 2 * DAY, ended) == [
-        f"a certificate that has expired on {ended:%Y-%m-%d %H:%M} UTC"
+        f"a certificate in it expired on {ended:%Y-%m-%d %H:%M} UTC"
     ]
     begins = NOW + DAY
     # From 2050 on, certificates write their years in another way.
     assert doubts(begins, NOW + 20_000 * DAY) == [
-        f"a certificate that is not valid before {begins:%Y-%m-%d %H:%M} UTC"
+        f"a certificate in it is not valid before {begins:%Y-%m-%d %H:%M} UTC"
     ]
 
 
