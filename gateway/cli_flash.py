@@ -133,7 +133,7 @@ def _flash(arguments: argparse.Namespace) -> int:
     images = replace(images, plan=replace(images.plan, label=_label()))
     try:
         client = GatewayClient(address, token, arguments.ca)
-        names = find_names(target.boards, client.ports(), str(address))
+        names = find_names(target, client.ports(), str(address))
     except TargetError as error:
         return _failed(Outcome.UNREACHABLE, error)
     except RequestError as error:

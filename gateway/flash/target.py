@@ -17,6 +17,10 @@ from gateway.errors import GatewayError
 #: Where a gateway's HTTP server listens if nobody says otherwise.
 DEFAULT_HTTP_PORT = 8080
 
+#: An error is a line or two, whatever a gateway answers.
+_MAX_ERROR_CHARS = 500
+_MAX_HINTS = 3
+
 _ACCEPTED = (
     "accepted: HOST:PORT[,PORT...] or HOST/NAME[,NAME...], lab:4001 or lab/desk for instance"
 )
@@ -84,28 +88,42 @@ def read_address(text: str | None, host: str) -> Address:
     return Address(parts.hostname, tcp_port or (443 if tls else DEFAULT_HTTP_PORT), tls)
 
 
-def find_names(
-    boards: Sequence[int | str], ports: Sequence[Mapping[str, Any]], where: str
-) -> list[str]:
+def find_names(target: Target, ports: Sequence[Mapping[str, Any]], where: str) -> list[str]:
     """The names of the ports that are meant among those that the gateway has (`GET /api/ports`).
 
-    Raises TargetError when one is not there.
+    `where` is the address at which it was asked. Raises TargetError when one is not there.
     """
     by_tcp_port: dict[int | None, str] = {_tcp_port(port): str(port.get("name")) for port in ports}
 
     names = {str(port.get("name")) for port in ports}
     found = []
-    for board in boards:
+    for board in target.boards:
         name = by_tcp_port.get(board) if isinstance(board, int) else board
         if name is None or name not in names:
             there = ", ".join(
                 f"{port.get('name')} ({_tcp_port(port) or 'no TCP port'})" for port in ports
             )
-            raise TargetError(f"{where} has no port {board}; it has: {there or 'none'}"[:500])
+            hint = _hint(target, board, ports)
+            text = f"{where} has no port {board}; it has: {there or 'none'}"
+            raise TargetError(text[: _MAX_ERROR_CHARS - len(hint)] + hint)
         found.append(name)
     if len(set(found)) < len(found):
         raise TargetError(f"the same port is named twice: {', '.join(found)}")
     return found
+
+
+def _hint(target: Target, board: int | str, ports: Sequence[Mapping[str, Any]]) -> str:
+    """How a port is named that does not listen; empty where that is not what went wrong."""
+    if isinstance(board, str):
+        return ""
+    # `address` of such a port is where it connects to.
+    dialing = [port for port in ports if port.get("host", "") is None]
+    meant = [port for port in dialing if str(port.get("address", "")).endswith(f":{board}")]
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    commands = [f"{host}/{port.get('name')}" for port in meant or dialing][:_MAX_HINTS]
+    if not commands:
+        return ""
+    return f". A port that connects to its client is meant by its name: {' or '.join(commands)}"
 
 
 def _tcp_port(port: Mapping[str, Any]) -> int | None:

@@ -70,23 +70,46 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_ports_are_found_by_tcp_port_and_by_name() -> None:
-    assert find_names([4001, 4003], PORTS, "lab") == ["desk", "4002"]
-    assert find_names(["nat", "4002"], PORTS, "lab") == ["nat", "4002"]
+    assert find_names(Target("lab", (4001, 4003)), PORTS, "lab") == ["desk", "4002"]
+    assert find_names(Target("lab", ("nat", "4002")), PORTS, "lab") == ["nat", "4002"]
 
 
 def test_what_is_not_there_is_told_with_what_is() -> None:
     with pytest.raises(TargetError) as refused:
-        find_names([4002], PORTS, "http://lab:8080")
+        find_names(Target("lab", (4002,)), PORTS, "http://lab:8080")
     assert str(refused.value) == (
         "http://lab:8080 has no port 4002; it has: desk (4001), 4002 (4003), nat (no TCP port)"
     )
     with pytest.raises(TargetError, match="it has: none"):
-        find_names(["desk"], [], "lab")
+        find_names(Target("lab", ("desk",)), [], "lab")
+
+
+def test_a_port_that_connects_to_its_client_is_suggested_by_its_name() -> None:
+    dialing: list[dict[str, Any]] = [
+        {"name": name, "tcp_port": None, "host": None, "address": f"to far.example:{tcp_port}"}
+        for name, tcp_port in (("cabin", 7001), ("barn", 7002))
+    ]
+    # Not bound at the moment: its number is right.
+    unbound = {"name": "shelf", "tcp_port": None, "host": "0.0.0.0", "address": ""}
+    ports = [*PORTS, unbound, *dialing]
+    hint = ". A port that connects to its client is meant by its name: "
+    for host, board, names in (
+        ("lab", 7001, "lab/cabin"),
+        ("fd00::1", 7002, "[fd00::1]/barn"),
+        ("lab", 9, "lab/cabin or lab/barn"),
+    ):
+        with pytest.raises(TargetError) as refused:
+            find_names(Target(host, (board,)), ports, "http://lab:8080")
+        assert str(refused.value).endswith(hint + names)
+    assert find_names(Target("lab", ("cabin",)), ports, "lab") == ["cabin"]
+    with pytest.raises(TargetError) as refused:
+        find_names(Target("lab", ("attic",)), ports, "lab")
+    assert hint not in str(refused.value)
 
 
 def test_one_port_by_two_names_is_refused() -> None:
     with pytest.raises(TargetError, match="named twice"):
-        find_names([4001, "desk"], PORTS, "lab")
+        find_names(Target("lab", (4001, "desk")), PORTS, "lab")
 
 
 def test_an_address_knows_tls() -> None:
