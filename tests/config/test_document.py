@@ -432,26 +432,3 @@ def test_limits_of_connections_have_defaults_one_by_one() -> None:
     assert parse_config(few, "f").connections == ConnectionLimits(4096, 2)
     few += "  max: 3\n"
     assert parse_config(few, "f").connections == ConnectionLimits(3, 2)
-
-
-@pytest.mark.parametrize(
-    ("written", "problem"),
-    [
-        (
-            "connections: 5",
-            "f:3: connections: found 5, accepted: a mapping (key: value)",
-        ),
-        (
-            "connections: {max: 0}",
-            "f:3: connections.max: found 0, accepted: a whole number from 1 to 65536",
-        ),
-        (
-            "connections: {most: 1}",
-            "f:3: connections.most: found an unknown key, accepted: the keys max, max_per_address",
-        ),
-    ],
-)
-def test_mistakes_in_limits_of_connections_are_explained(written: str, problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_config(f"ports:\n  - {{name: a, tcp: 1, device: /dev/a}}\n{written}\n", "f")
-    assert str(caught.value) == problem
