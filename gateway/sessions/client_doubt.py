@@ -40,7 +40,7 @@ class ClientDoubt:
         self._users = users
         self._timer: clock.Timer | None = None
 
-    def raise_for(self, connection: socket.socket) -> None:
+    def raise_for(self, connection: socket.socket | None) -> None:
         """Ask the machine of the client, unless it was heard of just before."""
         if self._timer is not None:
             return  # it is being asked
@@ -51,15 +51,16 @@ class ClientDoubt:
             self._look_later(connection, clock.time())
 
     def stop(self) -> None:
-        """The client leaves anyway."""
+        """Stop asking: the client has left."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._users.doubt(self._client, False)
 
-    def _look_later(self, connection: socket.socket, since: float) -> None:
+    def _look_later(self, connection: socket.socket | None, since: float) -> None:
         self._timer = clock.call_later(_LOOK_S, self._look, connection, since)
 
-    def _look(self, connection: socket.socket, since: float) -> None:
+    def _look(self, connection: socket.socket | None, since: float) -> None:
         self._timer = None
         waited_s = clock.time() - since
         link = tcp_link(connection)

@@ -7,12 +7,17 @@ How a client is told and closed is `session`'s matter.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from typing import Protocol
 
 from gateway import clock
-from gateway.tcp.client_socket import USER_TIMEOUT_MS, TcpLink, tcp_link
+from gateway.tcp.client_socket import (
+    USER_TIMEOUT_MS,
+    TcpLink,
+    kernel_socket,
+    set_option,
+    tcp_link,
+)
 
 #: Several times within USER_TIMEOUT_MS, so that a client that has just stopped reading is seen.
 _LOOK_S = 4.0
@@ -86,7 +91,7 @@ class ClientWatch:
     def start(self, transport: asyncio.Transport) -> None:
         """Look from now on; `transport` is connected."""
         self._transport = transport
-        self._socket = transport.get_extra_info("socket")
+        self._socket = kernel_socket(transport)
         self._seen_bytes = self._moved_bytes
         self._seen_at = clock.time()
         self._look_later(_LOOK_S)
@@ -139,6 +144,5 @@ class ClientWatch:
         """Put TCP_USER_TIMEOUT in force, unless the peer has acknowledged all that it let come."""
         wanted_ms = 0 if link.unsent_bytes and not link.is_unacked else USER_TIMEOUT_MS
         if wanted_ms != self._user_timeout_ms:
-            with contextlib.suppress(OSError):  # as above
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wanted_ms)
+            set_option(self._socket, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wanted_ms)
             self._user_timeout_ms = wanted_ms

@@ -29,7 +29,13 @@ from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.request_queue import Conversation, RequestQueue
 from gateway.sessions.seat import Seat
-from gateway.tcp.client_socket import peer_host, peer_name, reason_of, sends_no_more
+from gateway.tcp.client_socket import (
+    kernel_socket,
+    peer_host,
+    peer_name,
+    reason_of,
+    sends_no_more,
+)
 
 #: One read takes at most this much; so much more than `request_queue` takes may wait there. One
 #: buffer for all sessions: what is received is copied out of it before the next read.
@@ -387,7 +393,7 @@ class Session(asyncio.BufferedProtocol):
     def rival_came(self, host: str) -> None:
         """Another waits: if it comes from our client's address, the network is there; is ours?"""
         if self.state is SessionState.ACTIVE and peer_host(self._transport) == host:
-            self._doubt.raise_for(self._transport.get_extra_info("socket"))
+            self._doubt.raise_for(kernel_socket(self._transport))
 
     def died(self, reason: str) -> None:
         """The client's machine does not answer any more: as if it had left."""
@@ -465,19 +471,25 @@ class Session(asyncio.BufferedProtocol):
     def _finish(self, reason: str) -> None:
         """The client has left: carry out what it had sent, then end."""
         self.state = SessionState.FINISHING
+        self._stop_watching()
         self._log_end(reason)
         self._requests.stop_reports()
         self._output.stop()
         self._finish_limit.start()
         self._requests.carry_on()
 
+    def _stop_watching(self) -> None:
+        """Look at the client's connection no longer: the client has left, or is to."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+            self._look_timer = None
+        self._watch.stop()
+        self._doubt.stop()
+
     def _leave(self, reason: str) -> None:
         self._finish_limit.stop()
         self._stop_screening()
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        self._watch.stop()
-        self._doubt.stop()
+        self._stop_watching()
         if dropped_bytes := self._requests.waiting_bytes:
             self._seat.drop(dropped_bytes)
             self._log.warning("unsent_dropped", unsent_bytes=dropped_bytes, reason=reason)

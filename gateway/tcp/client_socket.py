@@ -31,6 +31,10 @@ _SOCKET_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
 )
 
+#: What a socket raises once its connection has ended: OSError (bad descriptor) on asyncio's loop,
+#: ValueError (negative descriptor) on uvloop.
+_ENDED = (OSError, ValueError)
+
 #: States of a TCP connection whose peer will send no more, linux/tcp_states.h.
 _TCP_CLOSE = 7
 _TCP_CLOSE_WAIT = 8
@@ -61,11 +65,34 @@ class TcpLink:
     unsent_bytes: int
 
 
-def tcp_link(connection: socket.socket) -> TcpLink | None:
+def kernel_socket(transport: asyncio.Transport) -> socket.socket | None:
+    """Return the socket of a connection; None once it has ended, on uvloop.
+
+    A socket that was got before can be kept: `tcp_link` and `set_option` bear its end.
+    """
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    return connection
+
+
+def set_option(connection: socket.socket | None, level: int, option: int, value: int) -> None:
+    """Set an option of a connection; does nothing once that has ended, which is reported soon."""
+    if connection is not None:
+        with contextlib.suppress(*_ENDED):
+            connection.setsockopt(level, option, value)
+
+
+def _tcp_info(connection: socket.socket | None, n_bytes: int) -> bytes | None:
+    """Return the first bytes of `struct tcp_info`; None once the connection has ended."""
+    if connection is not None:
+        with contextlib.suppress(*_ENDED):
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, n_bytes)
+    return None
+
+
+def tcp_link(connection: socket.socket | None) -> TcpLink | None:
     """What the kernel knows now; None if the connection is gone."""
-    try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-    except OSError:
+    info = _tcp_info(connection, _TCP_INFO_BYTES)
+    if info is None:
         return None
 
     def number_at(offset: int) -> int:
@@ -83,17 +110,16 @@ def tcp_link(connection: socket.socket) -> TcpLink | None:
     )
 
 
-def probe_every_second(connection: socket.socket, wanted: bool) -> None:
+def probe_every_second(connection: socket.socket | None, wanted: bool) -> None:
     """Have the kernel ask at once, unless the peer was heard of within a second, and go on so.
 
     Nothing is asked while bytes are on their way: they are sent again instead.
     """
-    with contextlib.suppress(OSError):  # the connection is gone, which is reported soon
-        for option, seconds in (
-            (socket.TCP_KEEPINTVL, 1 if wanted else _PROBE_EVERY_S),
-            (socket.TCP_KEEPIDLE, 1 if wanted else _PROBE_AFTER_S),
-        ):
-            connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
+    for option, seconds in (
+        (socket.TCP_KEEPINTVL, 1 if wanted else _PROBE_EVERY_S),
+        (socket.TCP_KEEPIDLE, 1 if wanted else _PROBE_AFTER_S),
+    ):
+        set_option(connection, socket.IPPROTO_TCP, option, seconds)
 
 
 def set_options(connection: socket.socket) -> None:
@@ -104,9 +130,8 @@ def set_options(connection: socket.socket) -> None:
 
 def sends_no_more(transport: asyncio.Transport) -> bool:
     """Whether the peer has closed its end, though there may be bytes left to read."""
-    connection = transport.get_extra_info("socket")
-    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state in {_TCP_CLOSE, _TCP_CLOSE_WAIT, _TCP_LAST_ACK}
+    info = _tcp_info(kernel_socket(transport), 1)
+    return info is None or info[0] in {_TCP_CLOSE, _TCP_CLOSE_WAIT, _TCP_LAST_ACK}
 
 
 def reason_of(error: Exception) -> str:

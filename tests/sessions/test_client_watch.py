@@ -241,3 +241,24 @@ async def test_a_raw_port_has_no_commands(tmp_path: Path) -> None:
                     for _ in range(10):
                         await clock.advance(4.0)
                     assert served.active
+
+
+async def test_a_client_that_has_left_is_looked_at_no_longer_while_its_bytes_go_out(
+    tmp_path: Path,
+) -> None:
+    n_bytes = 300_000  # more than the gateway gives a board ahead
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, converse=RawPipe) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.send(bytes(n_bytes))
+                session = await served.session()
+                await until(lambda: session.received_bytes == n_bytes)
+                client.reset()
+                await until(lambda: session.is_leaving)
+            with LoopClock() as clock:
+                for _ in range(9):
+                    await clock.advance(1.0)
+            assert session.is_leaving
+            board.start_reading()
+            await until(lambda: len(board.received) == n_bytes)
+            await served.until_idle()

@@ -7,7 +7,17 @@ import socket
 import time
 from typing import cast
 
-from gateway.tcp.client_socket import peer_name, reason_of, sends_no_more, set_options, tcp_link
+from gateway.tcp.client_socket import (
+    kernel_socket,
+    peer_name,
+    probe_every_second,
+    reason_of,
+    sends_no_more,
+    set_option,
+    set_options,
+    tcp_link,
+)
+from tests.support.pty_board import turns
 from tests.support.tcp_client import TcpClient
 
 
@@ -57,6 +67,35 @@ def test_the_kernel_tells_of_a_peer_that_acknowledges_nothing() -> None:
             assert link.silence_s > before.silence_s
             ours.close()
             assert tcp_link(ours) is None
+
+
+async def test_a_connection_that_has_ended_is_none_any_longer_on_every_loop() -> None:
+    """asyncio's sockets raise OSError then, uvloop's ValueError, or there is none."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.getsockname())
+        server.accept()[0].close()
+        connection = kernel_socket(transport)
+        assert connection is not None
+        assert tcp_link(connection) is not None
+        transport.abort()
+        await turns(3)
+        assert tcp_link(connection) is None
+        assert tcp_link(kernel_socket(transport)) is None
+        assert sends_no_more(transport)
+        set_option(connection, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+        probe_every_second(connection, True)
+        assert peer_name(transport) == f"127.0.0.1:{server.getsockname()[1]}"
+
+
+async def test_a_connection_whose_socket_was_never_asked_for_may_end_as_well() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.getsockname())
+        transport.abort()
+        await turns(3)
+        assert sends_no_more(transport)
+        assert tcp_link(kernel_socket(transport)) is None
 
 
 def test_a_peer_is_named_as_in_a_url() -> None:
