@@ -28,6 +28,11 @@ TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
 # is done takes tests from who is not: else one process has the slow ones of a folder to itself.
 PYTEST := $(VENV)/bin/python -m pytest -n 5 --dist worksteal
 
+# Tests run on uvloop. These, which touch sockets, ttys and TLS, run on asyncio's loop as well.
+ON_ASYNCIO := tests/tcp tests/tls tests/tty tests/ports tests/sessions tests/devices tests/web \
+	tests/test_clock.py tests/test_status_socket.py tests/end_to_end/test_raw_ports.py \
+	tests/end_to_end/test_faults.py tests/end_to_end/test_bad_input.py
+
 # Stamps, one per set of packages: newer than pyproject.toml means installed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
@@ -37,7 +42,7 @@ PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all lint reset-matrix fuzz jitter soak remote-flashing bench bench-quick clean
+.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter soak remote-flashing bench bench-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -47,9 +52,14 @@ run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
 
 test: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## formatting, lint, types and all tests but the slow ones
 	@$(TEST_ENV) $(PYTEST) -m "not slow"
+	@$(TEST_ENV) $(PYTEST) --loop asyncio -m "not slow" $(ON_ASYNCIO)
 
 test-all: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## the same with the tests that take minutes
 	@$(TEST_ENV) $(PYTEST)
+	@$(TEST_ENV) $(PYTEST) --loop asyncio $(ON_ASYNCIO)
+
+test-asyncio: lint $(LABGRID_STAMP) ## all tests but the slow ones on asyncio's loop, not uvloop's
+	@$(TEST_ENV) $(PYTEST) --loop asyncio -m "not slow"
 
 lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
 	@$(VENV)/bin/ruff format --check
@@ -64,7 +74,7 @@ fuzz: $(TEST_STAMP) ## 10 MB of broken client streams, 40,000 broken HTTP reques
 	@$(VENV)/bin/python -m tests.http_fuzz $(HTTP_FUZZ_ARGS)
 
 jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machine that is slow at the wrong moments (5 minutes)
-	@$(TEST_ENV) $(PYTEST) -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
+	@$(TEST_ENV) $(PYTEST) --loop asyncio -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)

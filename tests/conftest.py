@@ -1,13 +1,13 @@
 """Rules that hold for every test: it leaves nothing behind, and it ends.
 
 `async def` tests run in an event loop of their own; async fixtures are not supported, an
-`async with` in the test does the same with one scope fewer to think about.
+`async with` in the test does the same with one scope fewer to think about. Which loop that is, of
+the services that tests start as well, `--loop` says: uvloop, as people run it, or asyncio.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import faulthandler
 import gc
 import inspect
@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gateway import clock
+from gateway import clock, event_loop
+from tests.support import loops
 from tests.support.clock import ControlledClock
+from tests.support.failures import LoggedErrors
 
 # No test is timed: on a busy machine a single example may take long.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -41,7 +43,22 @@ TASK_GRACE_TURNS = 5
 _stderr_fd = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop",
+        choices=event_loop.LOOPS,
+        default="uvloop",
+        help="event loop of asynchronous tests and of services that tests start",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ[event_loop.VARIABLE] = config.getoption("--loop")
+    try:
+        # With its first loop, libuv opens a pipe for the whole process.
+        event_loop.loop_factory()().close()
+    except event_loop.EventLoopError as error:
+        raise pytest.UsageError(f"{error} (make lint), or use --loop asyncio") from error
     config.addinivalue_line(
         "markers",
         f"timeout(seconds): ends the whole run after that time instead of {DEFAULT_TIMEOUT_S:.0f}"
@@ -50,11 +67,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's job in the background ignores it, and so would all that a test starts and ends.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # With its first loop, libuv opens a pipe for the whole process.
-    with contextlib.suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - need not be installed
-
-        uvloop.new_event_loop().close()
     # While a test runs, descriptor 2 is pytest's capture file; here it is still the real one.
     config.stash[_stderr_fd] = os.dup(2)
 
@@ -86,7 +98,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    asyncio.run(_run_async_test(pyfuncitem, arguments), debug=False)
+    loops.run(_run_async_test(pyfuncitem, arguments))
     return True
 
 
@@ -101,7 +113,15 @@ async def _run_async_test(item: pytest.Function, arguments: dict[str, Any]) -> N
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def no_error_is_only_logged() -> Iterator[None]:
+    with LoggedErrors() as errors:
+        yield
+    if errors.texts:
+        pytest.fail("logged and not raised:\n" + "\n".join(errors.texts), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(no_error_is_only_logged: None) -> Iterator[None]:
     fds, threads, children = open_fds(), set(threading.enumerate()), child_pids()
     yield
     gc.collect()

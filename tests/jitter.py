@@ -34,6 +34,8 @@ _choices = random.Random()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Choose a seed, for all processes of the run."""
+    if getattr(config.option, "loop", "asyncio") != "asyncio":
+        raise pytest.UsageError("jitter needs --loop asyncio: it changes the loop's own methods")
     os.environ.setdefault(SEED, str(random.randrange(1_000_000)))
     _delay_turns()
     _delay_results()

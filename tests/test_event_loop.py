@@ -6,21 +6,21 @@ import types
 import pytest
 
 from gateway import event_loop
+from gateway.event_loop import VARIABLE, EventLoopError
 
 
 async def note_loop(into: list[asyncio.AbstractEventLoop]) -> None:
     into.append(asyncio.get_running_loop())
 
 
-def test_the_service_runs_on_asyncios_loop_without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not installed
-    seen: list[asyncio.AbstractEventLoop] = []
-    event_loop.run(note_loop(seen))
-    assert isinstance(seen[0], asyncio.SelectorEventLoop)
-    assert seen[0].is_closed()
+@pytest.fixture(autouse=True)
+def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
 
 
-def test_the_service_runs_on_uvloop_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.AbstractEventLoop]:
+    """Loops that were made by what stands in for uvloop, since libuv keeps descriptors."""
     made: list[asyncio.AbstractEventLoop] = []
 
     def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -30,16 +30,63 @@ def test_the_service_runs_on_uvloop_where_it_is_installed(monkeypatch: pytest.Mo
     installed = types.ModuleType("uvloop")
     installed.new_event_loop = new_event_loop  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "uvloop", installed)
+    return made
+
+
+@pytest.fixture
+def without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not installed
+
+
+def test_the_service_runs_on_asyncios_loop_without_uvloop(without_uvloop: None) -> None:
     seen: list[asyncio.AbstractEventLoop] = []
     event_loop.run(note_loop(seen))
+    assert isinstance(seen[0], asyncio.SelectorEventLoop)
+    assert seen[0].is_closed()
+
+
+@pytest.mark.parametrize("named", ["", "uvloop"])
+def test_the_service_runs_on_uvloop_where_it_is_installed(
+    named: str, made: list[asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, named)
+    seen: list[asyncio.AbstractEventLoop] = []
+    event_loop.run(note_loop(seen))
+    assert len(seen) == 1
     assert seen == made
     assert seen[0].is_closed()
 
 
-def test_what_is_there_at_the_start_is_not_looked_through_for_garbage(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_environment_may_choose_asyncios_loop(
+    made: list[asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "uvloop", None)  # libuv keeps descriptors for the process
+    monkeypatch.setenv(VARIABLE, "asyncio")
+    seen: list[asyncio.AbstractEventLoop] = []
+    event_loop.run(note_loop(seen))
+    assert isinstance(seen[0], asyncio.SelectorEventLoop)
+    assert made == []
+
+
+def test_another_loop_is_an_error_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "trio")
+    seen: list[asyncio.AbstractEventLoop] = []
+    with pytest.raises(EventLoopError) as error:
+        event_loop.run(note_loop(seen))
+    assert str(error.value) == f"invalid {VARIABLE} 'trio': expected uvloop or asyncio"
+    assert seen == []
+
+
+def test_uvloop_that_was_chosen_and_is_not_installed_is_an_error(
+    without_uvloop: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "uvloop")
+    with pytest.raises(EventLoopError, match="not installed: install the extra `fast`"):
+        event_loop.run(note_loop([]))
+
+
+def test_what_is_there_at_the_start_is_not_looked_through_for_garbage(
+    without_uvloop: None,
+) -> None:
     frozen: list[bool] = []
     kept = [object(), []]
 

@@ -26,6 +26,7 @@ from gateway.status_socket import (
     default_path,
     find_path,
 )
+from tests.support import loops
 from tests.support.pty_board import LoopClock, turns, until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user as well")
@@ -319,7 +320,7 @@ def test_an_answer_without_an_end_is_given_up(
         finally:
             server.stop()
 
-    asyncio.run(serve_and_ask())
+    loops.run(serve_and_ask())
 
 
 def test_the_socket_is_where_systemd_or_the_user_has_its_runtime_files() -> None:

@@ -80,13 +80,10 @@ async def started(board: PtyBoard, grace_s: float = 0.0) -> AsyncIterator[Device
     device = device_of(board, settings=SETTINGS, grace_s=grace_s)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
-    errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     try:
         yield device
     finally:
         await device.stop()
-    assert not errors
 
 
 async def attached(device: Device) -> User:

@@ -6,7 +6,6 @@ fail, as an ioctl on a USB device does that has just vanished.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +20,7 @@ from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.serial_port import PortOpener, SerialPort
 from gateway.tty.serial_tty import Tty, TtyLocation
 from tests.support.bare_pty import LIMIT_S, BarePty
+from tests.support.loops import watched_descriptors
 from tests.support.pty_board import turns, until
 
 SETTINGS = SerialSettings()
@@ -190,8 +190,7 @@ class PortBench:
     @property
     def is_watched(self) -> bool:
         """Whether the loop has the descriptor among those that it waits for."""
-        loop: Any = asyncio.get_running_loop()
-        return self.tty.descriptor in loop._selector.get_map()
+        return self.tty.descriptor in watched_descriptors()
 
 
 @asynccontextmanager

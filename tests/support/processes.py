@@ -239,10 +239,20 @@ class BackgroundProcess:
 
 
 class Service(BackgroundProcess):
-    """`gateway run --config FILE`, the daemon as an operator starts it."""
+    """`gateway run --config FILE`, the daemon as an operator starts it.
+
+    Asserts in the end that it has not logged a traceback either: what is raised in a callback of
+    its event loop ends nothing.
+    """
 
     def __init__(self, config: Path, env: Mapping[str, str] | None = None) -> None:
         super().__init__([sys.executable, "-m", "gateway", "run", "--config", config], env)
+
+    def stop(self) -> None:
+        """See BackgroundProcess; asserts that no traceback was logged."""
+        super().stop()
+        if any("Traceback" in line for line in self.log):
+            pytest.fail(f"logged a traceback; {self._said()}")
 
 
 def _listening_tcp_ports() -> set[int]:

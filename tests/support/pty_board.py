@@ -439,10 +439,7 @@ async def serving(
     device.start()
     await until(lambda: device.state in {DeviceState.IDLE, DeviceState.RELEASED})
     await listener.start()
-    errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     try:
         yield Served(device, listener, admission)
     finally:
         await asyncio.gather(listener.stop("the test is over"), device.stop())
-    assert not errors

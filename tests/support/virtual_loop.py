@@ -1,7 +1,8 @@
 """An event loop whose clock jumps: when nothing is left to do now, the next timer is due at once.
 
 What is awaited for hours takes no time, and comes in the same order each run. Only for what is
-done in this process: I/O of others is not waited for.
+done in this process: I/O of others is not waited for. It is asyncio's loop, whatever `--loop` says:
+uvloop can't be asked whether anything is left to do, and the TCP connection is played anyway.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 
 from gateway import clock
 from gateway.tty.control_thread import ControlThread
+from tests.support import loops
 
 LIMIT_S = 20.0  # of calls that are not meant to be stuck
 SOON_S = 0.01  # the limit of one that is
@@ -265,7 +266,7 @@ def test_a_call_may_return_after_the_loop_was_closed(outcome: OSError | None) ->
         await stopped.wait()
         return thread
 
-    thread = asyncio.run(leave_a_stuck_call())
+    thread = loops.run(leave_a_stuck_call())
     door.set()
     assert ended.wait(LIMIT_S)
     thread._thread.join(LIMIT_S)

@@ -13,6 +13,7 @@ from tests.support.shim import Shim, TtyCall, build_shim
 
 PROGRAM = """
 import asyncio, os, sys
+from gateway import event_loop
 from gateway.tty import serial_port
 from gateway.errors import DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
@@ -184,7 +185,7 @@ async def use(port, owner):
     await made(port.read_states)
     port.close()
 
-asyncio.run(main())
+event_loop.run(main())
 """
     assert line_changes(calls_of(shim, board, PORT_PROGRAM + program)) == [
         ("open", True, True),
@@ -213,7 +214,7 @@ async def use(port, owner):
     print(await owner.lost, tty.is_open)
     set_delay_ms(0)
 
-asyncio.run(main())
+event_loop.run(main())
 """
     command = [sys.executable, "-c", PROGRAM + PORT_PROGRAM + program, board.path]
     result = run_tool(command, LIMIT_S, shim.env())

@@ -12,7 +12,9 @@ from gateway.protocol.reset import STRAP
 from gateway.tty import serial_port
 from gateway.tty.serial_port import UNSENT_HIGH_BYTES, SerialPort
 from gateway.tty.serial_tty import Tty, TtyLocation
+from tests.support import loops
 from tests.support.bare_pty import LIMIT_S, BarePty
+from tests.support.loops import watched_descriptors
 from tests.support.port_bench import OTHER, SETTINGS, PortBench, open_bench
 from tests.support.pty_board import turns, until
 
@@ -96,9 +98,8 @@ async def test_close_closes_on_the_thread_after_the_loop_has_let_go() -> None:
         bench.fill()  # so that the loop watches for writing as well
         await turns(2)
         watched: list[bool] = []
-        bench.tty.at_close = lambda: watched.append(fd in selected)
+        bench.tty.at_close = lambda: watched.append(fd in watched_descriptors())
         fd = bench.tty.descriptor
-        selected = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
         assert bench.is_watched
         closed = threading.Event()
         bench.port.close(closed.set)
@@ -305,7 +306,7 @@ def test_a_stuck_call_may_return_after_the_loop_was_closed(monkeypatch: pytest.M
 
     monkeypatch.setattr(serial_port, "_CALL_LIMIT_S", SOON_S)
     with BarePty() as board:
-        bench = asyncio.run(lose_a_port(board))
+        bench = loops.run(lose_a_port(board))
         descriptor = bench.tty.descriptor
         os.fstat(descriptor)
         bench.tty.door.set()

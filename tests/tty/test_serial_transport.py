@@ -4,11 +4,11 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
 from gateway.tty.serial_transport import SerialTransport, Unsent
+from tests.support.loops import watched_descriptors
 from tests.support.pty_board import turns, until
 
 HIGH_BYTES = 50_000
@@ -87,8 +87,7 @@ class Bench:
 
     def is_watched(self) -> bool:
         """Whether the loop has the descriptor among those that it waits for."""
-        loop: Any = asyncio.get_running_loop()
-        return self.near.fileno() in loop._selector.get_map()
+        return self.near.fileno() in watched_descriptors()
 
 
 @asynccontextmanager

@@ -1,0 +1,30 @@
+"""The event loop that tests run on (`--loop`), whichever it is: started, and what it watches."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gateway import event_loop
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run it to its end in a loop of its own, for tests that are not asynchronous themselves."""
+    with asyncio.Runner(loop_factory=event_loop.loop_factory()) as runner:
+        return runner.run(main)
+
+
+def watched_descriptors() -> set[int]:
+    """The descriptors that this process waits for in any epoll set, as the kernel tells."""
+    watched: set[int] = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the folder
+            if str(entry.readlink()) == "anon_inode:[eventpoll]":
+                lines = (Path("/proc/self/fdinfo") / entry.name).read_text().splitlines()
+                watched.update(int(line.split()[1]) for line in lines if line.startswith("tfd:"))
+    return watched
