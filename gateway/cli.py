@@ -282,4 +282,5 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
         structlog.get_logger().exception("service_failed")
         raise
     finally:
+        serving.close()  # it has not begun if there is no loop to run it on
         writer.close()

@@ -53,10 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ[event_loop.VARIABLE] = config.getoption("--loop")
+    loop = config.getoption("--loop")
     try:
         # With its first loop, libuv opens a pipe for the whole process.
-        event_loop.loop_factory()().close()
+        event_loop.loop_factory({event_loop.VARIABLE: loop})().close()
     except event_loop.EventLoopError as error:
         raise pytest.UsageError(f"{error} (make lint), or use --loop asyncio") from error
     config.addinivalue_line(
@@ -64,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         f"timeout(seconds): ends the whole run after that time instead of {DEFAULT_TIMEOUT_S:.0f}"
         " s, with a traceback of every thread",
     )
+    # Nothing named means uvloop, as for a service that an operator has installed.
+    os.environ[event_loop.VARIABLE] = "" if loop == "uvloop" else loop
     # A shell's job in the background ignores it, and so would all that a test starts and ends.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

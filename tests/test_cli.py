@@ -326,3 +326,14 @@ def test_check_reads_the_files_for_tls_and_only_warns_of_dates(
         " the PEM file with the certificate's private key, without a passphrase"
     ]
     assert main(["devices", "--config", str(config)]) == 0
+
+
+def test_an_event_loop_that_does_not_exist_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ESP_GATEWAY_EVENT_LOOP", "trio")
+    config = tmp_path / "gateway.yaml"
+    config.write_text("ports:\n  - {name: desk, tcp: 0, device: /dev/no}\n")
+    assert main(["run", "--config", str(config), "--socket", str(tmp_path / "status")]) == 1
+    told = "esp-gateway: invalid ESP_GATEWAY_EVENT_LOOP 'trio': expected uvloop or asyncio\n"
+    assert capfd.readouterr().err == told

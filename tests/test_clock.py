@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from gateway import clock
+from tests.support import loops
 from tests.support.pty_board import LoopClock
 
 
@@ -100,4 +101,4 @@ def test_the_system_clock_runs_on_the_loop_it_is_used_on() -> None:
         return ran
 
     assert isinstance(clock.installed(), clock.SystemClock)
-    assert asyncio.run(use()) == ["first", "second"]
+    assert loops.run(use()) == ["first", "second"]

@@ -126,9 +126,10 @@ async def test_a_client_that_waits_is_told_that_its_port_is_reloaded(tmp_path: P
     await gateway.start(parse_config(entry.format(tmp_path, 9600), "test.yaml"))
     # A client that connects before the board is known to be absent waits as well, but not for that.
     await until(lambda: (counts := gateway.counts()) and counts.absent)
-    with await TcpClient.connect(gateway.tcp_ports()["desk"] or 0) as client:
-        with capture_logs() as logs:
-            await until(lambda: "client_waits" in [entry["event"] for entry in logs])
+    with capture_logs() as logs:
+        client = await TcpClient.connect(gateway.tcp_ports()["desk"] or 0)
+        await until(lambda: "client_waits" in [entry["event"] for entry in logs])
+    with client:
         await gateway.reload(parse_config(entry.format(tmp_path, 115200), "test.yaml"))
         assert await client.receive_to_end() == b"desk: its configuration has changed\r\n"
     await gateway.stop()

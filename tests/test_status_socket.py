@@ -289,7 +289,7 @@ def test_a_user_who_races_for_the_folder_gets_nothing_changed(shared_folder: Pat
         while not os.path.lexists(folder):
             time.sleep(0.001)
         for _ in range(1000):
-            asyncio.run(serve_in_vain())
+            loops.run(serve_in_vain())
             assert stat.S_IMODE(victim.stat().st_mode) == 0o600
             with suppress(FileNotFoundError):
                 if folder.lstat().st_uid == 0:

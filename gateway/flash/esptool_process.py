@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import clock
+from gateway.child_process import start_process
 from gateway.errors import GatewayError
 
 #: Names a command to run instead of the esptool that would be found.
@@ -125,7 +126,7 @@ async def _run(
     said: Callable[[bytes], object],
     silence_limit_s: float,
 ) -> int:
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import gateway
+from gateway.child_process import start_process
 from gateway.errors import DeviceError
 from gateway.simulator.process import (
     CONTROL_NAME,
@@ -130,7 +131,7 @@ async def start_board(url: BoardUrl) -> SimulatedBoard:
 
 async def _spawn(url: BoardUrl) -> asyncio.subprocess.Process:
     search_path = [_IMPORT_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return await asyncio.create_subprocess_exec(
+    return await start_process(
         sys.executable,
         *("-m", "gateway.simulator", EXIT_WITH_STDIN, str(url)),
         stdin=asyncio.subprocess.PIPE,

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.child_process import start_process
 from gateway.errors import GatewayError
 
 MAX_PATTERN_CHARS: Final = 1000
@@ -67,7 +68,7 @@ class TextWait:
         when no process can be started.
         """
         # Isolated: neither the environment nor the folder it is started in have a say.
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             sys.executable,
             "-I",
             "-S",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,26 @@ T = TypeVar("T")
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run it to its end in a loop of its own, for tests that are not asynchronous themselves."""
-    with asyncio.Runner(loop_factory=event_loop.loop_factory()) as runner:
-        return runner.run(main)
+    runner = asyncio.Runner(loop_factory=event_loop.loop_factory())
+    try:
+        result = runner.run(main)
+    except BaseException:
+        _close(runner)
+        raise
+    left = _close(runner)
+    assert not left, f"left open: {left}"
+    return result
+
+
+def _close(runner: asyncio.Runner) -> list[str]:
+    """Close a loop; what was still open on it.
+
+    uvloop tells by warnings, which as errors would make it wait for these handles indefinitely.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        runner.close()
+    return [str(each.message) for each in caught if issubclass(each.category, ResourceWarning)]
 
 
 def watched_descriptors() -> set[int]:

@@ -69,12 +69,9 @@ async def https(
     authority = Authority(folder)
     tls = TlsNow(server_context(authority.server_for_all()))
     admission = admission or Admission()
-    errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     async with http_server(ports, tls=tls, admission=admission) as server:
         assert server.tcp_port is not None
         yield Lab(server.tcp_port, authority, admission)
-    assert not errors
 
 
 async def test_a_client_that_trusts_the_certificate_is_served(tmp_path: Path) -> None:
