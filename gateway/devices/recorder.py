@@ -97,6 +97,38 @@ class Recorder:
             found.append(Piece(seq + skipped, entry.at, bytes(entry.data[skipped:])))
         return found[::-1]
 
+    def first(self, since: int, n_bytes: int) -> list[Piece]:
+        """What is kept from the position `since` on, oldest first, of it the first `n_bytes`.
+
+        Copies nothing else, so that all can be read in steps.
+        """
+        since = max(since, self.begin)
+        newer: list[tuple[int, _Entry]] = []
+        if since - self.begin < self.end - since:
+            seq = self.begin
+            for entry in chain(self._old, self._recent):
+                if seq >= since + n_bytes:
+                    break
+                if seq + len(entry.data) > since:
+                    newer.append((seq, entry))
+                seq += len(entry.data)
+        else:
+            seq = self.end
+            for entry in chain(reversed(self._recent), reversed(self._old)):
+                if seq <= since:
+                    break
+                seq -= len(entry.data)
+                if seq < since + n_bytes:
+                    newer.append((seq, entry))
+            newer.reverse()
+        found: list[Piece] = []
+        for seq, entry in newer:
+            begin = max(0, since - seq)
+            data = bytes(entry.data[begin : since + n_bytes - seq])
+            if data:
+                found.append(Piece(seq + begin, entry.at, data))
+        return found
+
     def tail(self) -> bytes:
         """All that is kept, oldest first."""
         return b"".join(entry.data for entry in chain(self._old, self._recent))

@@ -1,7 +1,7 @@
 """`GET /api/events`: the ports whenever they change, and what boards say, as server-sent events.
 
-One task looks at all ports for all clients. A client that does not keep up is cut off: it comes
-back by itself and gets everything anew.
+One task looks at all ports for all clients. A client that does not keep up is cut off: a browser
+connects again by itself and gets all of it again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gateway.config.choices import ConnectionLimits
 from gateway.devices.recorder import Recorder
 from gateway.web.http_answers import Places
 from gateway.web.lab import LAB, Lab
-from gateway.web.ports_api import all_ports
+from gateway.web.ports_api import ALL_PORTS, LOOK_S, AllPorts
+from gateway.web.shared_build import SharedBuild
 
-#: How often the ports are looked at, and how often those are told that have only counted on.
-LOOK_S: Final = 0.25
+#: How often clients are told of ports that have only counted on.
 _COUNTERS_S: Final = 1.0
 
 #: What only counts on.
@@ -42,7 +42,7 @@ STREAM_LIMITS: Final = ConnectionLimits(max=64, max_per_address=48)
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
-    app[_EVENTS] = Events(app[LAB])
+    app[_EVENTS] = Events(app[LAB], app[ALL_PORTS])
     app.on_shutdown.append(_stop)
     app.router.add_get("/api/events", show_events)
 
@@ -51,26 +51,22 @@ async def show_events(request: web.Request) -> web.StreamResponse:
     """All events from now on, the ports as they are now first."""
     events = request.app[_EVENTS]
     with events.places.taken_by(request):
-        return await _send_events(request, events)
-
-
-async def _send_events(request: web.Request, events: Events) -> web.StreamResponse:
-    client = events.enter(request)
-    try:
-        response = web.StreamResponse(
-            headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"}
-        )
-        response.headers[hdrs.CACHE_CONTROL] = "no-store"
-        await response.prepare(request)
-        while frame := await client.next():
-            await response.write(frame)
-    finally:
-        events.leave(client)
+        client = await events.enter(request)
+        try:
+            response = web.StreamResponse(
+                headers={hdrs.CONTENT_TYPE: "text/event-stream", "X-Accel-Buffering": "no"}
+            )
+            response.headers[hdrs.CACHE_CONTROL] = "no-store"
+            await response.prepare(request)
+            while frame := await client.next():
+                await response.write(frame)
+        finally:
+            events.leave(client)
     return response
 
 
 class Client:
-    """One who listens: what waits for it."""
+    """A client's stream: what waits to be sent to it."""
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -88,7 +84,7 @@ class Client:
             self._request.transport.abort()
 
     def end(self) -> None:
-        """There will be nothing more."""
+        """End the stream behind what is being sent."""
         self._is_ended = True
         self._news.set()
 
@@ -109,33 +105,34 @@ class Client:
 
 
 class Events:
-    """Those who listen, and the look at the ports for all of them; made and used on the loop."""
+    """The clients, and the look at the ports for all of them; made and used on the loop."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, all_ports: SharedBuild[AllPorts]) -> None:
         self.places = Places(STREAM_LIMITS, "streams of events")
         self._lab = lab
+        self._all_ports = all_ports
         self._clients: set[Client] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._told: dict[str, Any] = {}
+        self._told: AllPorts = AllPorts([], [])
         self._told_at = 0.0
         self._heard: dict[Recorder, int] = {}
 
-    def enter(self, request: web.Request) -> Client:
-        """One more listens."""
+    async def enter(self, request: web.Request) -> Client:
+        """A new client, for which the ports as they are now wait already."""
+        shown = await self._all_ports.get()
         client = Client(request)
-        shown = all_ports(self._lab)
-        client.add(_frame("ports", shown))
+        client.add(_ports_frame(shown))
         self._clients.add(client)
         if self._looking is None:
             self._told = shown
             self._heard = {
                 port.device.recorder: port.device.recorder.end for port in self._lab.ports()
             }
-            self._looking = asyncio.create_task(self._look_for_ever())
+            self._looking = asyncio.create_task(self._look_again_and_again())
         return client
 
     def leave(self, client: Client) -> None:
-        """It listens no more."""
+        """Drop a client."""
         self._clients.discard(client)
         if not self._clients and self._looking is not None:
             self._looking.cancel()
@@ -146,23 +143,31 @@ class Events:
         for client in self._clients:
             client.end()
 
-    async def _look_for_ever(self) -> None:
+    async def _look_again_and_again(self) -> None:
         while True:
-            self.look()
+            await self._look()
             await clock.sleep(LOOK_S)
 
-    def look(self) -> None:
+    async def _look(self) -> None:
         """Tell what has changed since the last look."""
+        shown = await self._all_ports.get()
         now = clock.time()
-        shown = all_ports(self._lab)
+        frames = []
         if _without_counters(shown) != _without_counters(self._told) or (
-            shown != self._told and now - self._told_at >= _COUNTERS_S
+            shown.documents != self._told.documents and now - self._told_at >= _COUNTERS_S
         ):
             self._told, self._told_at = shown, now
-            self._tell(_frame("ports", shown))
-        self._tell_output()
+            frames.append(_ports_frame(shown))
+        frames += self._output_frames()
+        if not frames:
+            return
+        frame = b"".join(frames)
+        for client in tuple(self._clients):
+            client.add(frame)
+            await self._lab.turns.wait()  # those of a large lab are long
 
-    def _tell_output(self) -> None:
+    def _output_frames(self) -> list[bytes]:
+        frames = []
         heard = {}
         for port in self._lab.ports():
             recorder = port.device.recorder
@@ -176,12 +181,9 @@ class Events:
                     "seq": recorder.end - len(data),
                     "data": data.decode(errors="replace"),
                 }
-                self._tell(_frame("output", output))
+                frames.append(_frame("output", json.dumps(output).encode()))
         self._heard = heard
-
-    def _tell(self, frame: bytes) -> None:
-        for client in self._clients:
-            client.add(frame)
+        return frames
 
 
 _EVENTS = web.AppKey("events", Events)
@@ -191,12 +193,16 @@ async def _stop(app: web.Application) -> None:
     await app[_EVENTS].stop()
 
 
-def _frame(name: str, content: object) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+def _ports_frame(shown: AllPorts) -> bytes:
+    return _frame("ports", b"".join(shown.pieces).rstrip())
 
 
-def _without_counters(shown: dict[str, Any]) -> list[dict[str, Any]]:
+def _frame(name: str, content: bytes) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), content)
+
+
+def _without_counters(shown: AllPorts) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in port.items() if name not in _COUNTERS}
-        for port in shown.get("ports", [])
+        for port in shown.documents
     ]

@@ -34,7 +34,7 @@ from gateway.flash.store import ImageStore, ImageStores, NoRoomError, NotStoredE
 from gateway.flash.user import NoBoardError
 from gateway.ports.running_port import RunningPort
 from gateway.web.http_access import BYTES
-from gateway.web.http_answers import HttpError, answer, client_name, is_true, takes
+from gateway.web.http_answers import HttpError, answer, client_name, is_true, takes, write_in_time
 from gateway.web.lab import LAB
 from gateway.web.ports_api import port_asked_for
 
@@ -236,13 +236,8 @@ class _Answer:
                 return response
 
     async def _write(self, response: web.StreamResponse, lines: list[dict[str, object]]) -> None:
-        try:
-            async with clock.timeout(_WRITE_LIMIT_S):
-                await response.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-        except TimeoutError:
-            if self.request.transport is not None:
-                self.request.transport.abort()
-            raise ConnectionAbortedError("the client does not read its answer") from None
+        data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        await write_in_time(self.request, response, data, _WRITE_LIMIT_S)
 
     async def _next(self) -> bool:
         """Wait for an event or the end; False when neither came for a while."""

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+)
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
@@ -26,10 +34,14 @@ from gateway.web.lab import LAB
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: What a request may carry, unless its handler reads it itself, piece by piece.
-MAX_BODY_BYTES: Final = 262144
+MAX_BODY_BYTES: Final = 65536
 
 #: How long a client may take to send it.
 _BODY_LIMIT_S: Final = 10.0
+
+#: Of a long answer, so much is written at a time, which waits that long for a slow client.
+PIECE_BYTES: Final = 65536
+_WRITE_LIMIT_S: Final = 30.0
 
 #: Nothing of ours is to be shown in a frame of another page, kept, or taken for what it is not.
 _HEADERS: Final = {
@@ -66,7 +78,7 @@ class Places:
         holder = peer_holder(request.remote or "")
         if self._taken[holder] >= self._limits.max_per_address:
             reason = f"{self._limits.max_per_address} {self._what} of this address are open already"
-            raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason)
+            raise HttpError(HTTPStatus.TOO_MANY_REQUESTS, reason)
         if self._taken.total() >= self._limits.max:
             reason = f"{self._limits.max} {self._what} are open already"
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason)
@@ -92,6 +104,68 @@ def takes(*content_types: str) -> Callable[[Handler], Handler]:
 def answer(content: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
     """A JSON answer."""
     return web.Response(text=json.dumps(content) + "\n", status=status, content_type=JSON)
+
+
+async def send(request: web.Request, content_type: str, body: bytes) -> web.StreamResponse:
+    """Send a long body in pieces, as fast as the client reads: none of it is copied ahead."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), PIECE_BYTES):
+            yield body[at : at + PIECE_BYTES]
+
+    return await stream(request, content_type, pieces(), n_bytes=len(body))
+
+
+async def stream(
+    request: web.Request,
+    content_type: str,
+    pieces: AsyncIterable[bytes],
+    *,
+    n_bytes: int | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.StreamResponse:
+    """Send pieces as they are made, `n_bytes` together if that is known.
+
+    One piece of all answers is written in a turn of the event loop. A client that takes none for
+    _WRITE_LIMIT_S is cut off: ConnectionAbortedError.
+    """
+    turns = request.app[LAB].turns
+    await turns.wait()
+    response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: content_type, **(headers or {})})
+    if n_bytes is not None:
+        response.content_length = n_bytes
+    await response.prepare(request)
+    if request.method != hdrs.METH_HEAD:
+        async for piece in pieces:
+            await write_in_time(request, response, piece)
+            await turns.wait()
+    await response.write_eof()
+    return response
+
+
+async def write_in_time(
+    request: web.Request,
+    response: web.StreamResponse,
+    data: bytes,
+    limit_s: float | None = None,
+) -> None:
+    """Write data and wait until there is room for more; cut a client off that does not read.
+
+    `limit_s` None is _WRITE_LIMIT_S.
+    """
+    limit_s = _WRITE_LIMIT_S if limit_s is None else limit_s
+    try:
+        async with clock.timeout(limit_s):
+            await response.write(data)
+    except TimeoutError:
+        raise cut_off(request, f"the client has read nothing for {limit_s:g} s") from None
+
+
+def cut_off(request: web.Request, reason: str) -> ConnectionError:
+    """Close the connection within an answer, whose rest is missing; returns what to raise."""
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionAbortedError(reason)
 
 
 def error_answer(status: int, reason: str) -> web.Response:

@@ -40,6 +40,7 @@ from gateway.web.http_answers import (
     knowing_expectations,
 )
 from gateway.web.lab import LAB, Lab
+from gateway.web.pacing import PacedConnection
 
 Room = Callable[[web.Application], None]
 
@@ -157,7 +158,7 @@ class HttpServer:
         if server is None:
             transport.abort()
             return
-        protocol = server()
+        protocol = PacedConnection(server(), self._lab.turns)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 

@@ -17,6 +17,7 @@ from gateway import clock
 from gateway.ports.running_port import RunningPort
 from gateway.web.host_names import own_names
 from gateway.web.http_access import Policy
+from gateway.web.pacing import Turns
 
 #: A host learns its domain from the network, perhaps after the gateway has started.
 _NAMES_AGE_S: Final = 10.0
@@ -33,6 +34,7 @@ class Lab:
     version: str
     policy: Policy
     log: structlog.typing.FilteringBoundLogger
+    turns: Turns = field(default_factory=Turns)
     _names_read_at: float | None = field(default=None, init=False)
 
     async def read_own_names(self) -> None:

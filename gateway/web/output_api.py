@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, Final
@@ -11,9 +13,11 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from gateway import clock
+from gateway.config.choices import ConnectionLimits
 from gateway.devices.device import Device
 from gateway.devices.recorder import Piece
-from gateway.web.http_answers import HttpError, answer, read_options
+from gateway.web.http_access import JSON
+from gateway.web.http_answers import HttpError, Places, answer, cut_off, read_options, stream
 from gateway.web.ports_api import port_asked_for
 from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait
 
@@ -21,46 +25,69 @@ from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait
 MAX_TAIL_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 65536
 
+#: Of it, what is written in one turn of the event loop: 1 ms on a PC.
+_PART_BYTES: Final = 65536
+_PART_PIECES: Final = 128
+
 #: How long a request may wait for something that a board says.
 MAX_WAIT_S: Final = 600.0
 _WAIT_S: Final = 30.0
 
-#: Each has a process.
-MAX_WAITS: Final = 16
+#: Waits in all, each of which has a process, and of one address.
+WAIT_LIMITS: Final = ConnectionLimits(max=16, max_per_address=12)
 _WAITS: web.AppKey[set[TextWait]] = web.AppKey("waits", set)
+_PLACES: web.AppKey[Places] = web.AppKey("wait_places", Places)
 
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
     app[_WAITS] = set()
+    app[_PLACES] = Places(WAIT_LIMITS, "waits")
     app.on_shutdown.append(_end_waits)
     app.router.add_get("/api/ports/{name}/tail", show_tail)
     app.router.add_get("/api/ports/{name}/log", show_log)
     app.router.add_post("/api/ports/{name}/wait", wait_for_text)
 
 
-async def show_tail(request: web.Request) -> web.Response:
+async def show_tail(request: web.Request) -> web.StreamResponse:
     """The last of what the board has said, or what it has said since a position."""
-    device = port_asked_for(request).device
+    recorder = port_asked_for(request).device.recorder
     n_bytes = _number(request, "bytes", _TAIL_BYTES, MAX_TAIL_BYTES)
     since = _number(request, "since", -1, 1 << 62)
-    recorder = device.recorder
-    if since < 0:
-        pieces = recorder.pieces(recorder.end - n_bytes)
-        end = recorder.end
-    else:
-        pieces = _first(recorder.pieces(since), n_bytes)
-        end = pieces[-1].seq + len(pieces[-1].data) if pieces else recorder.end
-    return answer({"entries": [_entry(piece) for piece in pieces], "next": end})
+    pieces = recorder.first(max(0, recorder.end - n_bytes) if since < 0 else since, n_bytes)
+    end = pieces[-1].seq + len(pieces[-1].data) if pieces else recorder.end
+
+    async def text() -> AsyncIterator[bytes]:
+        yield b'{"entries": ['
+        for at, part in _in_parts(pieces):
+            yield ((", " if at else "") + ", ".join(map(_entry, part))).encode()
+        yield b'], "next": %d}\n' % end
+
+    return await stream(request, JSON, text())
 
 
-async def show_log(request: web.Request) -> web.Response:
+async def show_log(request: web.Request) -> web.StreamResponse:
     """All that is kept, as the board has sent it."""
     port = port_asked_for(request)
-    return web.Response(
-        body=port.device.recorder.tail(),
-        content_type="text/plain",
-        charset="utf-8",
+    recorder = port.device.recorder
+    begin, end = recorder.begin, recorder.end
+
+    async def output() -> AsyncIterator[bytes]:
+        at = begin
+        while at < end:
+            pieces = recorder.first(at, min(_PART_BYTES, end - at))
+            if not pieces or pieces[0].seq > at:
+                # The board sends faster than the client reads: better no file than one with a gap.
+                raise cut_off(request, "the rest of the output is no longer kept")
+            data = b"".join(piece.data for piece in pieces)
+            at += len(data)
+            yield data
+
+    return await stream(
+        request,
+        "text/plain; charset=utf-8",
+        output(),
+        n_bytes=end - begin,
         headers={hdrs.CONTENT_DISPOSITION: f'attachment; filename="{port.config.name}.log"'},
     )
 
@@ -76,15 +103,14 @@ async def wait_for_text(request: web.Request) -> web.Response:
     limit_s = _option(options, "timeout_s", _WAIT_S, MAX_WAIT_S)
     since = int(_option(options, "since", device.recorder.end, 1 << 62))
     waits = request.app[_WAITS]
-    if len(waits) >= MAX_WAITS:
-        raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_WAITS} others wait already")
-    wait = TextWait(pattern)
-    waits.add(wait)
-    try:
-        return await _waited(device, wait, since, limit_s)
-    finally:
-        waits.discard(wait)
-        await wait.close()
+    with request.app[_PLACES].taken_by(request):
+        wait = TextWait(pattern)
+        waits.add(wait)
+        try:
+            return await _waited(device, wait, since, limit_s)
+        finally:
+            waits.discard(wait)
+            await wait.close()
 
 
 async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) -> web.Response:
@@ -114,26 +140,31 @@ async def _end_waits(app: web.Application) -> None:
         wait.give_up("the gateway is shutting down")
 
 
-def _first(pieces: list[Piece], n_bytes: int) -> list[Piece]:
-    """The first of them, `n_bytes` together at most."""
-    found: list[Piece] = []
-    for piece in pieces:
-        if n_bytes <= 0:
-            break
-        found.append(Piece(piece.seq, piece.at, piece.data[:n_bytes]))
-        n_bytes -= len(piece.data)
-    return found
+def _in_parts(pieces: list[Piece]) -> Iterator[tuple[int, list[Piece]]]:
+    """The pieces, as many at a time as one turn of the event loop may take; with their numbers."""
+    part: list[Piece] = []
+    n_bytes = 0
+    for number, piece in enumerate(pieces):
+        part.append(piece)
+        n_bytes += len(piece.data)
+        if len(part) >= _PART_PIECES or n_bytes >= _PART_BYTES:
+            yield number + 1 - len(part), part
+            part, n_bytes = [], 0
+    if part:
+        yield len(pieces) - len(part), part
 
 
-def _entry(piece: Piece) -> dict[str, Any]:
-    # The recorder knows the loop's time.
+def _entry(piece: Piece) -> str:
+    # The recorder knows the time of `clock` only.
     at = time.time() - (clock.time() - piece.at)
-    return {
-        "seq": piece.seq,
-        "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
-        "data": piece.data.decode(errors="replace"),
-        "base64": base64.b64encode(piece.data).decode(),
-    }
+    return json.dumps(
+        {
+            "seq": piece.seq,
+            "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+            "data": piece.data.decode(errors="replace"),
+            "base64": base64.b64encode(piece.data).decode(),
+        }
+    )
 
 
 def _number(request: web.Request, name: str, default: int, most: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import mimetypes
 from functools import cache
 from http import HTTPStatus
 from importlib.resources import files
@@ -12,12 +14,11 @@ from typing import Any, Final
 import yaml
 from aiohttp import web
 
-from gateway.web.http_answers import HttpError
+from gateway.web.http_access import JSON
+from gateway.web.http_answers import HttpError, send
 
 _FOLDER: Final = Path(str(files("gateway.web")))
 STATIC: Final = _FOLDER / "static"
-_FILES: web.AppKey[dict[str, Path]] = web.AppKey("files", dict)
-
 #: The page loads nothing from elsewhere, and neither runs nor draws by what stands in its text:
 #: static/xterm_document.js has its terminal keep to that.
 
@@ -29,35 +30,61 @@ _POLICY: Final = (
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
+    app[_FILES] = StaticFiles(STATIC)
     app.router.add_get("/", show_page)
     app.router.add_get("/openapi.json", show_interface)
-    app[_FILES] = {
-        path.relative_to(STATIC).as_posix(): path
-        for path in STATIC.rglob("*")
-        if path.is_file() and not path.is_symlink()
-    }
     app.router.add_get("/static/{filename:.+}", show_file)
 
 
-async def show_page(request: web.Request) -> web.StreamResponse:  # noqa: ARG001 - aiohttp's signature
+class StaticFiles:
+    """The files of a folder, read once: what a client asks for is never looked up on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {
+            path.relative_to(folder).as_posix(): path
+            for path in folder.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        }
+        self._read: dict[str, tuple[str, bytes]] = {}
+
+    async def get(self, name: str) -> tuple[str, bytes] | None:
+        """Its content type and its bytes; None if there is no such file."""
+        if name not in self._paths:
+            return None
+        if name not in self._read:
+            self._read[name] = await asyncio.to_thread(_read, self._paths[name])
+        return self._read[name]
+
+
+def _read(path: Path) -> tuple[str, bytes]:
+    content_type, _ = mimetypes.guess_type(path.name)
+    return content_type or "application/octet-stream", path.read_bytes()
+
+
+_FILES: Final[web.AppKey[StaticFiles]] = web.AppKey("files", StaticFiles)
+
+
+async def show_page(request: web.Request) -> web.StreamResponse:
     """The page."""
-    index = STATIC / "index.html"
-    if not index.is_file():
+    found = await request.app[_FILES].get("index.html")
+    if found is None:
         raise HttpError(HTTPStatus.NOT_FOUND, "there is no page here: see /openapi.json")
-    return web.FileResponse(index, headers={"Content-Security-Policy": _POLICY})
+    headers = {"Content-Security-Policy": _POLICY}
+    return web.Response(body=found[1], content_type=found[0], charset="utf-8", headers=headers)
 
 
 async def show_file(request: web.Request) -> web.StreamResponse:
-    """A file of the page. What a client sends is looked up in a table, never on the disk."""
-    path = request.app[_FILES].get(request.match_info["filename"])
-    if path is None:
+    """A file of the page."""
+    found = await request.app[_FILES].get(request.match_info["filename"])
+    if found is None:
         raise web.HTTPNotFound
-    return web.FileResponse(path)
+    return await send(request, *found)
 
 
-async def show_interface(request: web.Request) -> web.Response:  # noqa: ARG001 - aiohttp's signature
+async def show_interface(request: web.Request) -> web.StreamResponse:
     """The description of the interface in the form of OpenAPI."""
-    return web.Response(text=interface_json(), content_type="application/json")
+    text = await asyncio.to_thread(interface_json)  # reading it takes 0.2 s the first time
+    return await send(request, JSON, text.encode())
 
 
 @cache

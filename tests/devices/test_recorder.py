@@ -142,3 +142,22 @@ def test_a_follower_may_leave_while_it_is_told() -> None:
     recorder.follow(lambda _, data: told.append(data))
     recorder.record(1.0, b"ab")
     assert told == [b"ab", b"ab"]
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=40), max_size=30),
+    st.integers(0, 600),
+    st.integers(0, 200),
+)
+def test_the_first_bytes_from_a_position_on(sent: list[bytes], since: int, n_bytes: int) -> None:
+    recorder = Recorder(300)
+    for number, data in enumerate(sent):
+        recorder.record(float(number), data)
+    whole = b"".join(sent)
+    begin = max(since, recorder.begin)
+    found = recorder.first(since, n_bytes)
+    assert b"".join(piece.data for piece in found) == whole[begin : begin + n_bytes]
+    assert [piece.seq for piece in found[:1]] == [begin][: len(found)]
+    at_positions = {piece.seq + len(piece.data): piece.at for piece in recorder.pieces(0)}
+    for piece in found[:-1]:
+        assert at_positions[piece.seq + len(piece.data)] == piece.at

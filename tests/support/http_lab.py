@@ -155,3 +155,11 @@ async def client_of(server: HttpServer) -> AsyncIterator[HttpClient]:
     assert server.tcp_port is not None
     async with aiohttp.ClientSession() as session:
         yield HttpClient(session, server.tcp_port)
+
+
+@asynccontextmanager
+async def from_address(source: str, client: HttpClient) -> AsyncIterator[HttpClient]:
+    """A client of the same server on another address of loopback."""
+    connector = aiohttp.TCPConnector(local_addr=(source, 0))
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield HttpClient(session, client.tcp_port)

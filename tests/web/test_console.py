@@ -18,7 +18,13 @@ from gateway.devices.device import DeviceState
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET
 from gateway.web import console as module
-from tests.support.http_lab import HttpClient, check_schema, http_client, running
+from tests.support.http_lab import (
+    HttpClient,
+    check_schema,
+    from_address,
+    http_client,
+    running,
+)
 from tests.support.pty_board import PtyBoard, Served, serving, until
 from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient
@@ -349,15 +355,27 @@ async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
             assert (answered.status, answered.error) == (426, "a console is a WebSocket")
 
 
-async def test_only_so_many_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONSOLE_LIMITS", ConnectionLimits(1, 1))
+async def test_only_so_many_are_open_in_all_and_of_one_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONSOLE_LIMITS", ConnectionLimits(2, 1))
     with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
+        async with (
+            serving(board, sharing=Sharing.SHARED) as served,
+            http_client(running(served)) as client,
+            from_address("127.0.0.2", client) as other,
+            from_address("127.0.0.3", client) as third,
+        ):
             async with console(client) as terminal:
                 await terminal.notice("attached")
-                with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
                     async with console(client):
                         pass
+                async with console(other) as second:
+                    await second.notice("attached")
+                    with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
+                        async with console(third):
+                            pass
             await served.until_idle()
 
 

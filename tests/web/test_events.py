@@ -19,6 +19,7 @@ from tests.support.http_lab import (
     HttpClient,
     check_schema,
     client_of,
+    from_address,
     http_client,
     http_server,
     running,
@@ -50,14 +51,6 @@ class Stream:
             self.ports = content.get("ports", self.ports)
             if name == wanted:
                 return content
-
-
-@asynccontextmanager
-async def from_address(client: HttpClient, address: tuple[str, int]) -> AsyncIterator[HttpClient]:
-    """Another client of the same server, with an address of its own."""
-    connector = aiohttp.TCPConnector(local_addr=address)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        yield HttpClient(session, client.tcp_port)
 
 
 @asynccontextmanager
@@ -156,23 +149,22 @@ async def test_nobody_looks_when_nobody_listens() -> None:
 
 async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "STREAM_LIMITS", ConnectionLimits(2, 1))
-    elsewhere = [("127.0.0.2", 0), ("127.0.0.3", 0)]
     async with http_client([]) as client, listening(client) as stream:
         await stream.next("ports")
         answered = await client.get("/api/events")
         assert (answered.status, answered.error) == (
-            503,
+            429,
             "1 streams of events of this address are open already",
         )
-        async with from_address(client, elsewhere[0]) as other, listening(other) as second:
+        async with from_address("127.0.0.2", client) as other, listening(other) as second:
             await second.next("ports")
-            async with from_address(client, elsewhere[1]) as third:
+            async with from_address("127.0.0.3", client) as third:
                 answered = await third.get("/api/events")
                 assert (answered.status, answered.error) == (
                     503,
                     "2 streams of events are open already",
                 )
-        async with from_address(client, elsewhere[1]) as third:
+        async with from_address("127.0.0.3", client) as third:
             await until_listening(third)
 
 

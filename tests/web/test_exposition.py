@@ -14,9 +14,10 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.tty.port_counts import Histogram
-from gateway.web.exposition import PortSample, ServiceSample, exposition
+from gateway.web.exposition import Exposition, PortSample, PortSamples, ServiceSample
 from tests.test_status import DESK
 
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 LABELS = 'a "b"\\\n'
 
 
@@ -49,10 +50,20 @@ PORT = PortSample(
 )
 
 
+def written(*ports: PortSample, accepted: str = "") -> Exposition:
+    """As it is when each port is added by itself."""
+    exposition = Exposition(accepted)
+    exposition.add(ServiceSample("1.2.3", histogram(0.2)))
+    for port in ports:
+        exposition.add(PortSamples([port]))
+    exposition.add_process()
+    return exposition
+
+
 def text(*ports: PortSample) -> str:
-    body, content_type = exposition(ServiceSample("1.2.3", ports, histogram(0.2)), "")
-    assert content_type.startswith("text/plain; version=")
-    return body.decode()
+    exposition = written(*ports)
+    assert exposition.content_type.startswith("text/plain; version=")
+    return exposition.text().decode()
 
 
 def families(*ports: PortSample) -> dict[str, Metric]:
@@ -151,11 +162,26 @@ def test_two_ports_do_not_share_a_sample() -> None:
     assert found["esp_gateway_received_bytes_total", "shelf"] == 1
 
 
+@pytest.mark.parametrize("accepted", ["", OPEN_METRICS])
+def test_ports_may_be_added_in_any_number_of_steps(accepted: str) -> None:
+    other = replace(PORT, snapshot=replace(PORT.snapshot, name="shelf"), resets={})
+    together = Exposition(accepted)
+    together.add(ServiceSample("1.2.3", histogram(0.2)))
+    together.add(PortSamples([PORT, other, PORT]))
+    apart = written(PORT, other, PORT, accepted=accepted).text()
+    [ours, *_] = apart.split(b"# HELP process_")
+    assert ours == together.text().removesuffix(b"# EOF\n")
+
+
 def test_who_asks_for_openmetrics_gets_it() -> None:
-    accepted = "application/openmetrics-text; version=1.0.0"
-    body, content_type = exposition(ServiceSample("1", [PORT], histogram()), accepted)
-    assert content_type.startswith("application/openmetrics-text")
-    names = {family.name for family in openmetrics_families(body.decode())}  # type: ignore[no-untyped-call]
+    exposition = written(PORT, PORT, accepted=OPEN_METRICS)
+    assert exposition.content_type.startswith("application/openmetrics-text")
+    text = exposition.text().decode()
+    assert text.endswith("# EOF\n")
+    assert text.count("# EOF") == 1
+    # Its parser insists on all samples of a metric in one place.
+    one_each = written(PORT, accepted=OPEN_METRICS).text().decode()
+    names = {family.name for family in openmetrics_families(one_each)}  # type: ignore[no-untyped-call]
     assert {"esp_gateway_received_bytes", "esp_gateway_resets"} <= names
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from gateway.config.choices import Recording
-from gateway.web import output_api
-from tests.support.http_lab import Answered, HttpClient, http_client, running
+from gateway.config.choices import ConnectionLimits, Recording
+from gateway.web import http_answers, output_api
+from tests.support.http_lab import (
+    Answered,
+    HttpClient,
+    from_address,
+    http_client,
+    http_server,
+    running,
+)
 from tests.support.pty_board import PtyBoard, Served, serving, until
 
 
@@ -97,6 +107,73 @@ async def test_the_log_is_a_file(tmp_path: Path) -> None:
             assert log.headers["content-type"] == "text/plain; charset=utf-8"
 
 
+async def test_a_large_tail_and_log_are_sent_a_part_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_api, "_PART_BYTES", 1000)
+    data = bytes(range(256)) * 40
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            for at in range(0, len(data), 500):
+                await say(board, served, data[at : at + 500])
+            told = (await client.get("/api/ports/desk/tail?bytes=100000")).content
+            entries = told["entries"]
+            assert b"".join(base64.b64decode(entry["base64"]) for entry in entries) == data
+            assert [entry["seq"] for entry in entries] == [
+                sum(len(base64.b64decode(each["base64"])) for each in entries[:number])
+                for number in range(len(entries))
+            ]
+            assert told["next"] == len(data)
+            assert (await client.get("/api/ports/desk/log")).body == data
+
+
+async def test_a_log_that_the_board_overtakes_breaks_off_instead_of_having_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_api, "_PART_BYTES", 100_000)
+    with PtyBoard(tmp_path) as board:
+        recording = Recording(record_kib=4096)
+        async with (
+            serving(board, recording=recording) as served,
+            http_client(running(served)) as client,
+        ):
+            recorder = served.device.recorder
+            recorder.record(0.0, b"x" * (4096 << 10))
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port, limit=1024)
+            writer.write(b"GET /api/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            recorder.record(1.0, b"y" * (4096 << 10))
+            got = b""
+            with contextlib.suppress(ConnectionError):
+                while chunk := await reader.read(65536):
+                    got += chunk
+            assert len(got) < 4096 << 10
+            assert b"y" not in got
+            writer.close()
+
+
+async def test_a_client_that_does_not_read_a_long_answer_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_answers, "_WRITE_LIMIT_S", 0.05)
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board, recording=Recording(record_kib=16384)) as served,
+            http_server(running(served)) as server,
+        ):
+            served.device.recorder.record(0.0, b"x" * (16384 << 10))
+            with (
+                capture_logs() as logs,
+                socket.create_connection(("127.0.0.1", server.tcp_port or 0)) as client,
+            ):
+                client.sendall(b"GET /api/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                aiohttp_server = server._runner.server
+                assert aiohttp_server is not None
+                await until(lambda: aiohttp_server.connections)
+                await until(lambda: not aiohttp_server.connections)
+            assert [each["event"] for each in logs] == []
+
+
 async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
     return await client.post("/api/ports/desk/wait", {"pattern": pattern, **options})
 
@@ -167,14 +244,24 @@ async def test_what_can_t_be_waited_for_is_told(
             assert answered.error.startswith(error)
 
 
-async def test_only_so_many_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_api, "MAX_WAITS", 1)
+async def test_only_so_many_wait_in_all_and_of_one_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_api, "WAIT_LIMITS", ConnectionLimits(2, 1))
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             waiting = asyncio.create_task(wait(client, "ready"))
             await until(lambda: served.device.recorder._followers)
-            assert (await wait(client, "ready")).status == 503
-            await say(board, served, b"ready")
+            assert (await wait(client, "ready")).status == 429
+            async with (
+                from_address("127.0.0.2", client) as other,
+                from_address("127.0.0.3", client) as third,
+            ):
+                second = asyncio.create_task(wait(other, "ready"))
+                await until(lambda: len(served.device.recorder._followers) == 2)
+                assert (await wait(third, "ready")).status == 503
+                await say(board, served, b"ready")
+                assert (await second).status == 200
             assert (await waiting).status == 200
             assert (await wait(client, "ready", since=0)).status == 200
 
