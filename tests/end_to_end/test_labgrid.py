@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,15 +41,42 @@ target.deactivate(console)
 """
 
 
+#: The environment file and the test of docs/operations.md.
+ENVIRONMENT = """
+targets:
+  main:
+    resources:
+      RemotePlace:
+        name: desk
+    drivers:
+      SerialDriver: {{}}
+options:
+  coordinator_address: {coordinator}
+"""
+TEST_BOARD = """
+def test_version(target):
+    console = target.get_driver("ConsoleProtocol")
+    console.sendline("version")
+    console.expect("simulated app", timeout=60)
+"""
+TEST_BOOT = """
+def test_boot(target):
+    console = target.get_driver("ConsoleProtocol")
+    console.expect("rst:0x", timeout=60)
+    console.expect("ready", timeout=60)
+"""
+
+
 class LabgridWorld:
     """A gateway's two boards, exported by what the gateway says, and a coordinator."""
 
-    def __init__(self, commands: Path, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, commands: Path, folder: Path, stack: ExitStack, keys: Mapping[str, str]
+    ) -> None:
         self.commands = commands
         socket = {"RUNTIME_DIRECTORY": str(folder)}
-        self.lab = stack.enter_context(
-            Lab(folder, {"desk": "heartbeat_s=0", "shelf": "heartbeat_s=0"}, env=socket)
-        )
+        boards = {"desk": "heartbeat_s=0", "shelf": "heartbeat_s=0"}
+        self.lab = stack.enter_context(Lab(folder, boards, env=socket, keys=keys))
         self.lab.service.wait_for_line("status_served")
         resources = folder / "exporter.yaml"
         resources.write_text(exported(folder / "status.sock"))
@@ -67,6 +94,11 @@ class LabgridWorld:
         stack.callback(exporter.kill)
         exporter.start()
         exporter.wait_for_line("Exporter ready", _LIMIT_S)
+
+    @property
+    def coordinator(self) -> str:
+        """Its address."""
+        return self.env["LG_COORDINATOR"]
 
     def client(self, *arguments: str) -> str:
         """What `labgrid-client` prints."""
@@ -97,7 +129,8 @@ def exported(socket: Path) -> str:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[LabgridWorld]:
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[LabgridWorld]:
+    """`request.param`, if given, has keys for the ports."""
     commands = Path(os.environ.get("LABGRID", ""))
     if (
         not (commands / "labgrid-client").is_absolute()
@@ -105,7 +138,7 @@ def world(tmp_path: Path) -> Iterator[LabgridWorld]:
     ):
         pytest.skip("LABGRID does not name the folder of labgrid's commands (make test does)")
     with ExitStack() as stack:
-        yield LabgridWorld(commands, tmp_path, stack)
+        yield LabgridWorld(commands, tmp_path, stack, getattr(request, "param", {}))
 
 
 @pytest.mark.timeout(600)
@@ -152,3 +185,39 @@ def test_labgrid_client_opens_the_console(
         terminal.type(b"version\r")
         terminal.wait_for(b"simulated app")
     assert board.boots() == ["app"]
+
+
+def run_pytest(world: LabgridWorld, folder: Path, test: str) -> None:
+    """Run a test in labgrid's environment, as the page says it."""
+    (folder / "env.yaml").write_text(ENVIRONMENT.format(coordinator=world.coordinator))
+    file = folder / "test_board.py"
+    file.write_text(test)
+    python: list[str | Path] = [world.commands / "python", "-m", "pytest", "-p", "no:cacheprovider"]
+    clean = {"PYTEST_ADDOPTS": ""}
+    done = run_tool([*python, "--lg-env", folder / "env.yaml", file], _LIMIT_S, clean, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.timeout(600)
+def test_a_test_with_an_environment_file_talks_to_a_board(
+    world: LabgridWorld, tmp_path: Path
+) -> None:
+    board = world.lab.boards["desk"]
+    board.wait_for_app()
+    world.reserve(board)
+    run_pytest(world, tmp_path, TEST_BOARD)
+    assert board.boots() == ["app"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world", [{"protocol": "raw", "on_connect": "reset"}], indirect=True)
+def test_a_raw_port_with_on_connect_shows_the_boot_to_each_test(
+    world: LabgridWorld, tmp_path: Path
+) -> None:
+    board = world.lab.boards["desk"]
+    board.wait_for_app()
+    world.reserve(board)
+    for boots in (2, 3):
+        run_pytest(world, tmp_path, TEST_BOOT)
+        assert board.boots() == ["app"] * boots
