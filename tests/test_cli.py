@@ -25,7 +25,7 @@ RUN_LIMIT_S = 60.0
 
 GOOD = """\
 ports:
-  - {name: desk, tcp: 4001, device: /dev/ttyUSB0}
+  - {name: desk, tcp: 4001, device: /dev/serial/by-id/desk}
   - {name: shelf, tcp: 0, device: "sim://esp32", host: 0.0.0.0}
 """
 BAD = """\
@@ -54,7 +54,7 @@ def test_check_lists_the_ports_of_a_good_file(
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert lines[0] == f"{config}: no errors, 2 ports"
-    assert lines[1] == "  desk: 127.0.0.1:4001 -> /dev/ttyUSB0"
+    assert lines[1] == "  desk: 127.0.0.1:4001 -> /dev/serial/by-id/desk"
     assert lines[2].startswith("  shelf: 0.0.0.0:0 -> sim://esp32")
     assert len(lines) == 3
     assert err == ""
@@ -309,12 +309,12 @@ def test_check_reads_the_files_for_tls_and_only_warns_of_dates(
     authority = Authority(config.parent)
     yesterday = datetime.now(UTC) - timedelta(days=1)
     cert, key = authority.issue("old", "localhost", not_after=yesterday)
-    text = "ports:\n  - name: desk\n    tcp: 4001\n    device: /dev/ttyUSB0\n    tls:\n"
+    text = "ports:\n  - name: desk\n    tcp: 4001\n    device: /dev/desk\n    tls:\n"
     text += f"      cert: {cert}\n      key: {{}}\n      client_ca: {authority.path}\n"
     config.write_text(text.format(key))
     assert main(["check", str(config)]) == 0
     out, err = capsys.readouterr()
-    assert "  desk: 127.0.0.1:4001 with TLS and client certificates -> /dev/ttyUSB0" in out
+    assert "  desk: 127.0.0.1:4001 with TLS and client certificates -> /dev/desk" in out
     assert err.startswith(
         f"{config}:6: warning: ports[0].tls: invalid cert '{cert}' (a certificate"
     )

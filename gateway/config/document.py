@@ -25,8 +25,10 @@ from gateway.config.choices import (
     SlowClient,
 )
 from gateway.config.device import DEVICE, TCP, pool_member_name
+from gateway.config.doubtful import warnings_of
 from gateway.config.foreign import explained, program_of
 from gateway.config.http import HttpConfig, check_http_files, http_section, read_http
+from gateway.config.log_files import check_log_files
 from gateway.config.mdns import MdnsConfig, read_mdns
 from gateway.config.networks import NETWORKS
 from gateway.config.sections import (
@@ -194,19 +196,34 @@ def _parsed(text: str, problems: Problems, *, with_files: bool) -> GatewayConfig
     mdns = read_section(root, "mdns", read_mdns, problems)
     connections = read_section(root, "connections", _read_connections, problems)
     others = [http_section(http)] if http is not None else []
+    sections = [*defaults, *ports, *others]
     check_unique(ports, problems, others)
-    warnings = []
+    check_log_files(ports, problems, _other_files(problems.file, sections), with_files=with_files)
+    warnings = warnings_of(sections, problems.file)
     if with_files:
         check_http_files(http, problems)
-        warnings = check_tls_files([*defaults, *ports, *others], problems)
+        warnings += check_tls_files(sections, problems)
     problems.raise_if_any()
     return replace(
         _built(ports),
         http=http,
         mdns=mdns,
         connections=connections or _CONNECTIONS,
-        warnings=tuple(warnings),
+        warnings=tuple(sorted(warnings, key=lambda warning: warning.line)),
     )
+
+
+def _other_files(config: str, sections: list[Section]) -> dict[str, str]:
+    """The files that the gateway reads, with what they are."""
+    files = {config: "the configuration"}
+    for section in sections:
+        tls = section.values.get("tls")
+        for path in (tls.cert, tls.key, tls.client_ca, tls.ca) if isinstance(tls, Tls) else ():
+            if path is not None:
+                files[path] = "a file for TLS"
+        if (token_file := section.values.get("token_file")) is not None:
+            files[token_file] = "the token"
+    return files
 
 
 _SERIAL = SerialSettings()
@@ -287,6 +304,7 @@ def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section
             problem = f"invalid log_file {quoted(log_file)}"
             expected = "a path with {name} in it, which stands for the name of each port"
             problems.add(section.lines["log_file"], "defaults", problem, expected)
+            del defaults["log_file"]  # which is wrong for each port then
     if "ports" not in found:
         problems.add(line_of(root), "", "missing ports", _ACCEPTED_PORTS)
         return [], given
@@ -341,6 +359,9 @@ def _check_fit(port: Section, line: int, problems: Problems) -> None:
             if key in port.lines:
                 problem = f"{key} with connect (line {port.lines['connect']})"
                 refuse_key(key, problem, f"connect without {key}, or tcp")
+    is_for_flashers = port.values.get("on_connect") is OnConnect.BOOTLOADER
+    if is_for_flashers and "replay" in port.lines and port.values.get("replay"):
+        refuse_key("replay", "replay with on_connect: bootloader", "one of them")
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.

@@ -178,7 +178,12 @@ def check_http_files(http: HttpConfig | None, problems: Problems) -> None:
 
 def http_section(http: HttpConfig) -> Section:
     """What it has in common with a port, for the checks of addresses and of files for TLS."""
-    values = {"tcp": http.tcp_port, "host": http.host, "tls": http.tls}
+    values = {
+        "tcp": http.tcp_port,
+        "host": http.host,
+        "tls": http.tls,
+        "token_file": http.token_file,
+    }
     lines = dict(http.lines)
     return Section("http", values, lines | {"tcp": lines["listen"]})
 

@@ -33,7 +33,6 @@ def check_unique(
     """
     names: dict[str, Section] = {}
     far_ends: dict[tuple[str | int, ...], Section] = {}
-    log_files: dict[str, Section] = {}
     addresses: dict[int, dict[str, Section]] = {}
     for other in listening:
         _check_address(other, addresses, problems)
@@ -45,11 +44,6 @@ def check_unique(
             key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
             first = far_ends.setdefault(key, port)
             _refuse_second(port, first, "connect", problems)
-        # One that each port has from the defaults has {name} in it.
-        if "log_file" in port.lines and (log_file := port.values.get("log_file")) is not None:
-            path = str(log_file).replace("{name}", str(port.values.get("name")))
-            first = log_files.setdefault(path, port)
-            _refuse_second(port, first, "log_file", problems)
         if "tcp" in port.values and "host" in port.values:
             _check_address(port, addresses, problems)
     for port in ports:

@@ -79,7 +79,7 @@ def test_every_key_reaches_its_field() -> None:
         stopbits="1.5",
         flow_control="rtscts",
         protocol="raw",
-        on_connect="bootloader",
+        on_connect="reset",
         on_disconnect="reset",
         hold_s="0.5",
         grace_s="0",
@@ -112,11 +112,11 @@ def test_every_key_reaches_its_field() -> None:
             grace_s=0.0,
             on_absent=OnAbsent.WAIT,
             protocol=Protocol.RAW,
-            on_connect=OnConnect.BOOTLOADER,
+            on_connect=OnConnect.RESET,
             on_disconnect=OnDisconnect.RESET,
             open=Opening.ON_CONNECT,
             sharing=Sharing.PREEMPT,
-            limits=ClientLimits(replay=False),  # `on_connect: bootloader` is for flashers
+            limits=ClientLimits(replay=True),
             recording=Recording(1, "/var/log/desk.log", 16, 0),
         ),
     )
@@ -154,7 +154,7 @@ def test_ports_do_not_share_a_log_file() -> None:
     one = port(log_file="/log/{name}")
     other = port(name="own", tcp="4002", device="/dev/ttyUSB1", log_file="/log/desk")
     (line,) = problems(ports(one, other))
-    assert "duplicate log_file '/log/desk' (first in line 5)" in line
+    assert "log_file '/log/desk' is that of line 5" in line
 
 
 def test_a_log_file_for_all_ports_has_their_names_in_it() -> None:

@@ -110,7 +110,7 @@ def test_a_certificate_that_has_expired_is_a_warning(tmp_path: Path) -> None:
     )
     file = tmp_path / "gateway.yaml"
     file.write_text(ports(port(tls=f"{{cert: {cert}, key: {key}}}")))
-    (warning,) = load_config(file).warnings
+    _, warning = load_config(file).warnings
     doubtful = f"invalid cert '{cert}' (a certificate in it expired on "
     assert str(warning).startswith(f"{file}:5: warning: ports[0].tls: {doubtful}")
-    assert not load_config(file, with_files=False).warnings
+    assert warning not in load_config(file, with_files=False).warnings
