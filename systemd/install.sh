@@ -329,8 +329,7 @@ care_for_brltty() {
       answer || true
     if [[ $answer == [yY]* ]]; then brltty=mask; fi
   fi
-  if [ "$brltty" = mask ]; then
-    systemctl mask --now brltty.service
+  if [ "$brltty" = mask ] && systemctl mask --now brltty.service; then
     say "brltty is masked; plug the boards in again. Undo it with: sudo systemctl unmask brltty"
   else
     say "If nobody needs a braille display here: sudo systemctl mask --now brltty"
