@@ -6,12 +6,12 @@ import contextlib
 import resource
 from typing import Final
 
-#: What the service opens besides connections and ports: the event loop, udev, HTTP files, the
-#: configuration, a few flash jobs with three pipes each, multicast sockets of each interface.
-RESERVED_DESCRIPTORS: Final = 64
+#: What the service opens besides ports and connections: the event loop, udev, HTTP files, the
+#: configuration, multicast sockets, clients of the status socket.
+BASE_DESCRIPTORS: Final = 64
 
-#: Of a port: its tty, its log file, what a replug opens before the old is closed.
-RESERVED_PER_PORT: Final = 4
+#: Of a port: its listening socket, tty and log file, and three pipes while it is flashed.
+PORT_DESCRIPTORS: Final = 6
 
 
 def raise_limit() -> int:
@@ -28,4 +28,16 @@ def raise_limit() -> int:
 
 def reserved_for(n_ports: int) -> int:
     """Return how many descriptors connections leave to a service with that many ports."""
-    return RESERVED_DESCRIPTORS + RESERVED_PER_PORT * n_ports
+    return BASE_DESCRIPTORS + PORT_DESCRIPTORS * n_ports
+
+
+def has_room(descriptor: int, n_connections: int, reserved: int) -> bool:
+    """Return whether a connection may have a descriptor, beside `n_connections` others.
+
+    The kernel gives out the lowest free number, so at least as many as `descriptor` are in use:
+    some of the highest always stay free, whatever else is open. Where the limit is too low for
+    `reserved`, connections get an eighth of it.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_near_the_end = descriptor >= limit - min(BASE_DESCRIPTORS, limit // 4)
+    return not is_near_the_end and n_connections < max(limit - reserved, limit // 8)

@@ -21,6 +21,7 @@ import structlog
 from gateway import clock
 from gateway.errors import GatewayError
 from gateway.tcp.acceptor import AcceptLoop
+from gateway.tcp.admission import AcceptTurns
 from gateway.tcp.rejections import OncePerPeriod
 
 #: How long the service may take to answer, and a client to read the answer.
@@ -153,7 +154,9 @@ class StatusServer:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()  # of a service that was killed
         self._bound_path = path
-        self._accept_loop = AcceptLoop([_listening_socket(path)], self._accepted, self._failed)
+        self._accept_loop = AcceptLoop(
+            [_listening_socket(path)], AcceptTurns(), self._accepted, self._failed
+        )
 
     def stop(self) -> None:
         """Stop listening and remove the socket."""

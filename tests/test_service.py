@@ -135,6 +135,25 @@ async def test_a_client_that_waits_is_told_that_its_port_is_reloaded(tmp_path: P
     await gateway.stop()
 
 
+async def test_a_reload_changes_the_limits_of_connections_and_keeps_clients(tmp_path: Path) -> None:
+    ports = f"ports: [{{name: desk, tcp: 0, device: {tmp_path}/no, on_absent: wait}}]\n"
+    gateway = service.Service(tmp_path)
+    await gateway.start(parse_config(ports + "connections: {max_per_address: 1}", "test.yaml"))
+    await until(lambda: (counts := gateway.counts()) and counts.absent)
+    tcp_port = gateway.tcp_ports()["desk"] or 0
+    with capture_logs() as logs, await TcpClient.connect(tcp_port) as first:
+        with await TcpClient.connect(tcp_port) as rejected:
+            assert await rejected.receive_to_end() == b""
+        await gateway.reload(parse_config(ports, "test.yaml"))
+        assert gateway.tcp_ports()["desk"] == tcp_port
+        with await TcpClient.connect(tcp_port) as second:
+            await until(lambda: [each["event"] for each in logs].count("client_waits") == 2)
+            stopping = asyncio.create_task(gateway.stop())
+            for client in (first, second):
+                assert await client.receive_to_end() == b"desk: the gateway is shutting down\r\n"
+            await stopping
+
+
 #: Put into a simulated board's process by PYTHONPATH: it never gets past its imports.
 NEVER_IMPORTED = """
 import sys, time

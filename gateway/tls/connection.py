@@ -15,7 +15,7 @@ import contextlib
 import ssl
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final, NoReturn, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from gateway import clock
 
@@ -267,14 +267,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         """End the connection at once."""
         self._aborted = True
         self._tcp.abort()
-
-    @property
-    def _sendfile_compatible(self) -> NoReturn:
-        """What `loop.sendfile` asks a transport of asyncio's for.
-
-        uvloop's raises this for every transport, and aiohttp then reads the file and writes it.
-        """
-        raise NotImplementedError
 
     # --- the handshake
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import resource
 import socket
@@ -31,40 +30,18 @@ FEW_DESCRIPTORS = 160
 CLIENT_KIB = 40
 HANDSHAKE_KIB = 100
 
-LOOPS = [
-    pytest.param(
-        "uvloop",
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
-        ),
-    ),
-    "asyncio",
-]
-
-#: A service on asyncio's loop, whether uvloop is installed or not.
-ON_ASYNCIO = "import sys; sys.modules['uvloop'] = None; from gateway.cli import main; main()"
-
 
 class LimitedService(BackgroundProcess):
-    """A service on one of the event loops, with a hard limit of descriptors."""
+    """A service with a hard limit of descriptors."""
 
-    def __init__(self, folder: Path, loop: str, config: str, descriptors: int = 2048) -> None:
+    def __init__(self, folder: Path, config: str, descriptors: int = 2048) -> None:
         path = folder / "gateway.yaml"
         path.write_text(config)
         self.status = folder / "status.sock"
-        program = ["-m", "gateway"] if loop == "uvloop" else ["-c", ON_ASYNCIO]
-        command: list[str | Path] = [
-            sys.executable,
-            *program,
-            "run",
-            "--config",
-            path,
-            "--socket",
-            self.status,
-        ]
+        command: list[str | Path] = [sys.executable, "-m", "gateway", "run", "--config", path]
         # The soft limit is the half, for the service to raise.
         limits = f'ulimit -Sn {descriptors // 2} && ulimit -Hn {descriptors} && exec "$@"'
-        super().__init__(["sh", "-c", limits, "sh", *command])
+        super().__init__(["sh", "-c", limits, "sh", *command, "--socket", self.status])
 
     def memory_kib(self) -> int:
         """What it has of the machine's memory."""
@@ -89,7 +66,7 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab(folder: Path, loop: str, descriptors: int = FEW_DESCRIPTORS) -> AsyncIterator[Lab]:
+async def lab(folder: Path, descriptors: int = FEW_DESCRIPTORS) -> AsyncIterator[Lab]:
     tcp_ports = free_tcp_port(), free_tcp_port()
     for name in ("desk", "late"):
         (folder / name).mkdir()
@@ -101,7 +78,7 @@ async def lab(folder: Path, loop: str, descriptors: int = FEW_DESCRIPTORS) -> As
             f"  - {{name: desk, tcp: {tcp_ports[0]}, device: {desk.path}}}\n"
             f"  - {{name: late, tcp: {tcp_ports[1]}, device: {late.path}, on_absent: wait}}\n"
         )
-        with LimitedService(folder, loop, config, descriptors) as service:
+        with LimitedService(folder, config, descriptors) as service:
             service.wait_until_listening(*tcp_ports)
             service.wait_for_line("status_served")
             yield Lab(service, *tcp_ports, late)
@@ -123,11 +100,10 @@ async def until_served(tcp_port: int) -> None:
             return
 
 
-@pytest.mark.parametrize("loop", LOOPS)
 async def test_clients_that_take_all_descriptors_leave_the_service_working(
-    tmp_path: Path, loop: str
+    tmp_path: Path,
 ) -> None:
-    async with lab(tmp_path, loop) as here:
+    async with lab(tmp_path) as here:
         with ExitStack() as flood, await TcpClient.connect(here.desk) as neighbour:
             await echoes(neighbour, b"before")
             for _ in range(FEW_DESCRIPTORS + 50):
@@ -147,11 +123,10 @@ async def test_clients_that_take_all_descriptors_leave_the_service_working(
     assert "Traceback" not in "\n".join(here.service.log)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
 async def test_a_service_without_any_descriptor_goes_on_when_there_are_some(
-    tmp_path: Path, loop: str
+    tmp_path: Path,
 ) -> None:
-    async with lab(tmp_path, loop) as here:
+    async with lab(tmp_path) as here:
         with await TcpClient.connect(here.desk) as neighbour:
             await echoes(neighbour, b"before")
             limits = resource.RLIMIT_NOFILE
@@ -170,9 +145,38 @@ async def test_a_service_without_any_descriptor_goes_on_when_there_are_some(
     assert "Traceback" not in "\n".join(here.service.log)
 
 
-@pytest.mark.parametrize("loop", LOOPS)
+async def test_a_host_with_sessions_on_all_ports_of_a_large_lab_is_served(tmp_path: Path) -> None:
+    """As CI with 64 boards, or all users of an SSH tunnel; with the defaults."""
+    sessions = 1024
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2 * sessions:
+        pytest.skip(f"this process may only have {hard} descriptors")
+    tcp_ports: set[int] = set()
+    while len(tcp_ports) < 64:
+        tcp_ports.add(free_tcp_port())
+    entries = [
+        f"  - {{name: p{number}, tcp: {tcp_port}, device: {tmp_path}/{number}, on_absent: wait}}\n"
+        for number, tcp_port in enumerate(tcp_ports)
+    ]
+    config = "ports:\n" + "".join(entries)
+    with ExitStack() as held, LimitedService(tmp_path, config, 2 * sessions) as service:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2 * sessions, hard))
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        service.wait_until_listening(*tcp_ports)
+        for number in range(sessions):
+            held.enter_context(await TcpClient.connect(list(tcp_ports)[number % 64]))
+        await asyncio.to_thread(service.wait_for_line, "client_waits", count=sessions)
+        one = tcp_ports.pop()
+        with await TcpClient.connect(one) as too_many:
+            assert await too_many.receive_to_end() == b""
+        with await TcpClient.connect(one, source="127.0.0.2") as other:
+            await asyncio.to_thread(service.wait_for_line, rf'"client": "{other.name}".*client_w')
+    (rejected,) = service.told("client_rejected")
+    assert rejected["reason"] == f"too many connections from this address (limit {sessions})"
+
+
 async def test_the_memory_of_waiting_clients_and_of_handshakes_is_bounded(
-    tmp_path: Path, loop: str
+    tmp_path: Path,
 ) -> None:
     authority = Authority(tmp_path)
     tls = authority.server_for_all()
@@ -184,7 +188,7 @@ async def test_the_memory_of_waiting_clients_and_of_handshakes_is_bounded(
         f"  - {{name: secured, tcp: {secured}, device: {tmp_path}/none,"
         f" tls: {{cert: {tls.cert}, key: {tls.key}}}}}\n"
     )
-    with LimitedService(tmp_path, loop, config) as service:
+    with LimitedService(tmp_path, config) as service:
         service.wait_until_listening(plain, secured)
         service.wait_for_line("status_served")
         with ExitStack() as held:
@@ -204,7 +208,7 @@ async def test_the_memory_of_waiting_clients_and_of_handshakes_is_bounded(
             await asyncio.to_thread(service.wait_for_line, "client_waits", count=500)
             client_kib = (service.memory_kib() - before_kib) / 500
             assert client_kib < CLIENT_KIB
-        print(f"{loop}: {handshake_kib:.0f} KiB a handshake, {client_kib:.0f} KiB a client")  # noqa: T201
+        print(f"{handshake_kib:.0f} KiB a handshake, {client_kib:.0f} KiB a client")  # noqa: T201
 
 
 def hello(authority: Authority) -> bytes:

@@ -17,11 +17,12 @@ import structlog
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
+from gateway import descriptors
 from gateway.config.choices import ConnectionLimits
 from gateway.config.networks import Networks
 from gateway.config.values import Address
-from gateway.tcp.acceptor import ACCEPT_RETRY_S, ACCEPTS_PER_TURN, Acceptor, is_free
-from gateway.tcp.admission import Admission, Intake
+from gateway.tcp.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
+from gateway.tcp.admission import ACCEPTS_PER_TURN, Admission, Intake
 from gateway.tcp.rejections import PERIOD_S, Rejection
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until
@@ -356,7 +357,7 @@ async def test_a_connection_counts_until_its_descriptor_is_closed(ends: str) -> 
         client.close()
 
 
-async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn(
+async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_ports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries = counted_accepts(monkeypatch)
@@ -365,18 +366,23 @@ async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn(
 
     def note_turn() -> None:
         per_turn.append(len(tries))
-        if len(tries) <= 100:
+        if len(tries) < 122:
             loop.call_soon(note_turn)
 
+    intake = Intake()
     with ExitStack() as held:
-        async with accepting_at() as (tcp_port, _, owner):
-            for _ in range(100):
+        one_of, other_of = accepting_at(intake), accepting_at(intake)
+        async with one_of as (first, _, one), other_of as (second, _, two):
+            for tcp_port in 100 * [first] + 20 * [second]:
                 held.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
             note_turn()
-            await until(lambda: len(owner.connections) == 100)
-            await until(lambda: len(tries) > 100)
+            await until(lambda: len(two.connections) == 20)
+            assert len(one.connections) < 30  # in turn, however many wait at the other
+            await until(lambda: len(one.connections) == 100)
+            # And one for each port that finds nothing more.
+            await until(lambda: len(tries) == 122)
             steps = [after - before for before, after in itertools.pairwise(per_turn)]
-            assert max(steps) <= ACCEPTS_PER_TURN
+            assert max(steps) == ACCEPTS_PER_TURN
 
 
 # --- descriptors, and what else the kernel can be short of
@@ -416,21 +422,30 @@ def descriptors_left(count: int) -> Iterator[int]:
             os.close(each)
 
 
-async def test_connections_leave_the_reserved_descriptors_to_the_rest() -> None:
+@pytest.mark.parametrize("rule", ["reserved", "highest numbers"])
+@pytest.mark.parametrize("room", [20, 25])
+async def test_connections_leave_descriptors_to_the_rest(
+    rule: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admission = Admission()
-    admission.reserved_descriptors = 20
     with capture_logs() as logs, ExitStack() as held:
         async with accepting_at(Intake(admission)) as (tcp_port, accepting, owner):
             clients = [held.enter_context(socket.socket()) for _ in range(30)]
             with descriptors_left(30) as limit:
+                if rule == "reserved":
+                    monkeypatch.setattr(descriptors, "BASE_DESCRIPTORS", 0)
+                    admission.reserved_descriptors = limit - room
+                else:
+                    monkeypatch.setattr(descriptors, "BASE_DESCRIPTORS", 30 - room)
+                    admission.reserved_descriptors = 0
                 for client in clients:
                     client.connect(("127.0.0.1", tcp_port))
                 await until(
                     lambda: accepting.rejections.counts.total() + len(owner.connections) == 30
                 )
-                assert 1 <= len(owner.connections) <= 10
-                # What is reserved can be had; libuv has taken one with its first connection.
-                files = [os.dup(0) for _ in range(19)]
+                # libuv takes a descriptor with its first connection.
+                assert len(owner.connections) in {room, room - 1}
+                files = [os.dup(0) for _ in range(29 - room)]  # the rest can have what is left
                 for each in files:
                     os.close(each)
                 for client in clients:
@@ -443,13 +458,45 @@ async def test_connections_leave_the_reserved_descriptors_to_the_rest() -> None:
     assert reasons(logs)[0] == (f"file descriptors are running out (limit {limit})", 1)
 
 
+def test_a_service_with_more_ports_than_descriptors_takes_some_connections() -> None:
+    reserved = descriptors.reserved_for(256)
+    with descriptors_left(0) as limit:
+        assert reserved > limit
+        assert descriptors.has_room(3, limit // 8 - 1, reserved)
+        assert not descriptors.has_room(3, limit // 8, reserved)
+
+
+def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+        assert descriptors.raise_limit() == hard
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_that_may_not_raise_its_limit_goes_on_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def setrlimit(_limit: int, _limits: tuple[int, int]) -> None:
+        raise PermissionError  # as systemd's filter of system calls has it
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(resource, "setrlimit", setrlimit)
+            assert descriptors.raise_limit() == min(soft, hard - 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def test_without_any_descriptor_clients_wait_until_there_is_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    admission = Admission()
-    admission.reserved_descriptors = 0
     with socket.socket() as client, capture_logs() as logs:
-        async with accepting_at(Intake(admission)) as (tcp_port, _, owner):
+        async with accepting_at() as (tcp_port, _, owner):
             with LoopClock() as clock:
                 with descriptors_left(0):
                     tries = counted_accepts(monkeypatch)

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 
 from gateway.config.choices import ConnectionLimits
 from gateway.ports.running_port import RunningPort
+from gateway.tcp import client_socket
 from gateway.tcp.admission import Admission
 from gateway.tls import handshakes
 from gateway.tls.connection import HANDSHAKE_LIMIT_S
@@ -323,6 +324,33 @@ async def test_a_download_waits_for_a_slow_reader_and_loses_nothing(
             received = await client.receive_to_end()
     _, _, body = received.partition(b"\r\n\r\n")
     assert hashlib.sha256(body).digest() == hashlib.sha256(b"".join(chunks())).digest()
+
+
+@pytest.mark.parametrize("secured", [False, True])
+async def test_a_client_that_stops_reading_is_closed_by_the_kernel_in_time(
+    tmp_path: Path, routes: Routes, secured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    shorter = [
+        (*each[:2], 500) if each[:2] == option else each for each in client_socket._SOCKET_OPTIONS
+    ]
+    monkeypatch.setattr(client_socket, "_SOCKET_OPTIONS", shorter)
+    admission = Admission()
+    serving_http = http_server([], admission=admission)
+    serving_https = https(tmp_path, admission=admission)
+    async with serving_https as lab, serving_http as plain:
+        client: TcpClient
+        if secured:
+            client = await TlsClient.connect_tls(
+                lab.tcp_port, lab.context, receive_buffer_bytes=4096
+            )
+        else:
+            client = await TcpClient.connect(plain.tcp_port or 0, receive_buffer_bytes=4096)
+        with client:
+            await client.send(REQUEST.replace(b"/api/ports", b"/test/large"))
+            await until(lambda: routes.sent_bytes)
+            await until(lambda: admission.connections.count == 0)
+            await until(lambda: routes.ended == 1)
 
 
 async def test_a_client_that_leaves_amid_a_download_leaves_nothing(
