@@ -185,7 +185,7 @@ switch_over() {
   if [ "$restart" = yes ] || [ "$new_config" = yes ]; then
     remove_old_programs
   fi
-  care_for_others
+  handle_conflicts
   say_what_is_next
 }
 
@@ -307,32 +307,34 @@ remove_old_programs() {
   done
 }
 
-care_for_others() {
+handle_conflicts() {
   if systemctl --quiet is-active ModemManager.service; then
     say "ModemManager runs here. The udev rule keeps it off known boards; if you don't need it:"
     say "  sudo systemctl disable --now ModemManager"
   fi
-  care_for_brltty
+  handle_brltty
 }
 
 # Debian's brltty claims CP210x, CH340 and FTDI over libusb some seconds after they are plugged in:
-# their ttys vanish. It asks udev nothing, so no rule can keep it off.
-care_for_brltty() {
+# their ttys vanish. It does not go by udev, so no rule keeps it off.
+handle_brltty() {
   local answer=
-  if ! systemctl --quiet is-active brltty.service && ! systemctl --quiet is-enabled brltty.service; then
+  # systemctl complains of a unit that is not there.
+  if ! systemctl --quiet is-active brltty.service 2>/dev/null &&
+    ! systemctl --quiet is-enabled brltty.service 2>/dev/null; then
     return
   fi
   say "brltty is installed. It drives braille displays, and takes CP210x, CH340 and FTDI adapters for"
   say "such: these boards lose their tty some seconds after they are plugged in."
   if [ "$brltty" = ask ] && [ -t 0 ]; then
-    read -r -p "$SERVICE: does nobody need a braille display here, so that brltty may be masked? [y/N] " \
-      answer || true
+    read -r -p "$SERVICE: mask brltty? Braille displays will not work on this machine. [y/N] " answer ||
+      true
     if [[ $answer == [yY]* ]]; then brltty=mask; fi
   fi
   if [ "$brltty" = mask ] && systemctl mask --now brltty.service; then
     say "brltty is masked; plug the boards in again. Undo it with: sudo systemctl unmask brltty"
   else
-    say "If nobody needs a braille display here: sudo systemctl mask --now brltty"
+    say "On a machine without a braille display: sudo systemctl mask --now brltty"
   fi
 }
 

@@ -337,7 +337,7 @@ def test_a_person_is_asked_whether_brltty_may_be_masked(
     machine: Machine, answer: str, is_masked: bool
 ) -> None:
     said = machine.install_at_a_terminal(answer, ACTIVE="brltty")
-    assert "may be masked? [y/N]" in said
+    assert "mask brltty? Braille displays will not work" in said
     assert ("systemctl mask --now brltty.service" in machine.asked()) is is_masked
 
 

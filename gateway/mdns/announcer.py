@@ -154,7 +154,7 @@ class Announcer:
             await self._close()
         if self._zeroconf is None:
             self._open(settings, own)
-        wanted = await self._wanted_under_free_names()
+        wanted = await self._wanted_without_conflicts()
         left = [name for name in self._said if name not in wanted]
         await asyncio.gather(*(self._take_back(name) for name in left))
         self._failed = {name: each for name, each in self._failed.items() if name in wanted}
@@ -163,7 +163,7 @@ class Announcer:
 
         async def say(name: str, announcement: Announcement) -> None:
             async with at_a_time:
-                await self._say_or_log(name, announcement)
+                await self._announce_or_log(name, announcement)
 
         # A task for each port only when there is something to say.
         news = {name: each for name, each in wanted.items() if self._is_news(name, each)}
@@ -185,7 +185,7 @@ class Announcer:
         self._host = Host(_gateway(settings), network.host_id(own), own.addresses)
         self._log.info("mdns_started", gateway=self._host.gateway, addresses=own.to_speak_at)
 
-    async def _wanted_under_free_names(self) -> dict[str, Announcement]:
+    async def _wanted_without_conflicts(self) -> dict[str, Announcement]:
         """What to announce by the port's name, no name of it in use by another host.
 
         As far as that is known: a host that answers late is noticed at a later look.
@@ -193,7 +193,7 @@ class Announcer:
         wanted = self._wanted()
         await self._probe(wanted.values())
         now_s = clock.time()
-        used_by = self._other_addresses(wanted.values())
+        used_by = self._conflicting_addresses(wanted.values())
         if used_by and now_s >= self._rename_at_s:
             self._rename_at_s = now_s + _RETRY_S
             self._host = replace(self._host, id=secrets.token_hex(3))
@@ -201,7 +201,7 @@ class Announcer:
             self._log.warning("mdns_name_in_use", name=name, used_by=address, id=self._host.id)
             wanted = self._wanted()
             await self._probe(wanted.values())
-        taken = [name for name, said in self._said.items() if self._is_others(said.info)]
+        taken = [name for name, said in self._said.items() if self._is_in_conflict(said.info)]
         if not taken or now_s < self._rename_ports_at_s:
             return wanted
         self._rename_ports_at_s = now_s + _RETRY_S
@@ -238,31 +238,31 @@ class Announcer:
             await clock.sleep(_PROBE_EVERY_S)
         self._probed = set(hosts)
 
-    def _other_addresses(self, wanted: Iterable[Announcement]) -> dict[str, str]:
+    def _conflicting_addresses(self, wanted: Iterable[Announcement]) -> dict[str, str]:
         """Names of this host that another one announces, with an address of that one."""
         from zeroconf import DNSAddress  # type: ignore[attr-defined] # noqa: PLC0415 - an extra
 
         own = {ipaddress.ip_address(each.partition("%")[0]) for each in self._host.addresses}
         found = {}
         for server in {each.server for each in wanted}:
-            for record in self._heard(server):
+            for record in self._cached_records(server):
                 if isinstance(record, DNSAddress):
                     address = ipaddress.ip_address(record.address)
                     if address not in own:
                         found[server.rstrip(".")] = str(address)
         return found
 
-    def _is_others(self, info: ServiceInfo) -> bool:
+    def _is_in_conflict(self, info: ServiceInfo) -> bool:
         """Whether another gateway or host announces a port under the same name."""
         from zeroconf import DNSService  # type: ignore[attr-defined] # noqa: PLC0415 - an extra
 
         return any(
             isinstance(record, DNSService)
             and (record.server.lower(), record.port) != (info.server_key, info.port)
-            for record in self._heard(info.name)
+            for record in self._cached_records(info.name)
         )
 
-    def _heard(self, name: str) -> list[DNSRecord]:
+    def _cached_records(self, name: str) -> list[DNSRecord]:
         from zeroconf import current_time_millis  # noqa: PLC0415 - an extra
 
         assert self._zeroconf is not None  # noqa: S101 - for the type checker
@@ -311,7 +311,7 @@ class Announcer:
         said = self._said.get(name)
         return said is None or announcement != said.announcement or name in self._news
 
-    async def _say_or_log(self, name: str, announcement: Announcement) -> None:
+    async def _announce_or_log(self, name: str, announcement: Announcement) -> None:
         """Announce a port; what zeroconf has against it keeps no other port from that."""
         from zeroconf import NotRunningException  # noqa: PLC0415 - an extra
 
@@ -333,7 +333,7 @@ class Announcer:
         """Announce a port, or what is new of it, if it is not known already."""
         assert self._zeroconf is not None  # noqa: S101 - for the type checker
         said = self._said.get(name)
-        if said is not None and _is_elsewhere(announcement, said.announcement):
+        if said is not None and _has_moved(announcement, said.announcement):
             await self._take_back(name)
             said = None
         if said is None:
@@ -390,7 +390,7 @@ def _gateway(settings: MdnsConfig) -> str:
 _PLACE = ("type", "instance", "server", "tcp_port")
 
 
-def _is_elsewhere(new: Announcement, old: Announcement) -> bool:
+def _has_moved(new: Announcement, old: Announcement) -> bool:
     """Whether what was announced would stay on the network beside the new announcement."""
     return any(getattr(new, key) != getattr(old, key) for key in _PLACE)
 
