@@ -58,25 +58,29 @@ class HttpFront:
         if self._server is not None and config == self._config:
             self._server.use_token(token)
             return
-        await self.stop()
+        await self.stop("the configuration of the HTTP server has changed")
         if config is not None:
             # On a thread: the ports are served meanwhile.
             server_of = await call_blocking(_load, "HTTP server")
             self._config = config
             intake = Intake(self._admission, tls)
             self._server = server_of(config, token, self._ports, self._version, intake)
-            await self._server.start()
+            try:
+                await self._server.start()
+            except BaseException:
+                await self.stop()  # so that the next reload tries again
+                raise
 
     async def _tls_of(self, config: HttpConfig | None) -> TlsNow | None:
         if config is None or config.tls is None:
             return None
         return await self._contexts.server(config.tls)
 
-    async def stop(self) -> None:
-        """Serve nobody any more; bounded to 1 s."""
+    async def stop(self, reason: str = "the gateway is shutting down") -> None:
+        """Stop the server, if there is one; clients get the reason. Bounded to 1 s."""
         server, self._server = self._server, None
         if server is not None:
-            await server.stop()
+            await server.stop(reason)
 
 
 async def _token_of(config: HttpConfig | None) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
 import structlog
 from structlog.testing import capture_logs
 
@@ -16,7 +18,9 @@ from gateway.http_front import HttpFront
 from gateway.service import Service
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
-from tests.support.pty_board import until
+from gateway.web.http_server import HttpServer
+from tests.support.http_lab import running
+from tests.support.pty_board import PtyBoard, serving, until
 
 
 async def status_of(tcp_port: int | None, token: str = "") -> int:
@@ -41,6 +45,41 @@ async def test_there_is_one_as_long_as_the_configuration_says(tmp_path: Path) ->
     assert await status_of(front.tcp_port) == 405
     await front.follow(None)
     assert front.tcp_port is None
+    await front.stop()
+
+
+async def test_a_console_is_told_that_the_server_has_another_configuration(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            ports = running(served)
+            front = HttpFront(lambda: ports, "1", TlsContexts(structlog.get_logger()), Admission())
+            await front.follow(HttpConfig("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{front.tcp_port}/api/ports/desk/console"
+            async with (
+                aiohttp.ClientSession() as session,
+                session.ws_connect(url) as console,
+            ):
+                await front.follow(HttpConfig("localhost", 0))
+                said = [message.data async for message in console]
+            await front.stop()
+    reason = "desk: the configuration of the HTTP server has changed"
+    assert json.loads(said[-1]) == {"type": "closed", "error": reason}
+
+
+async def test_a_server_that_does_not_start_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    front = HttpFront(list, "1", TlsContexts(structlog.get_logger()), Admission())
+
+    async def fail(_: HttpServer) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HttpServer, "start", fail)
+        with pytest.raises(RuntimeError):
+            await front.follow(HttpConfig("127.0.0.1", 0))
+    await front.follow(HttpConfig("127.0.0.1", 0))
+    assert await status_of(front.tcp_port) == 405
     await front.stop()
 
 

@@ -101,7 +101,7 @@ async def _run_console(request: web.Request, consoles: set[Console]) -> web.Stre
 
 async def _close_all(app: web.Application) -> None:
     for console in tuple(app[_CONSOLES].open):
-        console.close("the gateway is shutting down")
+        console.close(app[LAB].stop_reason)
 
 
 class Console:

@@ -255,7 +255,7 @@ class _Answer:
         except tuple(_REFUSALS) as error:
             result = FlashResult(_refusal(error)[1], str(error))
         except asyncio.CancelledError:  # what esptool was doing then is not known
-            reason = "the gateway is shutting down: esptool was ended"
+            reason = f"{self.request.app[LAB].stop_reason}: esptool was ended"
             result = FlashResult(Outcome.INCOMPLETE, reason)
         except Exception:
             self.request.app[LAB].log.exception("flash_failed")

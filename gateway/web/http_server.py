@@ -129,8 +129,9 @@ class HttpServer:
         await self._lab.read_own_names()
         await self._acceptor.open()
 
-    async def stop(self) -> None:
+    async def stop(self, reason: str = "the gateway is shutting down") -> None:
         """Accept nobody any more and end what is being answered; bounded to 1 s."""
+        self._lab.stop_reason = reason
         await self._acceptor.close()
         await self._runner.cleanup()
 

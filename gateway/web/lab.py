@@ -35,6 +35,7 @@ class Lab:
     policy: Policy
     log: structlog.typing.FilteringBoundLogger
     turns: Turns = field(default_factory=Turns)
+    stop_reason: str = "the gateway is shutting down"  # for clients, when the server stops
     _names_read_at: float | None = field(default=None, init=False)
 
     async def read_own_names(self) -> None:

@@ -18,6 +18,7 @@ from gateway.devices.device import Device
 from gateway.devices.recorder import Piece
 from gateway.web.http_access import JSON
 from gateway.web.http_answers import HttpError, Places, answer, cut_off, read_options, stream
+from gateway.web.lab import LAB
 from gateway.web.ports_api import port_asked_for
 from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait
 
@@ -137,7 +138,7 @@ async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) ->
 async def _end_waits(app: web.Application) -> None:
     waits = app[_WAITS]
     for wait in tuple(waits):
-        wait.give_up("the gateway is shutting down")
+        wait.give_up(app[LAB].stop_reason)
 
 
 def _in_parts(pieces: list[Piece]) -> Iterator[tuple[int, list[Piece]]]:
