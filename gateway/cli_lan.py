@@ -87,13 +87,13 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0.1 to 3600")
+        raise argparse.ArgumentTypeError(f"invalid time {text!r}: expected 0.1 to 3600 seconds")
     return seconds
 
 
 def _host(text: str) -> str:
     if not text.isprintable() or not text or " " in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no host")
+        raise argparse.ArgumentTypeError(f"invalid host {text!r}: expected a name or an address")
     return text
 
 

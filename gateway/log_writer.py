@@ -7,6 +7,7 @@ loop, and every client with it. How lines look is `log`'s matter.
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 
@@ -33,6 +34,7 @@ class LogWriter:
         self._dropped_lines = 0
         self._is_full = False  # since a line was dropped, until none waits: one gap, not many
         self._closing = False
+        self._cut_off = False  # what was written last does not end a line
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()
@@ -90,9 +92,18 @@ class LogWriter:
                 structlog.get_logger().warning("log_lines_dropped", count=missed_lines)
 
     def _write_all(self, data: bytes) -> bool:
+        """Write lines whole, or return False when the reader has left or the disk is full."""
+        if self._cut_off:  # the rest of a line that was not written whole
+            data = b"\n" + data
+        rest = data
         try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError:  # nobody reads it any more, or the disk is full
+            while rest:
+                try:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                except BlockingIOError:  # made so by a process that has the same terminal
+                    select.select([], [self._descriptor], [])
+        except OSError:
+            self._cut_off = self._cut_off or len(rest) < len(data)
             return False
+        self._cut_off = False
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -89,6 +90,41 @@ def test_a_reader_that_is_gone_is_no_reason_to_fail(ends: tuple[int, int]) -> No
     writer.close()
     assert not writer._thread.is_alive()
     assert writer._dropped_lines == 10
+
+
+def test_a_line_that_was_cut_off_by_a_full_disk_does_not_spoil_the_next(
+    ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = ends
+    real_write, rooms = os.write, [5, 0, 0]  # half a line fits, then nothing, then all again
+
+    def write(descriptor: int, data: bytes) -> int:
+        if descriptor != writing or not rooms:
+            return real_write(descriptor, data)
+        if room := rooms.pop(0):
+            return real_write(descriptor, data[:room])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", write)
+    writer = LogWriter(writing)
+    for line in ("one line\n", "another\n", "third\n"):
+        writer.write(line)
+    assert read_lines(reading, "third") == ["one l", "third"]
+    writer.close()
+
+
+def test_a_terminal_that_another_program_has_made_non_blocking_loses_no_line(
+    ends: tuple[int, int],
+) -> None:
+    reading, writing = ends
+    os.set_blocking(writing, False)
+    writer = LogWriter(writing)
+    for number in range(1000):
+        writer.write(f"{number} is a line of some length\n")
+    lines = read_lines(reading, "999")
+    writer.close()
+    assert len(lines) == 1000
+    assert not writer._dropped_lines
 
 
 def test_closing_does_not_wait_for_a_reader_that_stalls(ends: tuple[int, int]) -> None:
