@@ -23,7 +23,7 @@ from gateway.devices.local_use import LocalUse
 from gateway.devices.output_log import OutputLog, open_log
 from gateway.devices.progress_limit import ProgressLimit
 from gateway.devices.recorder import Recorder
-from gateway.devices.sharing import Arrival, DeviceUser, Users
+from gateway.devices.sharing import TAKE_BACK_AFTER_S, Arrival, DeviceUser, Users
 from gateway.devices.waiting_line import WaitingLine
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.tty.lasting_port import Locate
@@ -337,7 +337,7 @@ class Device(DeviceControls, HasState):
             return
         match self.state:
             case DeviceState.IDLE if self._waiting:
-                self._admit(self._waiting.first)
+                self._admit(self._next_waiting)
                 self._port.grace_s = self._config.grace_s
                 self._enter(DeviceState.IN_USE)
                 self.prepare(self._config.on_connect, self._tell_users)
@@ -356,9 +356,15 @@ class Device(DeviceControls, HasState):
                 self._waiting.refuse_all(f"{self.name}: {self.state.value}: {self.reason}")
                 self._close_if_unwanted()
 
+    @property
+    def _next_waiting(self) -> DeviceUser:
+        """Who has waited longest; of several, not one that was replaced just now."""
+        waiting = (user for user in self._waiting if not self.users.was_replaced(user))
+        return next(waiting, self._waiting.first)
+
     def _make_room(self) -> None:
         """Do to those who drive what the first of those who wait may have done to them."""
-        by = self._waiting.first
+        by = self._next_waiting
         if not self.users.told:
             return  # they wait until the board is prepared
         if self.users.arrival is Arrival.JOINS:
@@ -371,8 +377,8 @@ class Device(DeviceControls, HasState):
                 for user in self.users.mute():
                     user.muted(by.label)
                 self._begin_release(is_hurried=True, resets=False)
-            elif self.users.arrival is Arrival.REPLACES:
-                for user in tuple(self.users.drivers):
+            elif self.users.arrival is Arrival.REPLACES and not self.users.keep_out(by):
+                for user in self.users.replace(by):
                     user.replaced(by.label)
                 self._end.hurry()
 
@@ -407,7 +413,7 @@ class Device(DeviceControls, HasState):
             user.board_busy()
 
     def _has_waited(self, user: DeviceUser) -> None:
-        if self._will_be_served:
+        if self._will_be_served(user):
             self._waiting.add(user)
             self._serve_waiting()
             return
@@ -415,6 +421,12 @@ class Device(DeviceControls, HasState):
         what = (
             self.users.in_use if self.users.drivers else self.state.value
         )  # its board may be away
+        if self.users.keep_out(user):
+            self.users.tried_to_take_back(user)
+            what += (
+                ", taken over from your address:"
+                f" wait {TAKE_BACK_AFTER_S:g} s before you take it back"
+            )
         user.refused(ClientError(f"{self.name}: {what}"))
         self._close_if_unwanted()
 
@@ -422,9 +434,8 @@ class Device(DeviceControls, HasState):
     def _is_waited_for(self) -> bool:
         return self._config.on_absent is OnAbsent.WAIT
 
-    @property
-    def _will_be_served(self) -> bool:
-        """Whether who waits may still get the device; all that it waits for then is bounded."""
+    def _will_be_served(self, user: DeviceUser) -> bool:
+        """Whether `user`, which waits, may still get the device; what it waits for is bounded."""
         match self.state:
             case DeviceState.OPENING if self._config.open is Opening.ON_CONNECT:
                 return True
@@ -434,5 +445,5 @@ class Device(DeviceControls, HasState):
                 return True
             case DeviceState.RELEASING if not self.unsent_bytes:
                 return True  # on a busy machine, calls that take moments take longer
-        has_port = self.state in HAS_PORT
-        return has_port and (self.users.arrival is not Arrival.WAITS or self.users.are_doubted)
+        may_follow = self.users.arrival is not Arrival.WAITS and not self.users.keep_out(user)
+        return self.state in HAS_PORT and (may_follow or self.users.are_doubted)

@@ -12,8 +12,15 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
+from gateway import clock
 from gateway.config.choices import Sharing
 from gateway.errors import ClientError, DeviceError
+
+#: How long a client that was replaced must leave the port alone before it may replace in its turn.
+#: esptool opens its port again after 1 s; a program that reconnects in a loop never pauses so long.
+TAKE_BACK_AFTER_S = 10.0
+#: So many are remembered; each has had the port.
+_MOST_REPLACED = 256
 
 
 class DeviceUser(Protocol):
@@ -22,6 +29,13 @@ class DeviceUser(Protocol):
     @property
     def label(self) -> str:
         """Who it is, for the person who is refused meanwhile."""
+
+    @property
+    def origin(self) -> str:
+        """Where its client connects from, the same for each of its connections; empty if unknown.
+
+        The address without the port, and the name in its certificate if it has one.
+        """
 
     @property
     def is_leaving(self) -> bool:
@@ -101,6 +115,8 @@ class Users:
         self._since = local_now()
         self._holding: set[DeviceUser] = set()
         self._doubted: set[DeviceUser] = set()
+        self._replaced: dict[str, float] = {}  # when clients were replaced, by their origins
+        self._replacer: DeviceUser | None = None
 
     def __iter__(self) -> Iterator[DeviceUser]:
         """All, those who drive first; who is told of the device meanwhile counts as before."""
@@ -163,8 +179,41 @@ class Users:
         else:
             self._doubted.discard(user)
 
+    def replace(self, by: DeviceUser) -> list[DeviceUser]:
+        """`by` is to have the device; returns those who have to give it back."""
+        self._replacer = by
+        now = clock.time()
+        for origin, at in tuple(self._replaced.items()):
+            if now - at >= TAKE_BACK_AFTER_S:
+                del self._replaced[origin]
+        for user in self.drivers:
+            if user.origin:
+                self._replaced.pop(user.origin, None)  # the latest are last
+                self._replaced[user.origin] = now
+        while len(self._replaced) > _MOST_REPLACED:
+            del self._replaced[next(iter(self._replaced))]
+        return list(self.drivers)
+
+    def was_replaced(self, user: DeviceUser) -> bool:
+        """Whether `user` is taken for a client that was replaced just now: it may not replace."""
+        at = self._replaced.get(user.origin)
+        return at is not None and clock.time() - at < TAKE_BACK_AFTER_S
+
+    def keep_out(self, user: DeviceUser) -> bool:
+        """Whether those who drive have replaced `user`, and are not about to leave."""
+        is_leaving = any(driver.is_leaving for driver in self.drivers)
+        return bool(self.drivers) and not is_leaving and self.was_replaced(user)
+
+    def tried_to_take_back(self, user: DeviceUser) -> None:
+        """A client that `was_replaced` was refused: its time counts from here."""
+        self._replaced[user.origin] = clock.time()
+
     def enter(self, user: DeviceUser) -> None:
         """`user` drives the device, perhaps with others; the first has not been told yet."""
+        if user is not self._replacer:
+            # The port was free. It may also be who had replaced another client of this origin.
+            self._replaced.pop(user.origin, None)
+        self._replacer = None
         if not self.drivers:
             self._since = local_now()
             self.told = False

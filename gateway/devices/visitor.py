@@ -24,6 +24,11 @@ class Visitor:
         self._has_it: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
+    def origin(self) -> str:
+        """None: it is never replaced, so it never comes back."""
+        return ""
+
+    @property
     def is_leaving(self) -> bool:
         """True: what was asked for is carried out, whoever comes meanwhile."""
         return True

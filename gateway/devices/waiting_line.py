@@ -5,7 +5,7 @@ When one is served, and who is refused instead, is `device`'s matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gateway import clock
 from gateway.devices.sharing import DeviceUser
@@ -26,6 +26,9 @@ class WaitingLine:
 
     def __contains__(self, user: DeviceUser) -> bool:
         return user in self._timers
+
+    def __iter__(self) -> Iterator[DeviceUser]:
+        return iter(self._timers)
 
     def __len__(self) -> int:
         return len(self._timers)

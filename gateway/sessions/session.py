@@ -33,6 +33,7 @@ from gateway.tcp.client_socket import (
     kernel_socket,
     peer_host,
     peer_name,
+    peer_origin,
     reason_of,
     sends_no_more,
 )
@@ -117,6 +118,7 @@ class Session(asyncio.BufferedProtocol):
     ) -> None:
         self.state = SessionState.NEW
         self.label = "a client that has not connected"
+        self.origin = ""
         self.received_bytes = 0
         self.sent_bytes = 0
         self._device = device
@@ -156,6 +158,7 @@ class Session(asyncio.BufferedProtocol):
         self._connected = True
         self.state = SessionState.SCREENING
         self.label = peer_name(self._transport)
+        self.origin = peer_origin(self._transport)
         self._log = self._log.bind(client=self.label)
         # Only the rest of one read is kept here, where it could not be purged.
         self._transport.set_write_buffer_limits(high=0)

@@ -158,3 +158,11 @@ def peer_host(transport: asyncio.Transport) -> str:
     """The address of the client; one that is gone already has none."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if peer else ""
+
+
+def peer_origin(transport: asyncio.Transport) -> str:
+    """The address of the client, and the name in its certificate if it has one: the same for each
+    of its connections.
+    """
+    identity = transport.get_extra_info("peer_identity")
+    return peer_host(transport) + (f" ({identity})" if identity else "")

@@ -116,6 +116,7 @@ class Console:
     ) -> None:
         device, limits = port.device, port.config.limits
         self.label = label
+        self.origin = ""
         self.received_bytes = 0
         self.sent_bytes = 0
         self._socket = socket
@@ -142,6 +143,8 @@ class Console:
     async def run(self, transport: asyncio.Transport) -> None:
         """From the moment that it is connected to its end."""
         self._transport = transport
+        # A person at a browser is not the tool that was replaced on the same machine.
+        self.origin = f"{peer_host(transport)} (web)"
         self._device.attach(self)
         if not self._is_ours.is_set():
             self._way_in.rival_came(peer_host(transport))

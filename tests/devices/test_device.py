@@ -32,6 +32,7 @@ class User:
 
     def __init__(self, label: str = "10.0.0.5:51234") -> None:
         self.label = label
+        self.origin = label.rpartition(":")[0]
         self.has_device = False
         self.said: list[str] = []
         self.received = b""

@@ -17,6 +17,7 @@ class Named:
 
     def __init__(self, label: str, *, is_leaving: bool = False) -> None:
         self.label = label
+        self.origin = label
         self.is_leaving = is_leaving
 
 

@@ -10,6 +10,7 @@ from typing import cast
 from gateway.tcp.client_socket import (
     kernel_socket,
     peer_name,
+    peer_origin,
     probe_every_second,
     reason_of,
     sends_no_more,
@@ -24,15 +25,17 @@ from tests.support.tcp_client import TcpClient
 class OnSocket:
     """A transport of which only its socket and its peer matter."""
 
-    def __init__(self, connection: socket.socket | None, peer: object = None) -> None:
-        self._info = {"socket": connection, "peername": peer}
+    def __init__(self, connection: socket.socket | None, peer: object, identity: str) -> None:
+        self._info = {"socket": connection, "peername": peer, "peer_identity": identity}
 
     def get_extra_info(self, name: str) -> object:
         return self._info.get(name)
 
 
-def on_socket(connection: socket.socket | None, peer: object = None) -> asyncio.Transport:
-    return cast("asyncio.Transport", OnSocket(connection, peer))
+def on_socket(
+    connection: socket.socket | None, peer: object = None, identity: str = ""
+) -> asyncio.Transport:
+    return cast("asyncio.Transport", OnSocket(connection, peer, identity))
 
 
 def test_a_peer_that_has_closed_its_end_sends_no_more_though_bytes_are_left() -> None:
@@ -102,6 +105,14 @@ def test_a_peer_is_named_as_in_a_url() -> None:
     assert peer_name(on_socket(None, ("10.0.0.5", 4001))) == "10.0.0.5:4001"
     assert peer_name(on_socket(None, ("fe80::1", 4001, 0, 0))) == "[fe80::1]:4001"
     assert peer_name(on_socket(None)) == "unknown"
+
+
+def test_the_origin_of_a_client_is_the_same_for_each_of_its_connections() -> None:
+    for tcp_port in (4001, 4002):
+        assert peer_origin(on_socket(None, ("10.0.0.5", tcp_port))) == "10.0.0.5"
+    assert peer_origin(on_socket(None, ("fe80::1", 4001, 0, 0))) == "fe80::1"
+    assert peer_origin(on_socket(None)) == ""
+    assert peer_origin(on_socket(None, ("10.0.0.5", 4001), "alice")) == "10.0.0.5 (alice)"
 
 
 def test_a_reason_is_the_kernel_s_in_lower_case() -> None:
