@@ -42,7 +42,7 @@ from gateway.config.sections import (
 from gateway.config.tls import TLS, check_tls_files, check_tls_fits
 from gateway.config.unique import Section, check_unique
 from gateway.config.usb_match import DeviceChoice
-from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, Address
+from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, REST, Address
 from gateway.config.wording import clipped, quoted
 from gateway.config.yaml_lines import (
     Problems,
@@ -60,7 +60,8 @@ from gateway.config.yaml_lines import (
 )
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.protocol.reset import DEFAULT_HOLD_S
-from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
+from gateway.protocol.reset_sequence import ResetSequence
+from gateway.protocol.reset_strategy import AUTO_REST, HardReset, Method, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.tls.files import Tls
 
@@ -253,6 +254,7 @@ PORT_KEYS: Final = (
     Key("grace_s", seconds(0, 300), 10.0),
     Key("reset", RESET, Reset.AUTO),
     Key("hard_reset", HARD_RESET, HardReset.AUTO),
+    Key("rest", REST, AUTO_REST),
     Key("open", one_of(Opening), Opening.ALWAYS),
     Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
     Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
@@ -362,6 +364,16 @@ def _check_fit(port: Section, line: int, problems: Problems) -> None:
     is_for_flashers = port.values.get("on_connect") is OnConnect.BOOTLOADER
     if is_for_flashers and "replay" in port.lines and port.values.get("replay"):
         refuse_key("replay", "replay with on_connect: bootloader", "one of them")
+    rest, reset = port.values.get("rest", AUTO_REST), port.values.get("reset")
+    if "rest" in port.lines and reset not in (None, Reset.AUTO) and not rest.suits(_method(reset)):
+        written = reset.value if isinstance(reset, Reset) else str(reset)
+        problem = f"rest with one line on alone with reset {quoted(written)}"
+        refuse_key("rest", problem, "both lines on or both off, or reset: none")
+
+
+def _method(reset: Reset | ResetSequence) -> Method:
+    """What becomes of the client's lines, whatever the board is."""
+    return ResetChoice(reset).strategy(None).method
 
 
 #: The fields of PortConfig that hold the keys of their own fields' names.

@@ -14,9 +14,18 @@ from typing import Final
 import yaml
 
 from gateway.config.wording import MAX_REASON_CHARS, clipped
-from gateway.config.yaml_lines import Kind, one_of, scalar_text
+from gateway.config.yaml_lines import (
+    Kind,
+    Problems,
+    WrongPartsError,
+    known_entries,
+    one_of,
+    refuse,
+    scalar_text,
+)
+from gateway.protocol.reset import Lines
 from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import HardReset, Reset
+from gateway.protocol.reset_strategy import AUTO_REST, HardReset, LinesAtRest, Reset
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,5 +137,36 @@ def _name_or_sequence(names: type[Enum]) -> Kind:
     return Kind(f"{named.accepted} or a reset sequence", read)
 
 
+_LINE_WORDS: Final = {"on": True, "true": True, "off": False, "false": False}
+_ONE_LINE: Final = "on, off"
+
+
+def _read_rest(node: yaml.Node) -> LinesAtRest:
+    """A line that is not given is as the other: for most boards that is the harmless way."""
+    if isinstance(node, yaml.ScalarNode):
+        if scalar_text(node) != "auto":
+            raise ValueError
+        return AUTO_REST
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError
+    parts = Problems("")
+    lines: dict[str, bool] = {}
+    for name, entry in known_entries(node, "", ("dtr", "rts"), parts).items():
+        # YAML reads `on` as true, in quotes as text: both mean the same here.
+        word = entry.value.value if isinstance(entry.value, yaml.ScalarNode) else None
+        if word in _LINE_WORDS:
+            lines[name] = _LINE_WORDS[word]
+        else:
+            refuse(entry.value, name, _ONE_LINE, parts)
+    if parts.found:
+        raise WrongPartsError(parts.found)
+    if not lines:
+        raise ValueError
+    dtr, rts = lines.get("dtr"), lines.get("rts")
+    dtr, rts = rts if dtr is None else dtr, dtr if rts is None else rts
+    return LinesAtRest(Lines(dtr=bool(dtr), rts=bool(rts)))
+
+
+REST: Final = Kind("auto or a mapping of dtr, rts (on, off)", _read_rest)
 RESET: Final = _name_or_sequence(Reset)
 HARD_RESET: Final = _name_or_sequence(HardReset)

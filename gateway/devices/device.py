@@ -96,7 +96,7 @@ class Device(DeviceControls, HasState):
         gone = self.users.dismiss()
         match self.state:
             case DeviceState.IN_USE:
-                self._begin_release(is_hurried=True, resets=self._resets_at_end)
+                self._begin_release(is_hurried=True, resets=self._resets_at_end, has_left=False)
             case DeviceState.AWAY | DeviceState.RELEASED:
                 self._close_port()
             case _:
@@ -136,7 +136,7 @@ class Device(DeviceControls, HasState):
         if self.users:
             gone = self.users.dismiss()
             if self.state is DeviceState.IN_USE:
-                self._begin_release(is_hurried=False, resets=self._resets_at_end)
+                self._begin_release(is_hurried=False, resets=self._resets_at_end, has_left=False)
             gone.tell(DeviceError(reason), f"{self.name}: {reason}")
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
@@ -305,14 +305,25 @@ class Device(DeviceControls, HasState):
                 self._port.resume_reading()
 
     def _begin_release(
-        self, *, is_hurried: bool, resets: bool, after: ProgressLimit | None = None
+        self,
+        *,
+        is_hurried: bool,
+        resets: bool,
+        has_left: bool = True,
+        after: ProgressLimit | None = None,
     ) -> None:
         """Bring the device back to where the next user expects it."""
         self._port.grace_s = self._config.grace_s if self.users else 0.0
         self.lines_set_by = None
         self._enter(DeviceState.RELEASING)
         self._port.resume_reading()
-        self._end.begin(self._become_idle, is_hurried=is_hurried, resets=resets, after=after)
+        self._end.begin(
+            self._become_idle,
+            is_hurried=is_hurried,
+            resets=resets,
+            has_left=has_left,
+            after=after,
+        )
 
     def _become_idle(self) -> None:
         if not self._is_away and not self._shall_be_open:
@@ -376,7 +387,7 @@ class Device(DeviceControls, HasState):
             if self.users.arrival is Arrival.MUTES:
                 for user in self.users.mute():
                     user.muted(by.label)
-                self._begin_release(is_hurried=True, resets=False)
+                self._begin_release(is_hurried=True, resets=False, has_left=False)
             elif self.users.arrival is Arrival.REPLACES and not self.users.keep_out(by):
                 for user in self.users.replace(by):
                     user.replaced(by.label)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.config.document import OnConnect
+from gateway.errors import ClientError
 from gateway.protocol.access_server import PortStatus
 from gateway.protocol.board_kinds import UsbIds
+from gateway.protocol.reset import Starts
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.lendable_port import LendablePort
 from gateway.tty.line_driver import LineDriver
@@ -69,7 +71,12 @@ class DeviceControls:
 
     def apply(self, settings: SerialSettings, done: Callable[[], None]) -> None:
         """Change the settings behind the bytes written so far; `status` tells what came of it."""
-        self._port.apply(settings, lambda _: done())
+
+        def applied(in_force: SerialSettings) -> None:
+            self._lines.baudrate_set(in_force.baudrate)
+            done()
+
+        self._port.apply(settings, applied)
 
     @property
     def joins_lines(self) -> bool:
@@ -90,16 +97,28 @@ class DeviceControls:
         self.lines_set_by = None
         if self._break_on:
             self.set_break(False, lambda: None)
-        self._lines.release(lambda: None)
+        self._lines.release(lambda: None, has_left=False)
 
-    def bring_back(self, settings: SerialSettings, done: Callable[[], None]) -> None:
-        """Both lines and a break go back to rest, then the settings to `settings`."""
+    @property
+    def is_touched_by_leaving(self) -> bool:
+        """Whether a client that disconnects now starts the board's bootloader by that."""
+        return self._lines.has_touched_if_released
+
+    def bring_back(
+        self, settings: SerialSettings, done: Callable[[], None], *, has_left: bool
+    ) -> None:
+        """Both lines and a break go back to rest, then the settings to `settings`.
+
+        `has_left` is False for a client that stays connected and only has to stop.
+        """
         if self._break_on:
-            self.set_break(False, lambda: self.bring_back(settings, done))
+            self.set_break(False, lambda: self.bring_back(settings, done, has_left=has_left))
         elif self._port.settings == settings:
-            self._lines.release(done)
+            self._lines.release(done, has_left=has_left)
         else:
-            self._lines.release(lambda: self.apply(settings, done))
+            self._lines.release(
+                lambda: self._port.apply(settings, lambda _: done()), has_left=has_left
+            )
 
     def prepare(self, how: OnConnect, done: Callable[[], None]) -> None:
         """Bring the board to where its new user wants it."""
@@ -118,6 +137,11 @@ class DeviceControls:
         is dropped, its `done` comes with this one.
         """
         self._lines.enter_bootloader(done)
+
+    def check_reset(self, starts: Starts) -> None:
+        """Raise ClientError where no line can make the board start this."""
+        if problem := self._lines.problem_of(starts):
+            raise ClientError(f"{self.name}: {problem}")
 
     def reset(self, done: Callable[[], None]) -> None:
         """Reset the board into its app; otherwise as `enter_bootloader`."""

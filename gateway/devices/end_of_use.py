@@ -41,6 +41,7 @@ class EndOfUse:
         self._settings = settings
         self._limit = finish_limit(device, self.drop_unsent)
         self._hurry: clock.Timer | None = None
+        self._has_left = True
 
     def begin(
         self,
@@ -48,13 +49,16 @@ class EndOfUse:
         *,
         is_hurried: bool,
         resets: bool,
+        has_left: bool = True,
         after: ProgressLimit | None = None,
     ) -> None:
         """Send what was written while the board takes it; call `done` when the next may come.
 
         It is not called when the device is lost before. `is_hurried` is as if `hurry` was called.
-        `after` is the limit of the session that has left: its time counts.
+        `has_left` is False for a client that has to stop and has not disconnected. `after` is the
+        limit of the session that has left: its time counts.
         """
+        self._has_left = has_left
         self._limit.start(after)
         if is_hurried:
             self.hurry()
@@ -77,14 +81,15 @@ class EndOfUse:
             self._hurry.cancel()
 
     def _sent(self, done: Callable[[], None], *, resets: bool) -> None:
-        if resets:
+        # A touch is what the client has asked for last: a reset would undo it.
+        if resets and not (self._has_left and self._device.is_touched_by_leaving):
             self._device.reset(lambda: self._bring_back(done))
         else:
             self._bring_back(done)
 
     def _bring_back(self, done: Callable[[], None]) -> None:
         self.cancel()
-        self._device.bring_back(self._settings, done)
+        self._device.bring_back(self._settings, done, has_left=self._has_left)
 
 
 def finish_limit(device: DeviceControls, given_up: Callable[[], None]) -> ProgressLimit:

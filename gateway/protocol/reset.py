@@ -127,7 +127,14 @@ class LineController:
             return self._earliest
         return self._held_until
 
-    def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:
+    def request(
+        self,
+        now: float,
+        *,
+        dtr: bool | None = None,
+        rts: bool | None = None,
+        at_1200: bool = False,  # noqa: ARG002 - means nothing to a circuit
+    ) -> None:
         """The client sets one line or both (None: unchanged), RFC 2217 SET-CONTROL 8-12."""
         before = self.wanted
         self.wanted = Lines(
@@ -149,7 +156,7 @@ class LineController:
         self._latest.clear()
         self._since_both.clear()
 
-    def release(self, now: float) -> None:
+    def release(self, now: float, *, at_1200: bool = False) -> None:  # noqa: ARG002
         """The client has left: bring the board to where it runs its app, lines off.
 
         One step from every state, so that no board is reset by a disconnect; only a client that

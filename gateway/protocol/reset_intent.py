@@ -25,7 +25,7 @@ from gateway.protocol.reset import (
     Lines,
     Starts,
 )
-from gateway.protocol.reset_sequence import Baudrate, ResetSequence
+from gateway.protocol.reset_sequence import TOUCH_1200, Baudrate, ResetSequence
 from gateway.protocol.reset_strategy import Method, ResetStrategy
 from gateway.protocol.reset_wire import Wire
 
@@ -54,14 +54,21 @@ class Controller(Protocol):
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if at all."""
 
-    def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:
-        """The client sets one line or both."""
+    def request(
+        self,
+        now: float,
+        *,
+        dtr: bool | None = None,
+        rts: bool | None = None,
+        at_1200: bool = False,
+    ) -> None:
+        """The client sets one line or both; `at_1200` if 1200 baud is what it has set."""
 
     def forget_commands(self) -> None:
         """Another client sends the next command."""
 
-    def release(self, now: float) -> None:
-        """The client has left."""
+    def release(self, now: float, *, at_1200: bool = False) -> None:
+        """The client has left; `at_1200` if DTR goes off at 1200 baud by that."""
 
     def enter_bootloader(self, now: float) -> None:
         """Reset the board into its bootloader."""
@@ -85,6 +92,10 @@ _USB_JTAG_PATH = frozenset({(STRAP, BOTH), (BOTH, RESET), (RESET, IDLE)})
 _RETRY_S = 3.0
 #: A board leaves the bus this soon after it has been told to, or for another reason.
 _LEAVES_WITHIN_S = 2.0
+
+#: How long DTR and the baud rate stay as they are after a touch. Arduino cores wait for 250 ms
+#: before they restart, and don't if either changes (ArduinoCore-samd, CDC.cpp).
+AFTER_TOUCH_S = 0.35
 
 
 def controller_for(strategy: ResetStrategy, hold_s: float = DEFAULT_HOLD_S) -> Controller:
@@ -163,9 +174,19 @@ class IntentController:
         times = (self._circuit.next_deadline(), self._wire.next_time)
         return min((time for time in times if time is not None), default=None)
 
-    def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:
-        """The client sets one line or both."""
+    def request(
+        self,
+        now: float,
+        *,
+        dtr: bool | None = None,
+        rts: bool | None = None,
+        at_1200: bool = False,
+    ) -> None:
+        """The client sets one line or both; DTR going off at 1200 baud is a touch."""
         before = self._circuit.wanted
+        if self._takes_touch(at_1200=at_1200) and dtr is False:
+            self._touch(now, Lines(dtr=False, rts=before.rts if rts is None else rts))
+            return
         self._circuit.request(now, dtr=dtr, rts=rts)
         self._understand(now)
         if self._begins_usb_jtag(before, dtr=dtr, rts=rts):
@@ -178,14 +199,18 @@ class IntentController:
         """Another client sends the next command: it continues nothing of what was sent before."""
         self._circuit.forget_commands()
 
-    def release(self, now: float) -> None:
+    def release(self, now: float, *, at_1200: bool = False) -> None:
         """The client has left: its board runs its app, or the bootloader that it has asked for.
 
         A reset or an entry that the client has sent to its end is carried out; a client that
-        left in the middle of an entry has its board restarted, and no other client has.
+        left in the middle of an entry has its board restarted, and no other client has. A client
+        that leaves at 1200 baud with DTR on has touched the board, as by closing a local port.
         """
         is_complete = self._circuit.is_finishing
         in_entry = self._understood == STRAP and self._circuit.strap_follows_reset
+        if self._takes_touch(at_1200=at_1200) and not is_complete and not in_entry:
+            self._touch(now, IDLE)
+            return
         was_followed_into_reset = self._follows and self._wire.lines == RESET
         if not is_complete:
             self._abandoned = self._understood == RESET
@@ -234,11 +259,25 @@ class IntentController:
         self._is_retry_until = min(self._is_retry_until, now + _RETRY_S)
 
     def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
-        self._circuit = LineController(self._hold_s)
-        self._understood = IDLE
-        self._follows = self._abandoned = self._plays_usb_jtag = False
+        self._forget_client()
         self._wire.stop()
         self._wire.play(sequence, starts, now)
+
+    def _forget_client(self) -> None:
+        self._circuit = LineController(self._hold_s)
+        self._understood = self._before_that = IDLE
+        self._follows = self._abandoned = self._plays_usb_jtag = False
+
+    def _takes_touch(self, *, at_1200: bool) -> bool:
+        """Whether the board is touched when the client's DTR goes off."""
+        return at_1200 and self._strategy.takes_touch and self._circuit.wanted.dtr
+
+    def _touch(self, now: float, wanted: Lines) -> None:
+        """Pass the client's touch on; what it has sent before it is over."""
+        self._forget_client()
+        self._circuit.wanted = wanted
+        self._last_entry = now
+        self._wire.play(TOUCH_1200, Starts.BOOTLOADER, now)
 
     def _understand(self, now: float) -> None:
         for lines in self._circuit.lines_to_set():
@@ -280,7 +319,8 @@ class IntentController:
 class PassThrough:
     """The client's lines as they come, one step on the wire for each command.
 
-    A client that leaves leaves both lines off. The gateway's own resets are the strategy's.
+    They go back to rest, in one step, when the client has left. The gateway's own resets are the
+    strategy's.
     """
 
     def __init__(self, strategy: ResetStrategy) -> None:
@@ -295,7 +335,7 @@ class PassThrough:
 
     @property
     def busy(self) -> bool:
-        """True while a reset of the gateway's own is played."""
+        """True while a reset of the gateway's own or a touch is played."""
         return self._wire.is_playing
 
     def lines_to_set(self) -> Sequence[Lines | Baudrate]:
@@ -310,33 +350,58 @@ class PassThrough:
         """When `handle_timer` wants to be called, if at all."""
         return self._wire.next_time
 
-    def request(self, now: float, *, dtr: bool | None = None, rts: bool | None = None) -> None:  # noqa: ARG002
-        """The client sets one line or both."""
+    def request(
+        self,
+        now: float,
+        *,
+        dtr: bool | None = None,
+        rts: bool | None = None,
+        at_1200: bool = False,
+    ) -> None:
+        """The client sets one line or both.
+
+        After a touch nothing else is done for a moment: boards take it back when DTR or the baud
+        rate changes too soon.
+        """
         before = self.wanted
         self.wanted = Lines(
             dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
         )
-        if not self._wire.is_playing:
-            if self._wire.lines == RESET != self.wanted:
-                enters = self.wanted == STRAP
-                self._wire.tell(Starts.BOOTLOADER if enters else Starts.APP)
-            self._wire.show(self.wanted)
+        if self._wire.is_playing:
+            return
+        if self._strategy.has_circuit and self._wire.lines == RESET != self.wanted:
+            enters = self.wanted == STRAP
+            self._wire.tell(Starts.BOOTLOADER if enters else Starts.APP)
+        is_touch = at_1200 and self._wire.lines.dtr and not self.wanted.dtr
+        self._wire.show(self.wanted)
+        if is_touch:
+            self._wire.tell(Starts.BOOTLOADER)
+            self._wire.wait(AFTER_TOUCH_S, now)
 
     def forget_commands(self) -> None:
         """Another client sends the next command: each passes by itself."""
 
-    def release(self, now: float) -> None:  # noqa: ARG002
-        """The client has left: both lines off in one step, when what is played is over."""
+    def release(self, now: float, *, at_1200: bool = False) -> None:
+        """The client has left: lines at rest in one step, when what is played is over.
+
+        At 1200 baud with DTR on this is a touch, as closing a local port is.
+        """
         self.wanted = self._strategy.rest
-        if not self._wire.is_playing:
+        if self._wire.is_playing:
+            return
+        if at_1200 and self._wire.lines.dtr:
+            self._wire.tell(Starts.BOOTLOADER)
+            self._wire.show(IDLE)
+            self._wire.wait(AFTER_TOUCH_S, now)
+        else:
             self._wire.show(self.wanted)
 
     def enter_bootloader(self, now: float) -> None:
-        """Reset the board into its bootloader; both lines are off afterwards."""
+        """Reset the board into its bootloader; lines are at rest afterwards."""
         self._play(self._strategy.bootloader, Starts.BOOTLOADER, now)
 
     def reset(self, now: float) -> None:
-        """Reset the board into its app; both lines are off afterwards."""
+        """Reset the board into its app; lines are at rest afterwards."""
         self._play(self._strategy.hard, Starts.APP, now)
 
     def handle_timer(self, now: float) -> None:
@@ -352,4 +417,5 @@ class PassThrough:
     def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
         self.wanted = self._strategy.rest
         self._wire.stop()
-        self._wire.play(sequence, starts, now)
+        if sequence.steps:
+            self._wire.play(sequence, starts, now)

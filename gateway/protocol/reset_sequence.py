@@ -160,6 +160,12 @@ USB_OTG = parse_sequence(
     "U1,1|B1200|W0.05|U0,0|W0.35"
 )
 
+#: Boards with an AVR behind a bridge: DTR going on pulls RESET low for a moment, through a
+#: capacitor. The bootloader waits about 1 s for avrdude, then starts the sketch.
+DTR_PULSE = parse_sequence("U1,1|W0.1|U0,0")
+#: For boards that no line resets.
+NOTHING = ResetSequence("", ())
+
 #: EN low for 0.1 s. esp_pylib.serial_reset.hard_reset.
 HARD = parse_sequence("U0,1|W0.1|U0,0")
 #: The same for bridges with hardware flow control: EN rises by DTR, which stays on.

@@ -79,6 +79,12 @@ class Wire:
             self._plan.append(_Step(sequence.duration_s - at_s, None))
         self.advance(now)
 
+    def wait(self, seconds: float, now: float) -> None:
+        """Do nothing for so long, behind what is being played."""
+        if not self._plan:
+            self._last_done_at = now
+        self._plan.append(_Step(seconds, None))
+
     def stop(self) -> None:
         """Break off what is being played: lines at rest, baud rate as before."""
         self._plan.clear()

@@ -16,7 +16,11 @@ import structlog
 from gateway import clock
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import BOTH, RESET, Lines, Starts
-from gateway.protocol.reset_intent import controller_for, controller_of_returned
+from gateway.protocol.reset_intent import (
+    AFTER_TOUCH_S,
+    controller_for,
+    controller_of_returned,
+)
 from gateway.protocol.reset_sequence import Baudrate
 from gateway.protocol.reset_strategy import Method, ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
@@ -24,6 +28,9 @@ from gateway.tty.port_counts import PortCounts
 
 #: A board leaves the bus this soon after the end of what it was told, or for another reason.
 _LEAVES_WITHIN_S = 2.0
+
+#: At this rate DTR going off starts the bootloader of many boards: the 1200 baud touch.
+_TOUCH_BAUDRATE = 1200
 
 
 class LinePort(Protocol):
@@ -74,6 +81,10 @@ class LineDriver:
         self._set_since = 0.0  # the loop's time when being_set was last 0 and time was looked at
         self._stood_still_s = 0.0
         self._closed = False
+        self._shown = self._strategy.rest
+        self._client_baudrate: int | None = None  # as a client has set it, with the board there
+        self._stay: clock.Timer | None = None  # nothing is settled for a moment, after a touch
+        self._has_touched = False  # a step that is being set
         self._settings_before: SerialSettings | None = None  # a sequence has changed the baud rate
         self._is_away = False
         self._breaking_off: asyncio.Handle | None = None
@@ -102,7 +113,7 @@ class LineDriver:
         was meant.
         """
         self._break_off()
-        self._controller.request(self._now(), dtr=dtr, rts=rts)
+        self._controller.request(self._now(), dtr=dtr, rts=rts, at_1200=self._is_at_1200)
         self._log.debug("lines_asked_for", dtr=self.wanted.dtr, rts=self.wanted.rts)
         self._settled.append(settled)
         self._advance()
@@ -111,16 +122,31 @@ class LineDriver:
         """Another client sends the next request: it continues nothing of what was sent before."""
         self._controller.forget_commands()
 
-    def release(self, settled: Callable[[], None]) -> None:
-        """The client has left: both lines off, without leaving the board in its bootloader."""
+    def baudrate_set(self, baudrate: int) -> None:
+        """A client has set this baud rate: at 1200, DTR going off starts many bootloaders."""
+        self._client_baudrate = baudrate
+
+    @property
+    def has_touched_if_released(self) -> bool:
+        """Whether a client that leaves now touches the board by that."""
+        return self._is_at_1200 and self._strategy.takes_touch and self._controller.wanted.dtr
+
+    def release(self, settled: Callable[[], None], *, has_left: bool = True) -> None:
+        """Bring the lines to rest, without leaving the board in its bootloader.
+
+        `has_left` False: the client has not disconnected, and what disconnecting means to a board
+        is not done.
+        """
         self._break_off()
-        self._controller.release(self._now())
+        self._controller.release(self._now(), at_1200=has_left and self._is_at_1200)
         self._settled.append(settled)
         self._advance()
+        self._client_baudrate = None
 
     def enter_bootloader(self, settled: Callable[[], None]) -> None:
         """Reset the board into its bootloader; `settled` is called when that is done."""
         self._break_off()
+        self._tell_problem(Starts.BOOTLOADER)
         self._controller.enter_bootloader(self._now())
         self._settled.append(settled)
         self._advance()
@@ -128,9 +154,19 @@ class LineDriver:
     def reset(self, settled: Callable[[], None]) -> None:
         """Reset the board into its app; `settled` is called when that is done."""
         self._break_off()
+        self._tell_problem(Starts.APP)
         self._controller.reset(self._now())
         self._settled.append(settled)
         self._advance()
+
+    def problem_of(self, starts: Starts) -> str:
+        """Why the board can't be made to start this by its lines; empty if it can."""
+        is_app = starts is Starts.APP
+        sequence = self._strategy.hard if is_app else self._strategy.bootloader
+        if sequence.steps:
+            return ""
+        key = "hard_reset" if is_app else "reset"
+        return f"no line starts the {starts.value} of this board; give its {key} a sequence"
 
     def when_settled(self, settled: Callable[[], None]) -> None:
         """Ask for nothing; `settled` is called when what was asked before is done."""
@@ -145,10 +181,11 @@ class LineDriver:
         """
         self._is_away = True
         self._owed = None
+        self._client_baudrate = None
         # A reset whose first half the board has got is told at its end; by intent, at its begin.
         tells_at_end = self._strategy.method is not Method.INTENT
         in_reset = self._controller.applied == RESET and not self._being_set
-        self._has_begun = tells_at_end and in_reset
+        self._has_begun = tells_at_end and in_reset and self._strategy.has_circuit
         self._obeyed = self._told if self._has_just_been_told() else None
         # Behind what is asked for once more because the port was lost with it.
         self._breaking_off = self._loop.call_soon(self._break_off)
@@ -162,6 +199,7 @@ class LineDriver:
         before, self._strategy = self._strategy, self._resets.strategy(self._port.usb_ids)
         if self._strategy != before:
             self._tell_strategy()
+        self._shown = self._strategy.rest
         self._controller = controller_of_returned(
             self._controller, self._strategy, self._resets.hold_s, self._now()
         )
@@ -186,10 +224,22 @@ class LineDriver:
         self._closed = True
         self._settled.clear()
         self._set_timer()
+        self._end_stay()
+
+    @property
+    def _is_at_1200(self) -> bool:
+        return self._client_baudrate == _TOUCH_BAUDRATE
 
     def _tell_strategy(self) -> None:
         if self._strategy.method is not Method.CIRCUIT:  # the rule is not told
             self._log.info("reset_chosen", reset=self._strategy.name)
+        if not self._resets.rest.suits(self._strategy.method):
+            reason = "one line alone holds the board in reset or in its bootloader"
+            self._log.warning("rest_not_used", rest=str(self._resets.rest), reason=reason)
+
+    def _tell_problem(self, starts: Starts) -> None:
+        if problem := self.problem_of(starts):
+            self._log.warning("board_not_reset", into=starts.value, reason=problem)
 
     def _break_off(self) -> None:
         """What was under way when the board vanished is over, ahead of what is asked for next."""
@@ -198,6 +248,7 @@ class LineDriver:
         self._breaking_off.cancel()
         self._breaking_off = None
         if not self._closed:
+            self._end_stay()
             self._controller.board_away(self._now())
             self._advance()
 
@@ -216,6 +267,8 @@ class LineDriver:
             self._being_set += 1
             if isinstance(step, Lines):
                 self._log.debug("lines_set", dtr=step.dtr, rts=step.rts)
+                self._has_touched |= self._is_at_1200 and self._shown.dtr and not step.dtr
+                self._shown = step
                 self._port.set_lines(step, self._lines_set)
             else:
                 self._set_baudrate(step)
@@ -276,10 +329,23 @@ class LineDriver:
         if not self._being_set:
             self._stood_still_s += clock.time() - self._set_since
             self._set_timer()
+            if self._has_touched and not self._closed:
+                self._has_touched = False
+                self._end_stay()
+                self._stay = clock.call_at(clock.time() + AFTER_TOUCH_S, self._stay_over)
         self._report()
 
+    def _stay_over(self) -> None:
+        self._stay = None
+        self._report()
+
+    def _end_stay(self) -> None:
+        if self._stay is not None:
+            self._stay.cancel()
+            self._stay = None
+
     def _report(self) -> None:
-        if not self._being_set and not self._controller.busy:
+        if not self._being_set and not self._controller.busy and self._stay is None:
             settled, self._settled = self._settled, []
             for call in settled:
                 call()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from gateway.config.device import pool_member_name
 from gateway.config.document import GatewayConfig
 from gateway.config.usb_match import UsbTty
-from gateway.protocol.board_kinds import BoardKind, kind_of, row_of
+from gateway.protocol.board_kinds import CHANGES_IDENTITY, BoardKind, kind_of, row_of
 from gateway.usb.assignment import Assignment, assign, jtag_note
 from gateway.usb.board_pairs import Pair, find_pairs
 from gateway.usb.no_tty import NoTty
@@ -160,8 +160,8 @@ def _entry(tty: UsbTty, tcp_port: int, listed: Listing, *, is_shared: bool) -> I
         yield f"    device: {tty.path}"
         return
     yield "    device:"
-    # What an OTG device calls itself is up to the program that the chip runs.
-    if tty.serial_key and not is_shared and kind_of(_ids(tty)) is not BoardKind.USB_OTG:
+    # What a chip on native USB calls itself is up to the program that it runs.
+    if tty.serial_key and not is_shared and kind_of(_ids(tty)) not in CHANGES_IDENTITY:
         yield f"      serial: {json.dumps(tty.serial, ensure_ascii=False)}"
         if _has_siblings(tty, listed):
             yield f"      interface: {tty.interface}"

@@ -16,6 +16,7 @@ from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
+from gateway.protocol.reset import Starts
 from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
 from gateway.web.http_access import BYTES
 from gateway.web.http_answers import (
@@ -55,12 +56,12 @@ def add_routes(app: web.Application) -> None:
 
 async def reset_board(request: web.Request) -> web.Response:
     """Reset the board into its app."""
-    return await _play(request, lambda device: device.reset)
+    return await _play(request, lambda device: device.reset, Starts.APP)
 
 
 async def enter_bootloader(request: web.Request) -> web.Response:
     """Reset the board into its bootloader."""
-    return await _play(request, lambda device: device.enter_bootloader)
+    return await _play(request, lambda device: device.enter_bootloader, Starts.BOOTLOADER)
 
 
 async def disconnect_clients(request: web.Request) -> web.Response:
@@ -131,7 +132,9 @@ def _conflicts() -> Iterator[None]:
 
 
 async def _play(
-    request: web.Request, control: Callable[[Device], Callable[[Callable[[], None]], None]]
+    request: web.Request,
+    control: Callable[[Device], Callable[[Callable[[], None]], None]],
+    starts: Starts,
 ) -> web.Response:
     port = port_asked_for(request)
     device = port.device
@@ -141,8 +144,10 @@ async def _play(
         if not device.users:
             # What it asks for is what the board shall be left in.
             async with Visit(device, client_name(request), resets_at_end=False) as visit:
+                device.check_reset(starts)
                 await visit.step(play)
         elif force:
+            device.check_reset(starts)
             # Behind what a client has asked of the lines so far, never between two halves of it.
             await beside_its_users(
                 device, lambda done: device.when_lines_settled(lambda: play(done))

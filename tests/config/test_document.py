@@ -18,9 +18,15 @@ from gateway.config.document import (
 from gateway.config.usb_match import DeviceChoice
 from gateway.config.values import Address
 from gateway.errors import ConfigError
-from gateway.protocol.reset import DEFAULT_HOLD_S
+from gateway.protocol.reset import BOTH, DEFAULT_HOLD_S, IDLE, STRAP
 from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice
+from gateway.protocol.reset_strategy import (
+    AUTO_REST,
+    HardReset,
+    LinesAtRest,
+    Reset,
+    ResetChoice,
+)
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 
 
@@ -85,6 +91,7 @@ def test_every_key_reaches_its_field() -> None:
         grace_s="0",
         reset="usb-jtag",
         hard_reset="U0,1|W0.2|U0,0",
+        rest="{dtr: on, rts: on}",
         open="on_connect",
         sharing="preempt",
         replay="true",
@@ -108,7 +115,9 @@ def test_every_key_reaches_its_field() -> None:
                 stopbits=StopBits.ONE_POINT_FIVE,
                 flow_control=FlowControl.RTSCTS,
             ),
-            resets=ResetChoice(Reset.USB_JTAG, parse_sequence("U0,1|W0.2|U0,0"), 0.5),
+            resets=ResetChoice(
+                Reset.USB_JTAG, parse_sequence("U0,1|W0.2|U0,0"), 0.5, LinesAtRest(BOTH)
+            ),
             grace_s=0.0,
             on_absent=OnAbsent.WAIT,
             protocol=Protocol.RAW,
@@ -275,6 +284,9 @@ def test_values_up_to_their_limits_are_accepted(key: str, written: str, value: o
         ("reset", "D0|R2"),
         ("reset", "D0|W11"),
         ("hard_reset", "none"),
+        ("rest", "on"),
+        ("rest", "none"),
+        ("rest", "[on, off]"),
         ("sharing", "mute"),
         ("replay", "yes"),
         ("replay", "True"),
@@ -300,6 +312,49 @@ def test_values_past_their_limits_are_refused_with_what_is_accepted(key: str, wr
     assert line.endswith(f": expected {accepted}")
     assert line.isprintable()
     assert len(line) < 600
+
+
+@pytest.mark.parametrize(
+    ("written", "rest"),
+    [
+        ("auto", AUTO_REST),
+        ("{dtr: on, rts: off}", LinesAtRest(STRAP)),
+        ("{rts: false, dtr: true}", LinesAtRest(STRAP)),
+        ('{dtr: "on", rts: "off"}', LinesAtRest(STRAP)),
+        ("{dtr: on}", LinesAtRest(BOTH)),
+        ("{rts: off}", LinesAtRest(IDLE)),
+    ],
+)
+def test_lines_at_rest_are_written_as_on_and_off(written: str, rest: LinesAtRest) -> None:
+    config = parse_config(ports(port(rest=written)), "f.yaml")
+    assert config.ports[0].resets.rest == rest
+
+
+@pytest.mark.parametrize(
+    ("rest", "problem"),
+    [
+        ("{dtr: high}", "ports[0].rest: invalid dtr 'high': expected on, off"),
+        ("{dtr: yes}", "ports[0].rest: invalid dtr 'yes'"),
+        ("{dtr: 1, rts: on}", "ports[0].rest: invalid dtr '1': expected on, off"),
+        ("{cts: on}", "ports[0].rest: unknown key 'cts'"),
+        ("{}", "ports[0]: invalid rest (an empty mapping): expected auto or a mapping of dtr, rts"),
+    ],
+)
+def test_a_mistake_in_the_lines_at_rest_is_explained(rest: str, problem: str) -> None:
+    (line,) = problems(ports(port(rest=rest)))
+    assert line.startswith(f"f.yaml:5: {problem}")
+
+
+@pytest.mark.parametrize("reset", ["classic", "usb-jtag", "usb-otg", "touch-1200", "D0|R1|R0"])
+def test_one_line_alone_may_not_rest_at_on_where_it_holds_a_board_in_reset(reset: str) -> None:
+    for rest in ("{dtr: on, rts: off}", "{dtr: off, rts: on}"):
+        (line,) = problems(ports(port(reset=reset, rest=rest)))
+        assert line == (
+            f"f.yaml:6: ports[0]: rest with one line on alone with reset '{reset}':"
+            " expected both lines on or both off, or reset: none"
+        )
+    for reset_that_suits in ("auto", "none"):
+        parse_config(ports(port(reset=reset_that_suits, rest="{dtr: on, rts: off}")), "f.yaml")
 
 
 def test_a_wrong_value_is_not_compared_with_those_of_other_ports() -> None:

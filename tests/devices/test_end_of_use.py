@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from structlog.testing import capture_logs
 
 from gateway.devices.device_controls import DeviceControls
@@ -22,11 +23,16 @@ class SlowBoard(DeviceControls):
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.waiting_bytes = 100
+        self.is_touched = False
         self.sent: Callable[[], None] = lambda: None
 
     @property
     def status(self) -> PortStatus:
         return PortStatus(SETTINGS, IDLE, break_on=False)
+
+    @property
+    def is_touched_by_leaving(self) -> bool:
+        return self.is_touched
 
     @property
     def unsent_bytes(self) -> int:
@@ -50,7 +56,9 @@ class SlowBoard(DeviceControls):
         self.asked.append("reset")
         done()
 
-    def bring_back(self, settings: SerialSettings, done: Callable[[], None]) -> None:
+    def bring_back(
+        self, settings: SerialSettings, done: Callable[[], None], *, has_left: bool
+    ) -> None:
         self.asked.append(f"bring back {settings.baudrate}")
         done()
 
@@ -80,6 +88,17 @@ async def test_the_board_is_reset_behind_the_last_byte_and_before_its_lines_go_b
     ending(board).begin(board.ended, is_hurried=False, resets=True)
     board.sent()
     assert board.asked == ["sent?", "reset", "bring back 74880", "done"]
+
+
+@pytest.mark.parametrize(("has_left", "asked"), [(True, []), (False, ["reset"])])
+async def test_a_touch_of_a_client_that_has_left_is_not_undone_by_a_reset(
+    has_left: bool, asked: list[str]
+) -> None:
+    board = SlowBoard()
+    board.is_touched = True
+    ending(board).begin(board.ended, is_hurried=False, resets=True, has_left=has_left)
+    board.sent()
+    assert board.asked == ["sent?", *asked, "bring back 74880", "done"]
 
 
 async def test_bytes_that_do_not_leave_are_dropped_at_the_limit() -> None:

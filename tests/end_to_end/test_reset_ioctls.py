@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,17 +55,18 @@ def board() -> Iterator[BarePty]:
         yield board
 
 
-def serve(shim: Shim, board: BarePty, reset: str, folder: Path) -> Service:
+def serve(shim: Shim, board: BarePty, reset: str, folder: Path, rest: str = "auto") -> Service:
     config = folder / "gateway.yaml"
-    port = f"  - {{name: desk, tcp: 0, device: {board.path}, reset: '{reset}'}}\n"
+    keys = f"reset: '{reset}', rest: {rest}"
+    port = f"  - {{name: desk, tcp: 0, device: {board.path}, {keys}}}\n"
     config.write_text("ports:\n" + port)
     return Service(config, shim.env())
 
 
-def client_of(service: Service) -> serial.Serial:
+def client_of(service: Service, baudrate: int = 115200, scheme: str = "rfc2217") -> serial.Serial:
     found = service.wait_for_line(r'"tcp_port": (\d+), "event": "listen_started"')
     service.wait_for_line(r'"event": "device_opened"')
-    return serial.serial_for_url(f"rfc2217://127.0.0.1:{found[1]}")
+    return serial.serial_for_url(f"{scheme}://127.0.0.1:{found[1]}", baudrate=baudrate)
 
 
 def line_calls(shim: Shim) -> list[TtyCall]:
@@ -107,3 +109,68 @@ def test_a_client_that_plays_usb_jtag_itself_is_followed(
             usb_jtag_bootloader_reset(client)
         service.wait_for_line('"event": "client_disconnected"')
     assert [(call.dtr, call.rts) for call in line_calls(shim)] == [IDLE, STRAP, BOTH, RESET, IDLE]
+
+
+#: Of each strategy and lines at rest: what a client that opens its port at 1200 baud and closes it
+#: puts on the wire from its settings on.
+TOUCHED: dict[tuple[str, str], list[Pair]] = {
+    ("usb-otg", "auto"): [IDLE, BOTH],
+    ("touch-1200", "auto"): [IDLE, BOTH],
+    ("none", "{dtr: on, rts: on}"): [IDLE, BOTH],
+    ("none", "{dtr: on, rts: off}"): [BOTH, IDLE, STRAP],
+    ("none", "auto"): [STRAP, BOTH, IDLE],
+    ("classic", "auto"): [STRAP, BOTH, IDLE],
+}
+
+
+@pytest.mark.parametrize(("reset", "rest"), TOUCHED)
+def test_a_touch_drops_dtr_at_1200_baud_for_long_enough(
+    shim: Shim, board: BarePty, tmp_path: Path, reset: str, rest: str
+) -> None:
+    with serve(shim, board, reset, tmp_path, rest) as service:
+        client_of(service, 1200).close()
+        service.wait_for_line('"event": "client_disconnected"')
+    calls = [call for call in shim.calls() if call.name in {"tcsetattr", "TIOCMSET"}]
+    # Raw mode, the port's own settings, then the client's and in the end the port's again.
+    _, _, set_1200, set_back = [
+        index for index, call in enumerate(calls) if call.name == "tcsetattr"
+    ]
+    touch = calls[set_1200 + 1 : set_back]
+    assert [(call.dtr, call.rts) for call in touch] == TOUCHED[reset, rest]
+    dropped = next(index for index, call in enumerate(touch) if not call.dtr)
+    following = [*touch[dropped + 1 :], calls[set_back]][0]
+    assert following.time_ns - touch[dropped].time_ns >= 0.349e9
+
+
+@pytest.mark.parametrize("rest", ["{dtr: on, rts: on}", "{dtr: on, rts: off}", "{rts: off}"])
+def test_lines_rest_where_they_shall_before_between_and_behind_clients(
+    shim: Shim, board: BarePty, tmp_path: Path, rest: str
+) -> None:
+    at_rest = {"{dtr: on, rts: on}": BOTH, "{dtr: on, rts: off}": STRAP, "{rts: off}": IDLE}[rest]
+    with serve(shim, board, "none", tmp_path, rest) as service:
+        for _ in range(2):
+            client_of(service).close()
+        service.wait_for_line('"event": "client_disconnected"')
+    states = [(call.dtr, call.rts) for call in line_calls(shim)]
+    assert states[0] == at_rest
+    assert states[-1] == at_rest
+    assert shim.calls("close")[-1].dtr == at_rest[0]
+
+
+@pytest.mark.parametrize("scheme", ["rfc2217", "gateway"])
+def test_the_entry_of_cc2538_bsl_reaches_the_lines_of_a_stick(
+    shim: Shim, board: BarePty, tmp_path: Path, scheme: str
+) -> None:
+    with serve(shim, board, "none", tmp_path) as service:
+        with client_of(service, scheme=scheme) as client:
+            # invoke_bootloader() of cc2538-bsl.py: DTR is the boot pin, RTS the reset pin.
+            client.dtr = True
+            client.rts = False
+            client.rts = True
+            client.rts = False
+            time.sleep(0.002)
+            client.dtr = False
+            time.sleep(0.1)
+        service.wait_for_line('"event": "client_disconnected"')
+    states = [(call.dtr, call.rts) for call in line_calls(shim)]
+    assert states == [IDLE, STRAP, BOTH, STRAP, BOTH, STRAP, IDLE]

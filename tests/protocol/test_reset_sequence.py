@@ -18,7 +18,9 @@ from gateway.protocol.reset_sequence import (
 
 STATES = [IDLE, BOTH, RESET, STRAP]
 NAMED = {
-    name: value for name, value in vars(reset_sequence).items() if isinstance(value, ResetSequence)
+    name: value
+    for name, value in vars(reset_sequence).items()
+    if isinstance(value, ResetSequence) and name != "NOTHING"
 }
 
 

@@ -176,6 +176,80 @@ class TouchOnly(OtgFirmware):
         return Boot.DOWNLOAD if after == IDLE and self.bps == 1200 else None
 
 
+@dataclass
+class NativeUsb(_NoClock):
+    """A board with native USB that is not an ESP: it listens to DTR and to the baud rate.
+
+    Its bootloader is another device: only the first reset counts.
+    """
+
+    resets: int = 0
+    boots: list[Boot] = field(default_factory=list)
+    lines: Lines = BOTH
+    bps: int | None = None
+    now: float = 0.0
+
+    def set(self, lines: Lines, now: float) -> None:
+        self.run_until(now)
+        before, self.lines = self.lines, lines
+        self.changed(before, now)
+
+    def set_baudrate(self, bps: int | None) -> None:
+        self.bps = bps
+        self.changed(self.lines, self.now)
+
+    def run_until(self, now: float) -> None:
+        self.now = now
+
+    def changed(self, before: Lines, now: float) -> None:
+        raise NotImplementedError
+
+    def boot(self) -> None:
+        if not self.boots:
+            self.resets += 1
+            self.boots.append(Boot.DOWNLOAD)
+
+
+@dataclass
+class Samd(NativeUsb):
+    """Arduino's and Adafruit's SAMD cores, CDC.cpp, and the AVR core: 250 ms without a change."""
+
+    restarts_at: float | None = None
+
+    def changed(self, before: Lines, now: float) -> None:
+        is_touched = self.bps == 1200 and not self.lines.dtr
+        self.restarts_at = now + 0.25 if is_touched else None
+
+    def run_until(self, now: float) -> None:
+        if self.restarts_at is not None and now >= self.restarts_at:
+            self.boot()
+        self.now = now
+
+
+class Nrf52(NativeUsb):
+    """Adafruit's nRF52 core, Adafruit_TinyUSB_Core_Arduino: DTR goes off at 1200 baud."""
+
+    def changed(self, before: Lines, now: float) -> None:
+        if self.bps == 1200 and before.dtr and not self.lines.dtr:
+            self.boot()
+
+
+class ArduinoPico(NativeUsb):
+    """arduino-pico, SerialUSB.cpp: DTR is off at 1200 baud."""
+
+    def changed(self, before: Lines, now: float) -> None:
+        if self.bps == 1200 and not self.lines.dtr:
+            self.boot()
+
+
+class PicoSdk(NativeUsb):
+    """pico-sdk, reset_interface.c: 1200 baud."""
+
+    def changed(self, before: Lines, now: float) -> None:
+        if self.bps == 1200:
+            self.boot()
+
+
 def _no_delay() -> float:
     return 0.0
 
@@ -203,6 +277,7 @@ class Bench:
         self._delay_s = delay_s
         self._ignores_answers = ignores_answers
         self.client_now = 0.0
+        self.bps: int | None = None  # as the client has set it
 
     def play(self, sequence: Iterable[Sent]) -> None:
         """Send a client's commands; a busy controller takes the next one when it has time."""
@@ -212,9 +287,17 @@ class Bench:
             while self.controller.busy:
                 self._run_timer()
             if sent.control is not None:
-                request(self.controller, self.now, sent.control)
+                request(self.controller, self.now, sent.control, at_1200=self.bps == 1200)
                 self.show()
             self.client_now += self._wait_for_answer()
+
+    def set_baudrate(self, bps: int) -> None:
+        """The client sets a baud rate, when the controller has time for it."""
+        while self.controller.busy:
+            self._run_timer()
+        self.bps = bps
+        self.board.run_until(self.now)
+        self.board.set_baudrate(bps)
 
     def _wait_for_answer(self) -> float:
         if self._ignores_answers:
@@ -224,9 +307,18 @@ class Bench:
         return polls * clients.ACKNOWLEDGEMENT_POLL_S
 
     def leave(self) -> None:
-        """The connection is gone; then everything that still waits may happen."""
-        self.controller.release(self.now)
+        """The connection is gone; then everything that still waits may happen.
+
+        The baud rate goes back when the lines have settled.
+        """
+        self.controller.release(self.now, at_1200=self.bps == 1200)
         self.show()
+        while self.controller.busy:
+            self._run_timer()
+        if self.bps is not None:
+            self.board.run_until(self.now)
+            self.board.set_baudrate(None)
+            self.bps = None
         self.settle()
 
     def settle(self) -> None:
@@ -257,8 +349,8 @@ class Bench:
                 self.shown_at.append(self.now)
 
 
-def request(controller: Controller, now: float, control: Control) -> None:
+def request(controller: Controller, now: float, control: Control, *, at_1200: bool = False) -> None:
     if control in {Control.DTR_ON, Control.DTR_OFF}:
-        controller.request(now, dtr=control == Control.DTR_ON)
+        controller.request(now, dtr=control == Control.DTR_ON, at_1200=at_1200)
     else:
-        controller.request(now, rts=control == Control.RTS_ON)
+        controller.request(now, rts=control == Control.RTS_ON, at_1200=at_1200)

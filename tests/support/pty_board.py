@@ -33,6 +33,7 @@ from gateway.config.usb_match import DeviceChoice
 from gateway.devices.device import Device, DeviceState
 from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
+from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
 from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
@@ -134,6 +135,7 @@ class RecordedLines:
         if self._board.lines_error is not None:
             raise self._board.lines_error
         self._board.lines.append(Lines(dtr=dtr, rts=rts))
+        self._board.rates.append(self._board.baudrate)
 
     def close(self) -> None:
         pass
@@ -142,16 +144,20 @@ class RecordedLines:
 class PtyBoard:
     """A board on a pty; a context manager that unplugs it in the end.
 
-    `lines` is every state that was put on its lines, opening included (both on, both off).
+    `lines` is every state that was put on its lines, opening included (both on, both off), and
+    `rates` the baud rate at each of these moments.
     `received` is what it has read: nothing before `start_reading`. While `answers` is not set,
     calls on its lines hang, as an ioctl on a device that has just vanished does; `open_error` and
     `lines_error` are what they fail with.
     """
 
-    def __init__(self, folder: Path, *, plugged_in: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, plugged_in: bool = True, usb_ids: UsbIds | None = None
+    ) -> None:
         self.path = folder / "tty"
-        self.location = TtyLocation(str(self.path), self._open_lines)
+        self.location = TtyLocation(str(self.path), self._open_lines, lambda: usb_ids)
         self.lines: list[Lines] = []
+        self.rates: list[int] = []
         self.received = bytearray()
         self.answers = threading.Event()
         self.answers.set()
@@ -239,6 +245,11 @@ class PtyBoard:
             await (asyncio.sleep(0) if taken else turns(1))
 
     @property
+    def baudrate(self) -> int:
+        """What the tty is set to; 0 while it is not plugged in."""
+        return _speed_of(self._fds[1]) if self._fds is not None else 0
+
+    @property
     def unread_bytes(self) -> int:
         """What the board has sent and the gateway has not read."""
         assert self._fds is not None
@@ -279,6 +290,13 @@ class PtyBoard:
     ) -> None:
         self.answers.set()
         self.unplug()
+
+
+def _speed_of(fd: int) -> int:
+    """c_ospeed of struct termios2, by TCGETS2."""
+    termios2 = bytearray(44)
+    fcntl.ioctl(fd, 0x802C542A, termios2)
+    return int.from_bytes(termios2[40:44], "little")
 
 
 def _stat_or_none(path: Path) -> os.stat_result | None:

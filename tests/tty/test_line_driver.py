@@ -3,6 +3,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+import pytest
 import structlog
 from structlog.testing import LogCapture
 
@@ -14,8 +15,9 @@ from gateway.protocol.reset import (
     RESET,
     STRAP,
     Lines,
+    Starts,
 )
-from gateway.protocol.reset_strategy import Reset, ResetChoice
+from gateway.protocol.reset_strategy import LinesAtRest, Reset, ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.line_driver import LineDriver
 from tests.support.pty_board import LoopClock
@@ -357,6 +359,103 @@ async def test_lines_that_are_both_on_come_back_behind_a_reset_that_is_owed() ->
         assert bench.port.lines == [BOTH, RESET, IDLE, BOTH]
         assert bench.driver.wanted == BOTH
         assert bench.settled[-1] == "back"
+
+
+@pytest.mark.parametrize(
+    ("resets", "lines"),
+    [
+        (CLASSIC, [STRAP, IDLE]),
+        (ResetChoice(Reset.NONE), [STRAP, IDLE]),
+        (TOUCH, [IDLE, BOTH]),
+        (ResetChoice(Reset.NONE, rest=LinesAtRest(BOTH)), [STRAP, IDLE, BOTH]),
+    ],
+    ids=["classic", "none", "touch-1200", "none, both on at rest"],
+)
+async def test_a_client_that_leaves_at_1200_baud_drops_dtr_and_nothing_follows_too_soon(
+    resets: ResetChoice, lines: list[Lines]
+) -> None:
+    with Bench(resets) as bench:
+        bench.driver.baudrate_set(1200)
+        await bench.request("open", dtr=True, rts=False)
+        assert bench.settled == ["open"]
+        await bench.release()
+        while bench.port.lines[-1:] != [IDLE]:
+            await bench.clock.advance(0.01)
+        await bench.clock.advance(0.34)
+        assert bench.settled == ["open"]
+        assert bench.port.lines[-1] == IDLE
+        await bench.clock.advance(0.02)
+        assert bench.settled == ["open", "release"]
+        assert bench.port.lines == lines
+
+
+async def test_a_client_that_has_not_left_touches_nothing_at_1200_baud() -> None:
+    with Bench(ResetChoice(Reset.NONE, rest=LinesAtRest(BOTH))) as bench:
+        bench.driver.baudrate_set(1200)
+        await bench.request("open", dtr=True, rts=True)
+        bench.driver.release(lambda: bench.settled.append("release"), has_left=False)
+        assert bench.settled == ["open", "release"]
+        assert bench.port.lines == []
+
+
+async def test_a_rate_that_was_set_for_a_board_that_has_gone_is_no_touch_of_the_next() -> None:
+    with Bench(ResetChoice(Reset.NONE, rest=LinesAtRest(BOTH))) as bench:
+        bench.driver.baudrate_set(1200)
+        await bench.request("open", dtr=True, rts=True)
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        bench.driver.board_back(lambda: None)
+        assert await bench.release() == ["open", "release"]
+        assert IDLE not in bench.port.lines
+
+
+async def test_a_board_that_leaves_at_its_touch_keeps_nobody_waiting() -> None:
+    with Bench() as bench:
+        bench.driver.baudrate_set(1200)
+        await bench.request("open", dtr=True)
+        assert await bench.release() == ["open"]
+        bench.driver.board_away()
+        await bench.clock.advance(0)
+        assert bench.settled == ["open", "release"]
+
+
+async def test_close_takes_the_pause_after_a_touch_back() -> None:
+    with Bench() as bench:
+        bench.driver.baudrate_set(1200)
+        await bench.request("open", dtr=True)
+        await bench.release()
+        bench.driver.close()
+        await bench.clock.advance(1.0)
+        assert bench.settled == ["open"]
+
+
+async def test_what_a_board_can_t_be_made_to_start_is_said_and_settles() -> None:
+    with Bench(ResetChoice()) as bench:
+        bench.port.usb_ids = (0x0483, 0x374B)
+        bench.driver.board_back(lambda: None)
+        assert bench.driver.problem_of(Starts.APP)
+        assert bench.driver.problem_of(Starts.BOOTLOADER)
+        bench.driver.reset(lambda: bench.settled.append("reset"))
+        bench.driver.enter_bootloader(lambda: bench.settled.append("bootloader"))
+        await bench.clock.advance(0)
+        assert bench.settled == ["reset", "bootloader"]
+        assert bench.port.lines == []
+        assert bench.events("board_not_reset") == ["app", "bootloader"]
+        assert bench.events("board_reset") == []
+
+
+@pytest.mark.parametrize(("usb_ids", "warnings"), [(None, 1), ((0x2E8A, 0x000A), 0)])
+async def test_a_rest_that_does_not_suit_the_board_is_not_used_and_said(
+    usb_ids: tuple[int, int] | None, warnings: int
+) -> None:
+    with Bench(ResetChoice(rest=LinesAtRest(STRAP))) as bench:
+        bench.log.entries.clear()
+        bench.port.usb_ids = (0x2E8A, 0x0005)
+        bench.driver.board_back(lambda: None)
+        bench.port.usb_ids = usb_ids
+        bench.driver.board_back(lambda: None)
+        said = [entry for entry in bench.log.entries if entry["event"] == "rest_not_used"]
+        assert len(said) == warnings
 
 
 async def test_nothing_happens_after_close() -> None:

@@ -143,7 +143,7 @@ def test_what_came_before_open_is_kept(board: BarePty) -> None:
 
 def test_echo_that_the_board_has_not_read_is_dropped_at_open(board: BarePty) -> None:
     # Echoed as ^A: more than the far end's read buffer, out of which nothing can be taken back.
-    os.write(board.master, b"\x01" * 3000)
+    board.send(b"\x01" * 3000 + b"\n")
     with opened(board):
         assert len(board.received_so_far()) == N_TTY_READ_BUFFER_BYTES
 

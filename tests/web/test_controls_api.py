@@ -46,6 +46,25 @@ async def test_a_board_that_nobody_uses_is_reset(
             assert board.lines[before:] == lines
 
 
+@pytest.mark.parametrize("what", ["reset", "bootloader"])
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_board_that_no_line_resets_is_said_to_be_one(
+    what: str, force: bool, tmp_path: Path
+) -> None:
+    with PtyBoard(tmp_path, usb_ids=(0x0483, 0x374B)) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.receive_wire(GREETING)
+                before = len(board.lines)
+                if not force:
+                    user.close()
+                    await served.until_idle()
+                answered = await client.post(f"/api/ports/desk/{what}", {"force": force})
+                assert answered.status == 409
+                assert answered.error.startswith("desk: no line starts the ")
+                assert board.lines[before:] == []
+
+
 async def test_no_content_is_needed_by_a_program(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
