@@ -271,8 +271,8 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
 
     async def serve() -> None:
         await serving
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # A second Ctrl-C finds nothing left to stop.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What comes now finds nothing left to stop or to reload.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 

@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from gateway import service
 from gateway.config.document import GatewayConfig, parse_config
+from gateway.devices.output_log import OutputLog
 from gateway.errors import DeviceError
 from gateway.ports import running_port
 from gateway.protocol.rfc2217 import Control
@@ -152,6 +154,27 @@ async def test_a_reload_changes_the_limits_of_connections_and_keeps_clients(tmp_
             for client in (first, second):
                 assert await client.receive_to_end() == b"desk: the gateway is shutting down\r\n"
             await stopping
+
+
+async def test_log_files_of_all_ports_are_closed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_ports = 40  # more than the threads of asyncio's executor
+    together = threading.Barrier(n_ports)
+    close = OutputLog.close
+
+    def close_together(log: OutputLog) -> None:
+        together.wait()  # as on a disk that does not answer
+        close(log)
+
+    monkeypatch.setattr(OutputLog, "close", close_together)
+    entries = [
+        f"  - {{name: p{n}, tcp: 0, device: {tmp_path}/tty{n}, log_file: {tmp_path}/{n}.log}}"
+        for n in range(n_ports)
+    ]
+    gateway = service.Service()
+    await gateway.start(parse_config("\n".join(["ports:", *entries]), "test.yaml"))
+    await gateway.stop()
 
 
 #: Put into a simulated board's process by PYTHONPATH: it never gets past its imports.

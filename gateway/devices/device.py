@@ -7,13 +7,13 @@ How the port is opened, and opened again, is `lasting_port`'s matter, what a use
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable
 
 import structlog
 
 from gateway import clock
+from gateway.blocking import call_blocking
 from gateway.config.choices import Opening
 from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig
 from gateway.devices.device_controls import DeviceControls
@@ -152,7 +152,8 @@ class Device(DeviceControls, HasState):
         self._end_use()
         await self._port.stop()
         if self._output_log is not None:
-            await asyncio.to_thread(self._output_log.close)
+            # All ports at once: each takes its limit where the disk does not answer.
+            await call_blocking(self._output_log.close, "log file end")
 
     @property
     def attach_has_effect(self) -> bool:
