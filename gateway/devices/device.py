@@ -284,6 +284,7 @@ class Device(DeviceControls, HasState):
     def _end_use(self) -> None:
         self._lines.close()
         self._is_away = self._is_busy = self._break_on = False
+        self.lines_set_by = None  # or they would be released on a port that is closed
         self._end.cancel()
 
     def _nobody_drives_away(self) -> None:

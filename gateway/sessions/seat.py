@@ -69,7 +69,7 @@ class Seat:
         """The client has the device again: bring back what it has set.
 
         Lines that were both on are raised again in one step; any others stay at rest, for they
-        belong to a reset that is over.
+        belong to a reset that is over. A break that was begun and not ended is begun again.
         """
         if (kept := self._kept) is None:
             return
@@ -81,6 +81,9 @@ class Seat:
             self._device.apply(kept.settings, lambda: self._restored(attempt))
         if kept.lines == BOTH:
             self._device.set_lines(lambda: None, dtr=True, rts=True)
+        if kept.break_on:
+            self._device.lines_set_by = self
+            self._device.set_break(True, lambda: None)
 
     def leave(self, user: DeviceUser, after: ProgressLimit | None = None) -> None:
         """The client leaves; where others stay, what it has set last goes back to rest.

@@ -12,7 +12,7 @@ import json
 from collections import deque
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
@@ -28,12 +28,20 @@ from gateway.web.console_command import CommandError, carry_out
 from gateway.web.http_access import CONSOLE_PROTOCOL
 from gateway.web.http_answers import HttpError, Places, client_name
 from gateway.web.lab import LAB
+from gateway.web.pacing import PacedConnection
 from gateway.web.ports_api import port_asked_for
+from gateway.web.websocket_frames import HttpHandler, StrictFrames
 
 #: One message of a client, a paste for instance. No more is read while the board does not take what
 #: has come, which is handed on in pieces.
 MAX_MESSAGE_BYTES: Final = 1 << 20
 _PIECE_BYTES: Final = 65536
+
+#: A text message, which is read as JSON in one turn of the event loop; the longest has 100.
+MAX_COMMAND_CHARS: Final = 4096
+
+#: Of those that have come already, which are carried out in one turn of the event loop.
+_MESSAGES_A_TURN: Final = 16
 
 #: What waits for a client here before its connection counts as slow: what becomes of the board's
 #: output then is the port's `slow_client`.
@@ -93,7 +101,8 @@ async def _run_console(request: web.Request, consoles: set[Console]) -> web.Stre
     console = Console(socket, port, label, log)
     consoles.add(console)
     try:
-        await console.run(request.transport)
+        frames = cast("HttpHandler", request.protocol).frames
+        await console.run(cast("PacedConnection", request.transport), frames)
     finally:
         consoles.discard(console)
     return socket
@@ -138,13 +147,16 @@ class Console:
         self._closed = False
         self._code: int = WSCloseCode.OK
         self._reason = ""
-        self._transport: asyncio.Transport | None = None
+        self._transport: PacedConnection | None = None
+        self._frames: StrictFrames | None = None
 
-    async def run(self, transport: asyncio.Transport) -> None:
+    async def run(self, transport: PacedConnection, frames: StrictFrames | None) -> None:
         """From the moment that it is connected to its end."""
         self._transport = transport
         # A person at a browser is not the tool that was replaced on the same machine.
         self.origin = f"{peer_host(transport)} (web)"
+        self._frames = frames
+        transport.hold()
         self._device.attach(self)
         if not self._is_ours.is_set():
             self._way_in.rival_came(peer_host(transport))
@@ -259,12 +271,27 @@ class Console:
     async def _read(self) -> None:
         """Do what the client sends, in its order, as fast as the board takes it."""
         await self._is_ours.wait()
+        messages = 0
         while not self._closed:
             await self._may_write.wait()
-            message = await self._socket.receive()
+            message = await self._next_message()
+            if message.type is WSMsgType.ERROR:
+                fault = (self._frames and self._frames.fault) or message.data
+                self.close(f"WebSocket: {fault}", is_fault=True)
             if self._closed or message.type in _ENDS:
                 return
             await self._received(message)
+            messages += 1
+            if messages % _MESSAGES_A_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _next_message(self) -> WSMessage:
+        assert self._transport is not None  # noqa: S101 - we run
+        self._transport.release()
+        try:
+            return await self._socket.receive()
+        finally:
+            self._transport.hold()
 
     async def _received(self, message: WSMessage) -> None:
         if message.type is WSMsgType.BINARY:
@@ -275,6 +302,8 @@ class Console:
                     self._seat.write(message.data[at : at + _PIECE_BYTES])
         elif message.type is WSMsgType.TEXT:
             try:
+                if len(message.data) > MAX_COMMAND_CHARS:
+                    raise CommandError(f"a command has at most {MAX_COMMAND_CHARS} characters")
                 answer = await carry_out(self._seat, self._device, message.data)
             except CommandError as error:
                 answer = {"type": "refused", "notice": str(error)}
@@ -333,4 +362,4 @@ class Consoles:
 
 _CONSOLES = web.AppKey("consoles", Consoles)
 
-_ENDS: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR})
+_ENDS: Final = frozenset({WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED})

@@ -23,6 +23,8 @@ _LIMIT_S: Final = 15.0
 
 _MAX_BAUDRATE: Final = 2**32 - 1
 
+_NOT_IN_CONTROL: Final = "another client controls the port"
+
 
 class CommandError(GatewayError):
     """For the client: why something is not done."""
@@ -41,14 +43,35 @@ async def carry_out(seat: Seat, device: Device, text: str) -> dict[str, object]:
     known = _KEYS[kind]
     if unknown := sorted(values.keys() - set(known)):
         raise CommandError(f"{kind} has no {unknown[0][:40]!r} ({', '.join(known) or 'nothing'})")
+    is_kept = _is_kept(kind, values)
+    if seat.is_muted and not is_kept:
+        raise CommandError(f"{kind}: {_NOT_IN_CONTROL}")
     done = asyncio.Event()
-    _COMMANDS[kind](seat, device, values, done.set)
+    was_suspended = False
+
+    def finished() -> None:
+        nonlocal was_suspended
+        was_suspended = seat.is_muted
+        done.set()
+
+    _COMMANDS[kind](seat, device, values, finished)
     try:
         async with clock.timeout(_LIMIT_S):
             await done.wait()
     except TimeoutError:
         raise CommandError(f"{kind}: not done within {_LIMIT_S:.0f} s") from None
+    if was_suspended and not is_kept:
+        raise CommandError(f"{kind}: perhaps not done: {_NOT_IN_CONTROL}")
     return {"type": "done", "of": kind, **_in_force(seat)}
+
+
+def _is_kept(kind: str, values: dict[str, Any]) -> bool:
+    """Whether it is done as well while another client controls the port: settings, and no break.
+
+    Settings are applied when control returns, and no break begins again then. Everything else is
+    meant for the moment, and refused.
+    """
+    return kind == "settings" or (kind == "break" and values.get("on") is False)
 
 
 def _in_force(seat: Seat) -> dict[str, object]:
@@ -88,17 +111,15 @@ def _set_break(seat: Seat, _: Device, values: dict[str, Any], done: _Done) -> No
     seat.set_break(values["on"], done)
 
 
-def _reset(seat: Seat, device: Device, _: dict[str, Any], done: _Done) -> None:
-    _play(seat, device, device.reset, done)
+def _reset(_: Seat, device: Device, __: dict[str, Any], done: _Done) -> None:
+    _play(device, device.reset, done)
 
 
-def _enter_bootloader(seat: Seat, device: Device, _: dict[str, Any], done: _Done) -> None:
-    _play(seat, device, device.enter_bootloader, done)
+def _enter_bootloader(_: Seat, device: Device, __: dict[str, Any], done: _Done) -> None:
+    _play(device, device.enter_bootloader, done)
 
 
-def _play(seat: Seat, device: Device, play: Callable[[_Done], None], done: _Done) -> None:
-    if seat.is_muted:
-        raise CommandError("another drives the port")
+def _play(device: Device, play: Callable[[_Done], None], done: _Done) -> None:
     # Where several drive a port: never between two halves of what another has asked for.
     device.when_lines_settled(lambda: play(done))
 

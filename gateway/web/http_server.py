@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from aiohttp import web
@@ -41,6 +41,7 @@ from gateway.web.http_answers import (
 )
 from gateway.web.lab import LAB, Lab
 from gateway.web.pacing import PacedConnection
+from gateway.web.websocket_frames import HttpHandler
 
 Room = Callable[[web.Application], None]
 
@@ -101,13 +102,7 @@ class HttpServer:
             ),
         )
         self._runner = web.AppRunner(
-            self._app(),
-            access_log=None,
-            auto_decompress=False,  # else a few KB of a body become as much memory as they like
-            logger=_library_log(),
-            handler_cancellation=True,
-            keepalive_timeout=_IDLE_LIMIT_S,
-            shutdown_timeout=_SHUTDOWN_LIMIT_S,
+            self._app(), handler_cancellation=True, shutdown_timeout=_SHUTDOWN_LIMIT_S
         )
 
     @property
@@ -159,7 +154,15 @@ class HttpServer:
         if server is None:
             transport.abort()
             return
-        protocol = PacedConnection(server(), self._lab.turns)
+        handler = HttpHandler(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=cast("logging.Logger", None),  # there is none, which its type leaves out
+            auto_decompress=False,  # else a few KB of a body become as much memory as they like
+            logger=_library_log(),
+            keepalive_timeout=_IDLE_LIMIT_S,
+        )
+        protocol = PacedConnection(handler, self._lab.turns)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
 

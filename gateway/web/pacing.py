@@ -12,6 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+#: So much may wait in a protocol for a handler that reads none of it: frames of a WebSocket without
+#: contents, for instance, which a parser does not count.
+_HELD_BYTES: Final = 65536
+
 #: A piece, for which aiohttp takes 1 ms of CPU at the worst (requests of 120 headers; a PC's core).
 PIECE_BYTES: Final = 8192
 
@@ -64,6 +68,7 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._has_ended = False  # the peer sends no more
         self._waits = False  # for its turn
         self._is_paused = False  # by the protocol
+        self._held_bytes: int | None = None  # handed on since `hold`
 
     # What the transport reports.
 
@@ -102,8 +107,12 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._waits = False
         if self._transport is None or self._is_paused:
             return
+        if self._held_bytes is not None and self._held_bytes >= _HELD_BYTES:
+            return
         if self._received:
             piece = bytes(self._received[:PIECE_BYTES])
+            if self._held_bytes is not None:
+                self._held_bytes += len(piece)
             del self._received[:PIECE_BYTES]
             try:
                 self._protocol.data_received(piece)
@@ -125,6 +134,20 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._turns.add(self._take_turn)
         if not self._has_ended and not self.is_closing():
             self._transport.pause_reading()
+
+    # What a handler asks that reads what the protocol has made of the pieces.
+
+    def hold(self) -> None:
+        """Hand on so much only, and the end of the connection, until `release`."""
+        if self._held_bytes is None:
+            self._held_bytes = 0
+
+    def release(self) -> None:
+        """The handler reads."""
+        was_full = self._held_bytes is not None and self._held_bytes >= _HELD_BYTES
+        self._held_bytes = None
+        if was_full:
+            self._wait_for_turn()
 
     # What the protocol asks of its transport.
 

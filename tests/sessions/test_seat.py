@@ -103,6 +103,24 @@ def test_a_reset_that_was_interrupted_is_not_taken_up_again() -> None:
     assert bench.seat.status.lines == IDLE
 
 
+def test_a_break_comes_back_unless_it_was_ended_meanwhile() -> None:
+    for before, while_muted, after in (
+        (True, None, True),
+        (True, False, False),
+        (False, True, True),
+    ):
+        bench = SeatBench()
+        bench.seat.set_break(before, lambda: None)
+        bench.device.finish()
+        bench.seat.mute()
+        bench.released()
+        if while_muted is not None:
+            bench.seat.set_break(while_muted, lambda: None)
+        assert bench.device.asked == []
+        bench.seat.resume()
+        assert (("break", True) in bench.device.asked) is after
+
+
 def test_settings_asked_for_just_before_and_while_muted_come_back() -> None:
     bench = SeatBench()
     bench.device.refuses_settings = True  # they are not in force yet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,22 +13,28 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.config.choices import ClientLimits, ConnectionLimits, Sharing, SlowClient
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET
 from gateway.web import console as module
+from gateway.web import pacing
+from gateway.web.websocket_frames import HttpHandler
+from tests.support.http_fuzz import ws_frame
 from tests.support.http_lab import (
     HttpClient,
     check_schema,
     from_address,
     http_client,
+    http_server,
     running,
 )
-from tests.support.pty_board import PtyBoard, Served, serving, until
+from tests.support.pty_board import PtyBoard, Served, serving, turns, until
 from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.telnet_wire import RFC2217_CLIENT
 
 TOKEN = "0123456789abcdef"  # noqa: S105 - nobody's
 
@@ -168,13 +175,10 @@ async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> No
         async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
             board.start_reading()
             with await TcpClient.connect(served.tcp_port) as user:
-                await user.receive_wire(GREETING)
+                await user.send(RFC2217_CLIENT)
                 notice = await terminal.notice("muted")
                 assert notice["notice"] == f"{user.name} drives the port, your input is dropped"
                 await terminal.socket.send_bytes(b"dropped")
-                await terminal.socket.send_json({"type": "reset"})
-                refused = await terminal.notice("refused")
-                assert refused["notice"] == "another drives the port"
                 await board.write(b"seen by both")
                 await terminal.hear(b"seen by both")
             await terminal.notice("resumed")
@@ -182,11 +186,170 @@ async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> No
             await until(lambda: board.received == b"kept")
 
 
+async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.send(RFC2217_CLIENT)
+                await terminal.notice("muted")
+                before = len(board.lines)
+                for command in (
+                    {"type": "break", "on": True},
+                    {"type": "lines", "dtr": True, "rts": True},
+                    {"type": "reset"},
+                    {"type": "bootloader"},
+                ):
+                    await terminal.socket.send_json(command)
+                    notice = (await terminal.notice("refused"))["notice"]
+                    assert notice == f"{command['type']}: another client controls the port"
+                # Settings wait for control to return.
+                await terminal.socket.send_json({"type": "settings", "baudrate": 9600})
+                assert (await terminal.notice("done"))["baud"] == 9600
+                assert served.device.status.settings.baudrate == 115200
+                assert board.lines[before:] == []
+            await terminal.notice("resumed")
+            await until(lambda: served.device.status.settings.baudrate == 9600)
+            assert not served.device.status.break_on
+            assert board.lines[before:] == []
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_break_begins_again_with_control_unless_it_was_ended(
+    tmp_path: Path, ends: bool
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
+            await terminal.socket.send_json({"type": "break", "on": True})
+            await terminal.notice("done")
+            assert served.device.status.break_on
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.send(RFC2217_CLIENT)
+                await terminal.notice("muted")
+                await until(lambda: not served.device.status.break_on)
+                if ends:
+                    await terminal.socket.send_json({"type": "break", "on": False})
+                    await terminal.notice("done")
+            await terminal.notice("resumed")
+            assert served.device.status.break_on is not ends
+
+
+async def test_what_control_is_lost_over_is_not_called_done(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
+            board.answers.clear()  # the kernel takes its time
+            await terminal.socket.send_json({"type": "lines", "dtr": True, "rts": True})
+            await until(lambda: served.device.lines_set_by is not None)
+            with await TcpClient.connect(served.tcp_port) as user:
+                await user.send(RFC2217_CLIENT)
+                notice = (await terminal.notice("refused"))["notice"]
+                assert notice == "lines: perhaps not done: another client controls the port"
+                board.answers.set()
+                await user.receive_wire(GREETING)
+
+
+UPGRADE = (
+    b"GET /api/ports/desk/console HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+CLOSE = 0x88
+PROTOCOL_ERROR, INVALID_TEXT, TOO_BIG = 1002, 1007, 1009
+LONG_HEAD = bytes([0x82, 0xFF]) + (1 << 62).to_bytes(8, "big") + b"mask"
+
+
+@pytest.mark.parametrize("in_one_segment", [False, True])
+@pytest.mark.parametrize(
+    ("frames", "code", "reason"),
+    [
+        (ws_frame(0x82, b"x", masked=False), PROTOCOL_ERROR, "must be masked"),
+        (ws_frame(0x82, b"ok") + ws_frame(0x82, b"x", masked=False), PROTOCOL_ERROR, "masked"),
+        (bytes([0x82, 0xFE, 0, 5]) + b"maskhello", PROTOCOL_ERROR, "as few bytes as possible"),
+        (bytes([0x82, 0xFF, 0, 0, 0, 0, 0, 0, 1, 0]) + b"mask", PROTOCOL_ERROR, "as few bytes"),
+        (ws_frame(0xC2, b"x"), PROTOCOL_ERROR, "reserved bits"),
+        (ws_frame(0x83, b"x"), PROTOCOL_ERROR, "opcode=3"),
+        (ws_frame(0x09, b"x"), PROTOCOL_ERROR, "fragmented control frame"),
+        (ws_frame(0x89, b"x" * 126), PROTOCOL_ERROR, "Control frame"),
+        (ws_frame(0x80, b"x"), PROTOCOL_ERROR, "Continuation frame"),
+        (ws_frame(CLOSE, b"\x03"), PROTOCOL_ERROR, "Invalid close frame"),
+        (ws_frame(0x81, b"\xff"), INVALID_TEXT, "Invalid UTF-8"),
+        (LONG_HEAD, TOO_BIG, "exceeds limit"),
+        (b"GET / HTTP/1.1\r\n\r\n", PROTOCOL_ERROR, "WebSocket: "),
+    ],
+)
+async def test_a_protocol_error_closes_it_with_its_code(
+    tmp_path: Path, frames: bytes, code: int, reason: str, in_one_segment: bool
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            board.start_reading()
+            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
+            with capture_logs() as logs:
+                writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
+                if not in_one_segment:
+                    await reader.readuntil(b'{"type": "attached"}')
+                    writer.write(frames[:1])
+                    await turns(10)
+                    writer.write(frames[1:])
+                answer = await reader.read()
+                writer.close()
+                await writer.wait_closed()
+                await served.until_idle()
+            assert answer[-4:] == bytes([CLOSE, 2]) + code.to_bytes(2, "big")
+            [end] = [each for each in logs if each["event"] == "client_disconnected"]
+            assert reason in end["reason"]
+            assert end["log_level"] == "warning"
+            assert not [each for each in logs if "exc_info" in each]
+            assert bytes(board.received) == (b"ok" if frames.startswith(b"\x82\x82") else b"")
+
+
+async def test_frames_without_contents_are_bounded_while_it_does_not_read(
+    tmp_path: Path,
+) -> None:
+    """Its port is another's: the console waits for it."""
+    flood = ws_frame(0x82, b"") * 200_000
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_server(running(served)) as server:
+            with await quiet_client(served):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.tcp_port)
+                writer.write(UPGRADE + flood)
+                await reader.readuntil(b"\r\n\r\n")
+                await turns(50)
+                [handler] = server._runner.server.connections  # type: ignore[union-attr]
+                assert isinstance(handler, HttpHandler)
+                held = handler.transport._held_bytes  # type: ignore[union-attr]
+                assert held is not None
+                assert 0 < held <= pacing._HELD_BYTES + pacing.PIECE_BYTES
+                writer.transport.abort()
+                with contextlib.suppress(ConnectionError):
+                    await writer.wait_closed()
+
+
+async def test_a_board_that_vanishes_with_lines_set_ends_it_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (_, terminal):
+            await terminal.socket.send_json({"type": "lines", "dtr": True, "rts": True})
+            await terminal.notice("done")
+            board.unplug()
+            assert await terminal.end() != ""  # and no callback has raised
+
+
+async def test_a_command_is_short(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (_, terminal):
+            await terminal.socket.send_str(" " * 5000)
+            notice = (await terminal.notice("refused"))["notice"]
+            assert notice == "a command has at most 4096 characters"
+
+
 async def test_a_newcomer_takes_the_port_over(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with console_of(board, sharing=Sharing.TAKEOVER) as (served, terminal):
             with await TcpClient.connect(served.tcp_port) as user:
-                await user.receive_wire(GREETING)
+                await user.send(RFC2217_CLIENT)
                 assert await terminal.end() == f"desk: {user.name} takes the port over"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.web import pacing
 from gateway.web.pacing import PIECE_BYTES, PacedConnection, Turns
 
 
@@ -122,6 +123,28 @@ async def test_a_protocol_that_has_paused_gets_no_more() -> None:
     await until_idle()
     assert transport.reads
     assert connection.is_reading()
+
+
+async def test_while_its_handler_does_not_read_so_much_is_handed_on_and_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pacing, "_HELD_BYTES", 2 * PIECE_BYTES)
+    protocol = FakeProtocol()
+    connection, transport = connected(Turns(), protocol)
+    connection.hold()
+    connection.data_received(b"x" * 4 * PIECE_BYTES)
+    await until_idle()
+    assert len(protocol.pieces) == 2
+    assert not transport.reads
+    connection.release()
+    await until_idle()
+    assert len(protocol.pieces) == 4
+    assert transport.reads
+    connection.hold()
+    connection.hold()
+    connection.eof_received()
+    await until_idle()
+    assert protocol.said == [f"end after {4 * PIECE_BYTES}"]
 
 
 async def test_the_end_comes_behind_what_was_sent_before() -> None:
