@@ -32,7 +32,7 @@ class BoardKind(Enum):
     OTHER = "no ESP"  # debug probes, radio sticks: as STM32
 
 
-#: What is known of such a device's USB identity changes with the program that the chip runs.
+#: Boards whose product id and serial number change with the program that the chip runs.
 CHANGES_IDENTITY = frozenset(
     {
         BoardKind.USB_OTG,

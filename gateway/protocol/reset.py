@@ -144,7 +144,7 @@ class LineController:
             self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
         else:
             is_whole = dtr is not None and rts is not None
-            # `RTS on` while it is on, then `DTR off`: the state is meant, it is no first half.
+            # `RTS on` while it is on, then `DTR off`: this state is meant, not only passed.
             means_reset = self._last == BOTH and self._since_both == [("rts", True)]
             self._enter(self.wanted, now, is_whole=is_whole or means_reset)
         self._look_for_hard_reset(before, dtr=dtr, rts=rts)
@@ -272,7 +272,7 @@ class LineController:
             else:
                 self._earliest = now
             if RESET in (lines, self.applied):
-                self._latest = [("reset", True)]  # what ends a reset is no part of a toggle
+                self._latest = [("reset", True)]  # the end of a reset does not begin a toggle
             if self.applied == RESET:
                 self._resets.append(Starts.BOOTLOADER if lines == STRAP else Starts.APP)
             self.applied = lines

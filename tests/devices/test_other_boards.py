@@ -39,7 +39,7 @@ async def client_at_1200(served: Served) -> TcpClient:
 
 
 @pytest.mark.parametrize("usb_ids", [PICO, FEATHER_M0, (0x239A, 0x8029), (0x0483, 0x374B)])
-async def test_dtr_is_on_while_nobody_is_connected_and_for_clients_without_lines(
+async def test_dtr_is_on_without_a_client_and_for_clients_without_lines(
     tmp_path: Path, usb_ids: tuple[int, int]
 ) -> None:
     with PtyBoard(tmp_path, usb_ids=usb_ids) as board:

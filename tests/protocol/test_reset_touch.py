@@ -186,7 +186,7 @@ def test_a_board_that_left_at_its_touch_is_not_touched_again_when_it_is_back() -
 
 
 @pytest.mark.parametrize("usb_ids", [PICO, FEATHER_NRF52, FEATHER_M0, NUCLEO])
-def test_boards_that_wait_for_dtr_have_it_on_whoever_has_been_there(
+def test_boards_that_wait_for_dtr_have_it_on_after_any_client(
     usb_ids: tuple[int, int],
 ) -> None:
     bench = Bench(CircuitBoard(0.001), controller=controller_for(ResetChoice().strategy(usb_ids)))

@@ -409,7 +409,7 @@ async def test_a_rate_that_was_set_for_a_board_that_has_gone_is_no_touch_of_the_
         assert IDLE not in bench.port.lines
 
 
-async def test_a_board_that_leaves_at_its_touch_keeps_nobody_waiting() -> None:
+async def test_a_board_that_leaves_at_its_touch_ends_the_pause_after_it() -> None:
     with Bench() as bench:
         bench.driver.baudrate_set(1200)
         await bench.request("open", dtr=True)
@@ -429,7 +429,7 @@ async def test_close_takes_the_pause_after_a_touch_back() -> None:
         assert bench.settled == ["open"]
 
 
-async def test_what_a_board_can_t_be_made_to_start_is_said_and_settles() -> None:
+async def test_a_reset_that_no_line_does_is_logged_and_settles() -> None:
     with Bench(ResetChoice()) as bench:
         bench.port.usb_ids = (0x0483, 0x374B)
         bench.driver.board_back(lambda: None)
@@ -445,7 +445,7 @@ async def test_what_a_board_can_t_be_made_to_start_is_said_and_settles() -> None
 
 
 @pytest.mark.parametrize(("usb_ids", "warnings"), [(None, 1), ((0x2E8A, 0x000A), 0)])
-async def test_a_rest_that_does_not_suit_the_board_is_not_used_and_said(
+async def test_a_rest_that_does_not_suit_the_board_is_not_used_and_logged(
     usb_ids: tuple[int, int] | None, warnings: int
 ) -> None:
     with Bench(ResetChoice(rest=LinesAtRest(STRAP))) as bench:

@@ -146,6 +146,17 @@ def test_the_yaml_serves_each_device_by_what_lasts(tmp_path: Path) -> None:
         assert len(listed(usb, read).ports) == len(read.ports)
 
 
+@pytest.mark.parametrize("usb", ["303a:4001", "2e8a:000a", "239a:8029", "2341:804d", "2341:8036"])
+def test_a_board_whose_bootloader_is_another_device_is_named_by_its_socket(
+    tmp_path: Path, usb: str
+) -> None:
+    with FakeUsb(tmp_path) as plugged:
+        plugged.plug(Product(usb, driver="ttyACM", serial="E6614103E7", product="Board"), "1-1.2")
+        (port,) = parse_config(to_yaml(listed(plugged), NOTHING), "f.yaml").ports
+        (match,) = port.device.matches
+        assert (match.location, match.serial) == ("1-1.2", None)
+
+
 def test_a_jtag_channel_is_named_as_such_and_served_only_if_asked_for(tmp_path: Path) -> None:
     with FakeUsb(tmp_path) as usb:
         jtag, uart = usb.plug(FT2232, "1-1")

@@ -48,7 +48,7 @@ async def test_a_board_that_nobody_uses_is_reset(
 
 @pytest.mark.parametrize("what", ["reset", "bootloader"])
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_board_that_no_line_resets_is_said_to_be_one(
+async def test_a_reset_that_no_line_does_is_answered_with_the_reason(
     what: str, force: bool, tmp_path: Path
 ) -> None:
     with PtyBoard(tmp_path, usb_ids=(0x0483, 0x374B)) as board:
