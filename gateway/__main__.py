@@ -1,4 +1,4 @@
-"""The command `esp-gateway`, and `python -m gateway`: what must happen before the imports.
+"""The command `esp-gateway`, and `python -m gateway`: the steps before its imports.
 
 Importing the gateway takes half a minute on a Raspberry Pi Zero. Nothing but a few modules of the
 standard library is imported here before the service manager has been asked for that time.
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _open_standard_streams() -> None:
-    """Open those that were closed, so that no tty or connection gets what is written to them."""
+    """Open closed ones on /dev/null: the next tty or connection would get their output."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             # The lowest number that is free, which is this one.

@@ -1,4 +1,4 @@
-"""Calls that may block, on threads that nothing waits for.
+"""Calls that may block, on threads that are never joined.
 
 `asyncio.to_thread` uses an executor whose threads are joined when the loop and the interpreter
 end: a file on a dead network mount would keep the process from exiting.
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 async def call_blocking(call: Callable[[], T], name: str) -> T:
-    """Return what `call` returns, run on a daemon thread of its own called `name`.
+    """Run `call` on a daemon thread of its own called `name`; return its result.
 
-    Raises what `call` raises. Cancelling leaves the thread behind and drops its result.
+    Raises the exception of `call`. Cancelling leaves the thread behind and drops the result.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()

@@ -30,7 +30,7 @@ _FAILED = 1
 _WRONG_INPUT = 2
 _SIGNALLED = 128
 
-#: What writing to a file may fail with; the commands write none but what they print.
+#: Errors of writing to a file; the commands write to standard output only.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 #: Between two looks of `status --watch`.
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()  # here, where it can fail with a message
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what takes long to end
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C kills
         return _SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         _drop_unwritten()
@@ -78,7 +78,7 @@ def _run_command(parsed: argparse.Namespace) -> int:
 
 
 def _drop_unwritten() -> bool:
-    """Drop what can't be written, which the interpreter would try again at its end.
+    """Drop buffered output that can't be written; the interpreter would try again at its end.
 
     Returns whether there was any.
     """
@@ -272,7 +272,7 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
     async def serve() -> None:
         await serving
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # What comes now finds nothing left to stop or to reload.
+            # Nothing is left to stop or to reload.
             asyncio.get_running_loop().remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 

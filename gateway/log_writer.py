@@ -34,7 +34,7 @@ class LogWriter:
         self._dropped_lines = 0
         self._is_full = False  # since a line was dropped, until none waits: one gap, not many
         self._closing = False
-        self._cut_off = False  # what was written last does not end a line
+        self._cut_off = False  # the last bytes written do not end a line
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="log", daemon=True)
         self._thread.start()

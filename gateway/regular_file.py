@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-#: Why a file with a secret in it is refused, and what is expected. Its group may read it: that is
-#: how several services share a key.
+#: The reason why a file with a secret in it is refused, and the remedy. Its group may read it:
+#: several services share a key in this way.
 OPEN_TO_OTHERS: Final = "all users of this host may read or write it"
 PRIVATE: Final = "a file for its owner and group only (chmod o= FILE)"
 
@@ -28,7 +28,7 @@ class NotRegularError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file held, and its `st_mode`."""
+    """The content of a file, and its `st_mode`."""
 
     data: bytes
     mode: int

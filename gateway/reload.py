@@ -27,9 +27,9 @@ class Reloader:
     """Run one reload at a time, and one more after it for all requests that come meanwhile.
 
     Made and used on the loop. `load` blocks, so it runs on a thread; `serve` makes the service
-    serve what it returns. `started` and `ended` are called around each reload, `ended` with whether
-    the file is served now. Whatever a reload raises is logged: the service continues with what it
-    serves.
+    serve its result. `started` and `ended` are called around each reload, `ended` with whether the
+    file is served now. Every exception of a reload is logged: the service continues to serve the
+    configuration that it has.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Reloader:
         return False
 
     async def _loaded(self) -> GatewayConfig:
-        """Return what the file says now; raise ReloadError when reading it does not end.
+        """Return the file's content now; raise ReloadError when reading it does not end.
 
         A read that does not end is left behind. While there is one, no second is begun.
         """

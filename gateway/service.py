@@ -205,7 +205,7 @@ class Service:
         )
 
     async def _start_ports(self, ports: list[PortConfig]) -> list[BaseException]:
-        """Start these; return what has failed. All are waited for, so that `stop` knows them."""
+        """Start these ports; return the exceptions. `stop` knows all that have been started."""
         tasks = [asyncio.create_task(self._start_port(port)) for port in ports]
         if not tasks:
             return []

@@ -215,7 +215,7 @@ def _parsed(text: str, problems: Problems, *, with_files: bool) -> GatewayConfig
 
 
 def _other_files(config: str, sections: list[Section]) -> dict[str, str]:
-    """The files that the gateway reads, with what they are."""
+    """Map the files that the gateway reads to descriptions."""
     files = {config: "the configuration"}
     for section in sections:
         tls = section.values.get("tls")

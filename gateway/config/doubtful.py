@@ -1,4 +1,4 @@
-"""What a file may say that can be served and is seldom what the operator means: warnings."""
+"""Warnings of values that can be served and are seldom meant."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def warnings_of(sections: Iterable[Section], file: str) -> list[ConfigProblem]:
 
 
 def _doubts(section: Section) -> Iterator[tuple[str, str, str]]:
-    """Key, problem and what is expected; from the defaults too, where `section` is a port."""
+    """Yield key, problem and remedy; of values from the defaults too, where `section` is a port."""
     values = section.values
     device = values.get("device")
     tcp: int | range = values.get("tcp") or 0

@@ -1,14 +1,14 @@
-"""Configurations of other programs that are given to the gateway: whose they are."""
+"""Recognise configurations of other programs that are given to the gateway."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-#: docs/migrating.md has what each becomes here.
+#: Maps their keys to the gateway's.
 _DOCS: Final = "docs/migrating.md"
 
-#: What a file of each program has in it and ours never has.
+#: Lines of each program's files that no file of the gateway has.
 _PROGRAMS: Final = (
     ("ser2net", re.compile(r"(?m)^(connection|define|default|rotator): +&|^ +accepter: ")),
     ("ser2net 3", re.compile(r"(?m)^([\w.:]+,)?\d+:(raw|rawlp|telnet|off):\d+:/dev/\S+")),
@@ -25,5 +25,5 @@ def program_of(text: str) -> str:
 
 
 def explained(program: str) -> tuple[str, str]:
-    """The problem with such a file, and what is expected."""
-    return f"configuration of {program}", f"one of esp-gateway ({_DOCS} has what each key becomes)"
+    """Return problem and remedy of such a file."""
+    return f"configuration of {program}", f"one of esp-gateway ({_DOCS} maps the keys)"

@@ -22,7 +22,7 @@ class _LogFile:
 
     @property
     def line(self) -> int:
-        """Where it is written; of one that comes from the defaults, the line of the port's name."""
+        """The line of the key; the line of the port's name if the value is the default."""
         return self.port.lines.get("log_file") or self.port.lines["name"]
 
 
@@ -31,11 +31,11 @@ def check_log_files(
 ) -> None:
     """Refuse log files that are the same, or named like a rotated file of another, or in `others`.
 
-    `others` has paths with what they are. With `with_files` paths are compared as the file system
-    has them, links followed, which blocks; else as they are written.
+    `others` maps paths to descriptions (`the token`). With `with_files` paths are compared after
+    following links, which blocks; else as they are written.
     """
     resolve = os.path.realpath if with_files else os.path.normpath
-    taken = {str(resolve(path)): what for path, what in others.items()}
+    taken = {str(resolve(path)): description for path, description in others.items()}
     found: dict[str, _LogFile] = {}
     for log_file in _log_files(ports, resolve):
         first = found.setdefault(log_file.path, log_file)
@@ -69,6 +69,6 @@ def _log_files(ports: list[Section], resolve: Callable[[str], str]) -> Iterator[
             yield _LogFile(resolve(path.replace("{name}", each)), port, keep)
 
 
-def _refuse(log_file: _LogFile, what: str, problems: Problems) -> None:
-    problem = f"log_file {quoted(log_file.path)} {what}"
+def _refuse(log_file: _LogFile, reason: str, problems: Problems) -> None:
+    problem = f"log_file {quoted(log_file.path)} {reason}"
     problems.add(log_file.line, log_file.port.path, problem, "another log_file for each port")

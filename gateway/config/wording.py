@@ -8,9 +8,9 @@ from typing import Final
 
 import yaml
 
-#: What pyserial, ser2net, labgrid, conserver, ESPHome and others call it, and what people try. Each
-#: word is in lower case with underscores. Of its hints the first counts whose key is known where
-#: the word stands (`sharing: takeover` stands for the key `sharing`).
+#: Words of pyserial, ser2net, labgrid, conserver, ESPHome and other programs, and likely guesses, in
+#: lower case with underscores. Of the hints the first counts whose key is known at that place
+#: (`sharing: takeover` stands for the key `sharing`).
 _SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     # the device
     "path": ("device",),
@@ -72,7 +72,7 @@ _SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     "handshake": ("flow_control",),
     "rtscts": ("flow_control: rtscts",),
     "xonxoff": ("flow_control: xonxoff",),
-    # who may connect
+    # access
     "kickolduser": ("sharing: takeover",),
     "kick_old_user": ("sharing: takeover",),
     "takeover": ("sharing: takeover",),
@@ -100,7 +100,7 @@ _SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     "idle_timeout": ("idle_timeout_s",),
     "idletimeout": ("idle_timeout_s",),
     "inactivity_timeout": ("idle_timeout_s",),
-    # what is done, and kept
+    # behaviour and recording
     "mode": ("protocol",),
     "type": ("protocol",),
     "telnet": ("protocol: rfc2217",),
@@ -159,9 +159,10 @@ def quoted(text: str) -> str:
 
 
 def meant_key(word: str, value: yaml.Node, keys: tuple[str, ...]) -> str:
-    """What an unknown key with this value may stand for, as the operator would write it.
+    """Return the key that an unknown word with this value may stand for.
 
-    `tcp`, or with its value, `sharing: takeover`; empty if nothing is near it.
+    As the operator would write it: `tcp`, or with its value, `sharing: takeover`; empty if no key
+    is near.
     """
     normal = word[:_MAX_WORD_CHARS].lower().replace("-", "_").replace(" ", "_")
     if word.startswith("-") and word[1:] in keys:

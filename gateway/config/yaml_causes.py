@@ -1,7 +1,7 @@
-"""The likely cause of a YAML syntax error, in the words of the person who wrote the line.
+"""The likely cause of a YAML syntax error, in terms of the line instead of the grammar.
 
-PyYAML names what its grammar expected (`<block end>`), often a line below the mistake. What people
-get wrong is few things: indentation, a dash, a space behind a colon, quotes.
+PyYAML names the token that it expected (`<block end>`), often a line below the mistake. Most
+mistakes are few: indentation, a dash, a space after a colon, quotes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import yaml
 
 from gateway.config.wording import MAX_REASON_CHARS, clipped, quoted
 
-#: Line, problem, what is expected (empty where the problem says it).
+#: Line, problem, remedy (empty where the problem has it).
 Cause = tuple[int, str, str]
 
 _KEY: Final = re.compile(r"(?P<indent> *)(?P<dash>- +)?(?P<key>[\w.-]+):(?= |$)")
@@ -28,7 +28,7 @@ _BRACKETS: Final = {"sequence": "[", "mapping": "{"}
 
 
 def likely_cause(text: str, error: yaml.MarkedYAMLError) -> Cause:
-    """Return where a syntax error was most likely made, what it is, and what to write instead."""
+    """Return line, cause and remedy of the most likely mistake behind a syntax error."""
     lines = text.splitlines()
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark is not None else 0
@@ -85,7 +85,7 @@ def _no_colon(lines: list[str], number: int) -> Cause:
 def _misplaced_colon(lines: list[str], number: int, column: int) -> Cause | None:
     line, above_number = _at(lines, number), _above(lines, number)
     above = _at(lines, above_number)
-    # PyYAML joins the lines of what it takes for a text of several lines.
+    # PyYAML takes such a line for the first of a text of several lines.
     if match := _DASH_WITHOUT_SPACE.match(above):
         return above_number, "no space after '-'", "'- ' before the first key of a port"
     if match := _KEY_WITHOUT_SPACE.match(above):

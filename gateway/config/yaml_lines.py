@@ -37,10 +37,10 @@ MAX_PROBLEMS = 100
 _TAG = "tag:yaml.org,2002:"
 _BOOL, _NULL, _MERGE = _TAG + "bool", _TAG + "null", _TAG + "merge"
 
-#: How every description begins of what may be true or false.
+#: The first words of every description of a value that may be true or false.
 _SWITCH = "true, false"
 
-#: What a port's entry begins with by custom: where it comes twice, a dash was forgotten.
+#: The usual first key of a port: where it comes twice, a dash was forgotten.
 _FIRST_KEY = "name"
 
 #: Marks a node that was refused already, so that nobody complains about its value as well.

@@ -18,11 +18,10 @@ import structlog
 
 from gateway.config.choices import Recording
 
-#: What may wait for a slow or full disk; what comes beyond is dropped. 12 s of output at 921600
-#: baud.
+#: Output that may wait for a slow or full disk, 12 s at 921600 baud; more is dropped.
 MAX_WAITING_BYTES: Final = 1 << 20
 
-#: What is stamped and written at once: with one byte a line, stamps make 25 times as much of it.
+#: Output that is stamped and written at once: at one byte a line, stamps make it 25 times larger.
 _BATCH_BYTES: Final = 1 << 16
 
 #: How long a failed write keeps from the next try.
@@ -35,9 +34,10 @@ _CLOSE_LIMIT_S: Final = 0.5
 class OutputLog:
     """The log file of one board. `write`, `reopen` and `close` are for one thread.
 
-    A file that others have moved, deleted or truncated is noticed before the next write: what
-    follows goes to a new file at `path`. What can't be written is kept, up to MAX_WAITING_BYTES,
-    and tried again each RETRY_S. What is dropped is counted, logged, and noted in the file.
+    A file that another program has moved, deleted or truncated is noticed before the next write,
+    which goes to a new file at `path`. Output that can't be written is kept, up to
+    MAX_WAITING_BYTES, and written later: each RETRY_S the file is tried again. Dropped bytes are
+    counted, logged, and noted in the file.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class OutputLog:
         self._now = now
         self._waiting: deque[tuple[datetime, bytes]] = deque()
         self._waiting_bytes = 0  # with the batch that is being written
-        self._is_full = False  # since a piece was dropped, until the thread has taken what waited
+        self._is_full = False  # since a piece was dropped, until the queue is empty
         self._dropped_bytes = 0  # meanwhile
         self._changed = threading.Condition()
         self._closing = False
         self._reopening = False
         # From here on: used by the thread only.
         self._lines = TimedLines()
-        self._batch = b""  # what has not been written yet of the last batch, stamped
+        self._batch = b""  # the unwritten rest of the last batch, stamped
         self._batch_bytes = 0  # of the board in it
         self._lost_bytes = 0  # noted in it
         self._failing = False
@@ -95,7 +95,7 @@ class OutputLog:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write what waits, within _CLOSE_LIMIT_S, and write nothing more."""
+        """Write the queue, within _CLOSE_LIMIT_S, and stop."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -249,7 +249,7 @@ class TimedLines:
         self._at_start = True
 
     def restart(self) -> None:
-        """Stamp what comes next: it begins a file."""
+        """Stamp the next byte: it begins a file."""
         self._at_start = True
 
     def note(self, at: datetime, text: bytes) -> bytes:
