@@ -263,6 +263,7 @@ def test_an_entry_that_did_not_change_keeps_its_client_and_every_byte(tmp_path: 
 def test_an_entry_that_is_removed_has_its_client_closed_and_its_port_freed(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
         client = socket.create_connection(("127.0.0.1", gateway.tcp["b"]), timeout=30)
+        gateway.service.wait_for_line('"device": "b".*"event": "client_connected"')
         assert client.recv(1)  # it has the port
         gateway.write(gateway.port("a"))
         gateway.reload()

@@ -8,8 +8,8 @@ from typing import Final
 
 import yaml
 
-#: Words of pyserial, ser2net, labgrid, conserver, ESPHome and other programs, and likely guesses, in
-#: lower case with underscores. Of the hints the first counts whose key is known at that place
+#: Words of pyserial, ser2net, labgrid, conserver, ESPHome and other programs, and likely guesses,
+#: in lower case with underscores. Of the hints the first counts whose key is known at that place
 #: (`sharing: takeover` stands for the key `sharing`).
 _SYNONYMS: Final[dict[str, tuple[str, ...]]] = {
     # the device
