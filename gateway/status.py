@@ -13,6 +13,10 @@ from dataclasses import asdict, dataclass
 #: Raised when a field changes its meaning or goes; new fields don't count.
 FORMAT = 1
 
+#: The state of a port with `connect` whose board is there and whose far end has not got it.
+#: The other states are `device_state`'s.
+NOT_CONNECTED = "not connected"
+
 
 @dataclass(frozen=True, slots=True)
 class PortSnapshot:

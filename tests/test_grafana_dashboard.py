@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.processes import run_tool
-from tests.web.test_exposition import PORT, text
+from tests.web.test_exposition import FAR, PORT, text
 
 ROOT = Path(__file__).parents[1]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
@@ -35,7 +35,7 @@ def variable_queries() -> list[str]:
 def exposed() -> dict[str, set[str]]:
     """The labels of each sample's name."""
     labels: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(text(PORT)):
+    for family in text_string_to_metric_families(text(PORT, FAR)):
         for sample in family.samples:
             # Prometheus adds where it has read it.
             labels.setdefault(sample.name, {"instance"}).update(sample.labels)

@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -23,6 +24,7 @@ from gateway import clock
 from gateway.config.document import PortConfig
 from gateway.config.values import Address
 from gateway.devices.device import Device
+from gateway.devices.sharing import local_now
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session
 from gateway.tcp.client_socket import set_options
@@ -36,9 +38,12 @@ from gateway.tls.contexts import TlsNow
 _RETRY_FIRST_S = 0.5
 _RETRY_LONGEST_S = 10.0
 
-#: After a connection that has lasted so long, the waits start from the first again. One that ends
-#: sooner may be a far end that accepts and hangs up at once, a tunnel with nobody behind it.
+#: After a connection that has lasted so long, the waits start from the first again.
 _LASTED_S = 5.0
+
+#: A far end that sends nothing gets the board when it has stayed so long. One that hangs up before
+#: is a tunnel whose own far end is not there: it accepts, and learns so a round trip later.
+_STAYS_S = 2.0
 
 #: How long looking up the far end's name may take, and connecting to each address of it.
 _ATTEMPT_LIMIT_S = 5.0
@@ -76,8 +81,11 @@ class Dialer:
         self._converse = converse
         self._log = log
         self._dialling: asyncio.Task[None] | None = None
-        self._last_failure = ""
+        self.failures = 0  # tries that have given the far end no board
+        self._logged = ""  # why the last of them has failed, since it was last different
+        self._trouble = "connecting"
         self._session: Session | None = None
+        self._problem = ""  # why the session has not asked for the device
         self._nobody_connected = asyncio.Event()
         self._nobody_connected.set()
 
@@ -95,6 +103,19 @@ class Dialer:
         """Somebody at this address waits for the device: does who has it live?"""
         if self._session is not None:
             self._session.rival_came(host)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the far end has the board, or waits for it."""
+        return not self._trouble
+
+    @property
+    def trouble(self) -> str:
+        """Why the far end does not have the board, and when it is dialled again; empty if it has.
+
+        Means nothing while the board is not there: the far end is not dialled then.
+        """
+        return self._trouble
 
     async def start(self) -> None:
         """Dial, now and whenever there is no connection."""
@@ -122,33 +143,50 @@ class Dialer:
         wait_s = _RETRY_FIRST_S
         while True:
             await self._device.idle.wait()
-            connected_at = clock.time()
-            if await self._dial():
-                await self._nobody_connected.wait()
-                if clock.time() - connected_at >= _LASTED_S:
-                    wait_s = _RETRY_FIRST_S
-            await clock.sleep(wait_s * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            dialled_at = clock.time()
+            self._trouble = f"{self._logged}; trying now" if self._logged else "connecting"
+            problem = await self._dial()
+            if not problem and clock.time() - dialled_at >= _LASTED_S:
+                wait_s = _RETRY_FIRST_S
+            pause_s = wait_s * random.uniform(0.5, 1)  # noqa: S311 - no secret
             wait_s = min(2 * wait_s, _RETRY_LONGEST_S)
+            self._tell(problem, pause_s)
+            await clock.sleep(pause_s)
 
-    async def _dial(self) -> bool:
-        """Connect and start a session, unless that fails."""
+    def _tell(self, problem: str, pause_s: float) -> None:
+        """Show why the far end is dialled again, and when; log a problem when it is another one."""
+        next_try = (local_now() + timedelta(seconds=pause_s)).strftime("%H:%M:%S")
+        self._trouble = f"{problem or 'the connection has ended'}; next try at {next_try}"
+        if problem:
+            self.failures += 1
+            if problem != self._logged:
+                self._log.warning("dial_failed", connect=str(self._far_end), reason=problem)
+        self._logged = problem
+
+    async def _dial(self) -> str:
+        """Connect, and return when the connection has ended: why the far end did not get the board,
+        empty if it has got it.
+        """
         try:
             connection = await _connected(self._far_end)
             secured = None
             if self._tls is not None:
                 secured = await _secured(connection, self._tls.context, self._server_name)
         except TimeoutError:
-            self._log_failure("no answer")
-            return False
+            return "no answer"
         except OSError as error:
-            self._log_failure(_reason_of(error))
-            return False
-        self._last_failure = ""
-        self._log.info("dial_connected", connect=str(self._far_end))
+            return _reason_of(error)
         session = Session(
-            self._device, self._converse(), self._log, self, self._limits, screens=self._screens
+            self._device,
+            self._converse(),
+            self._log,
+            self,
+            self._limits,
+            screens=self._screens,
+            stays_s=_STAYS_S,
         )
         self._session = session
+        self._problem = "hung up without having sent anything"
         self._nobody_connected.clear()
         if secured is None:
             try:
@@ -160,21 +198,22 @@ class Dialer:
         else:
             secured.set_protocol(session)
             session.connection_made(secured)
-        return True
-
-    def _log_failure(self, reason: str) -> None:
-        if reason == self._last_failure:  # said once, however often it is tried
-            return
-        self._last_failure = reason
-        self._log.warning("dial_failed", connect=str(self._far_end), reason=reason)
+        await self._nobody_connected.wait()
+        return self._problem
 
     # What the session reports (session.SessionOwner).
+
+    def session_asks(self) -> None:
+        """The far end is there."""
+        self._problem = self._trouble = self._logged = ""
+        self._log.info("dial_connected", connect=str(self._far_end))
 
     def session_waits(self, host: str) -> None:
         """Nothing: no other client can be at the far end's address."""
 
     def client_rejected(self, host: str, protocol: str) -> None:
         """Count and log it."""
+        self._problem = f"speaks {protocol}"
         self._rejections.add(Rejection.OTHER_PROTOCOL, host, f"speaks {protocol}")
 
     def session_ended(self, session: Session) -> None:

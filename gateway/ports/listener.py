@@ -152,6 +152,9 @@ class Listener:
 
     # What the sessions report (session.SessionOwner).
 
+    def session_asks(self) -> None:
+        """Nothing."""
+
     def session_waits(self, host: str) -> None:
         """Ask the machine of a client at the same address whether it is still there."""
         self.rival_came(host)

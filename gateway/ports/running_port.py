@@ -23,7 +23,7 @@ from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.board_kinds import row_of
 from gateway.protocol.raw import RawPipe
-from gateway.status import PortSnapshot
+from gateway.status import NOT_CONNECTED, PortSnapshot
 from gateway.tcp.admission import Admission, Intake
 from gateway.tcp.rejections import Rejection
 from gateway.tls.contexts import TlsContexts, TlsNow
@@ -74,12 +74,15 @@ class RunningPort:
         """How it is now."""
         device = self.device
         status = device.status if device.is_open else None
+        state, reason = device.state.value, device.reason
+        if device.state is DeviceState.IDLE and isinstance(self.way_in, Dialer):
+            state, reason = NOT_CONNECTED, self.way_in.trouble
         return PortSnapshot(
             name=self.config.name,
             address=self._address(),
             device=str(self.config.device),
-            state=device.state.value,
-            reason=device.reason,
+            state=state,
+            reason=reason,
             client=device.users.names,
             since=device.users.since,
             watchers=device.users.watchers,

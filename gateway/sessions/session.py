@@ -90,6 +90,9 @@ class SessionState(Enum):
 class SessionOwner(Protocol):
     """The listener or dialer that has made a session."""
 
+    def session_asks(self) -> None:
+        """The client has sent something, or stayed: it is about to get the device, or wait."""
+
     def session_waits(self, host: str) -> None:
         """A client at this address waits for the device."""
 
@@ -103,7 +106,8 @@ class SessionOwner(Protocol):
 class Session(asyncio.BufferedProtocol):
     """One TCP client, from accept to the moment that the device is free again.
 
-    With `screens`, first bytes that are another protocol's greeting end it.
+    With `screens`, first bytes that are another protocol's greeting end it. With `stays_s`, the
+    device is asked for when the client has sent something or has stayed so long, and not before.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of one session
@@ -115,6 +119,7 @@ class Session(asyncio.BufferedProtocol):
         limits: ClientLimits,
         *,
         screens: bool = True,
+        stays_s: float | None = None,
     ) -> None:
         self.state = SessionState.NEW
         self.label = "a client that has not connected"
@@ -136,6 +141,7 @@ class Session(asyncio.BufferedProtocol):
         self._early = b""  # has come before the device was ours, or is not decided yet
         self._is_screened = not screens
         self._take = self._receive if self._is_screened else self._screen
+        self._stays_s = stays_s
         self._silent_for_s = 0.0
         self._screening_timer: clock.Timer | None = None
         self._violated = False
@@ -162,7 +168,7 @@ class Session(asyncio.BufferedProtocol):
         self._log = self._log.bind(client=self.label)
         # Only the rest of one read is kept here, where it could not be purged.
         self._transport.set_write_buffer_limits(high=0)
-        if self._is_screened:
+        if self._is_screened and self._stays_s is None:
             self._ask_for_device()
         else:
             self._wait_in_silence(_SILENCE_S)
@@ -198,16 +204,23 @@ class Session(asyncio.BufferedProtocol):
         """Ask for the device for a client that sends nothing, unless that could do harm."""
         is_telnet = self._conversation.is_telnet
         limit_s = _SILENCE_OF_TELNET_S if is_telnet else _SILENCE_OF_RAW_S
-        if self._silent_for_s >= limit_s or not self._device.attach_has_effect:
+        costs_nothing = not self._device.attach_has_effect
+        if self._stays_s is not None:
+            limit_s, costs_nothing = self._stays_s, False
+        if self._silent_for_s >= limit_s or costs_nothing:
             self._ask_for_device()
             return
         self._send_answers()
-        self._wait_in_silence(_SILENCE_LOOK_S if is_telnet else limit_s - self._silent_for_s)
+        look_s = _SILENCE_LOOK_S if is_telnet else limit_s
+        self._wait_in_silence(min(look_s, limit_s - self._silent_for_s))
 
     def _screen(self, data: bytes) -> None:
         """Keep the client's first bytes until they are known to be for the board, or not."""
         is_first = not self._early
         self._early += data
+        if self._is_screened:
+            self._screened()
+            return
         greeting = recognise(self._early)
         match greeting.verdict:
             case Verdict.OTHER:
@@ -240,6 +253,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport.pause_reading()
         self._loop.call_soon(self._pause_while_waiting)
         self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
+        self._owner.session_asks()
         self._device.attach(self)
         if self.state is SessionState.WAITING:
             self._owner.session_waits(peer_host(self._transport))

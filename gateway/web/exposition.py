@@ -22,18 +22,21 @@ from prometheus_client.metrics_core import (
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from gateway.status import PortSnapshot
+from gateway.status import NOT_CONNECTED, PortSnapshot
 from gateway.tty.port_counts import Histogram
 
 _PREFIX: Final = "esp_gateway"
 
 #: States of a device in which its board is there.
-_PRESENT: Final = frozenset({"idle", "in use", "releasing", "released", "opening"})
+_PRESENT: Final = frozenset({"idle", "in use", "releasing", "released", "opening", NOT_CONNECTED})
 
 
 @dataclass(frozen=True, slots=True)
 class PortSample:
-    """A port's counts at one moment; `usb` and `chip` are empty where that is not known."""
+    """A port's counts at one moment; `usb` and `chip` are empty where that is not known.
+
+    `is_connected` is None for a port that listens.
+    """
 
     snapshot: PortSnapshot
     usb: str
@@ -43,6 +46,8 @@ class PortSample:
     opened: int
     resets: dict[tuple[str, str], int]
     control_calls: Histogram
+    is_connected: bool | None = None
+    dial_failures: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +93,19 @@ def _info(ports: Iterable[PortSample]) -> Iterator[Metric]:
 
 def _gauges(ports: Iterable[PortSample]) -> Iterator[Metric]:
     present = _gauge("device_present", "Whether the board is plugged in and works")
-    bound = _gauge("port_listening", "Whether clients can connect; 1 for ports that connect")
+    bound = _gauge("port_listening", "Whether clients can connect, of ports that listen")
+    connected = _gauge("port_connected", "Whether the far end has the board, of ports that connect")
     clients = _gauge("clients", "Clients that have the port now", "role")
     for port in ports:
         name = port.snapshot.name
         present.add_metric([name], port.snapshot.state in _PRESENT)
-        bound.add_metric([name], bool(port.snapshot.address))
+        if port.is_connected is None:
+            bound.add_metric([name], bool(port.snapshot.address))
+        else:
+            connected.add_metric([name], port.is_connected)
         clients.add_metric([name, "drives"], port.drivers)
         clients.add_metric([name, "watches"], port.watchers)
-    yield from (present, bound, clients)
+    yield from (present, bound, connected, clients)
 
 
 def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
@@ -110,6 +119,7 @@ def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
         "Bytes of clients that the board has not got: it took none, or was gone",
     )
     sessions = _counter("sessions", "Clients that have had the port")
+    failures = _counter("dial_failures", "Tries to connect that have given the far end no board")
     reconnects = _counter("device_reconnects", "How often the tty was opened again")
     for port in ports:
         now = port.snapshot
@@ -118,8 +128,10 @@ def _counters(ports: Iterable[PortSample]) -> Iterator[Metric]:
         dropped.add_metric([now.name], now.output_dropped_bytes)
         undelivered.add_metric([now.name], now.input_dropped_bytes)
         sessions.add_metric([now.name], now.sessions)
+        if port.is_connected is not None:
+            failures.add_metric([now.name], port.dial_failures)
         reconnects.add_metric([now.name], max(0, port.opened - 1))
-    yield from (received, sent, dropped, undelivered, sessions, reconnects)
+    yield from (received, sent, dropped, undelivered, sessions, failures, reconnects)
 
 
 def _resets(ports: Iterable[PortSample]) -> Metric:

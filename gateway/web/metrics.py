@@ -14,6 +14,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from gateway import clock
+from gateway.ports.dialer import Dialer
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.board_kinds import row_of
 from gateway.tty.port_counts import Histogram
@@ -84,6 +85,7 @@ def sample_of(port: RunningPort) -> PortSample:
     ids = device.usb_ids
     row = row_of(ids)
     drivers = len(device.users.drivers)
+    dialer = port.way_in if isinstance(port.way_in, Dialer) else None
     return PortSample(
         snapshot=port.snapshot(),
         usb="" if ids is None else f"{ids[0]:04x}:{ids[1]:04x}",
@@ -91,6 +93,8 @@ def sample_of(port: RunningPort) -> PortSample:
         drivers=drivers,
         watchers=len(list(device.users)) - drivers,
         opened=device.counts.opened,
+        is_connected=None if dialer is None else dialer.is_connected,
+        dial_failures=0 if dialer is None else dialer.failures,
         resets=dict(device.counts.resets),
         control_calls=device.counts.control_calls.copy(),
     )

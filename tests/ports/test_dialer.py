@@ -19,11 +19,14 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import clock as gateway_clock
+from gateway.config.choices import Access
+from gateway.config.document import OnConnect, OnDisconnect
 from gateway.config.values import Address
 from gateway.devices.device import DeviceState
 from gateway.ports import dialer as dialer_module
 from gateway.ports.dialer import Dialer
 from gateway.protocol.raw import RawPipe
+from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import SessionState
 from gateway.tls.contexts import TlsNow
@@ -95,11 +98,16 @@ async def dialling(
     address: Address,
     converse: Callable[[], Conversation] = RawPipe,
     tls: Tls | None = None,
+    *,
+    on_connect: OnConnect = OnConnect.NOTHING,
+    on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
+    accept_any_protocol: bool = False,
 ) -> AsyncIterator[Dialer]:
     """A board that is connected to `address` whenever it is there."""
-    device = device_of(board)
+    device = device_of(board, on_connect=on_connect, on_disconnect=on_disconnect)
     log = structlog.get_logger().bind(device="desk")
     config = replace(port_config(), tcp_port=None, connect=address, tls=tls)
+    config = replace(config, access=Access(accept_any_protocol=accept_any_protocol))
     now = None if tls is None else TlsNow(client_context(tls))
     dialer = Dialer(config, device, converse, log, now)
     device.start()
@@ -255,6 +263,128 @@ async def test_waits_start_anew_after_a_connection_that_has_lasted_only(
             with LoopClock() as clock:
                 waits = [await wait_after(lasted_s, dialer, clock) for lasted_s in [*6 * [1], 5, 1]]
     assert waits == pytest.approx([0.5, 1, 2, 4, 8, 10, 0.5, 1])
+
+
+def reasons(logs: list[object]) -> list[object]:
+    return [entry["reason"] for entry in named(logs, "dial_failed")]
+
+
+HUNG_UP = "hung up without having sent anything"
+
+
+@pytest.mark.parametrize("accept_any_protocol", [False, True])
+@pytest.mark.parametrize("stays_s", [0.0, 0.2, 1.9])
+async def test_a_far_end_that_hangs_up_does_nothing_to_the_board(
+    tmp_path: Path, stays_s: float, accept_any_protocol: bool
+) -> None:
+    """As a tunnel does that accepts and finds its own far end missing."""
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
+        async with dialling(
+            board,
+            far_end.address,
+            on_connect=OnConnect.RESET,
+            on_disconnect=OnDisconnect.RESET,
+            accept_any_protocol=accept_any_protocol,
+        ) as dialer:
+            with LoopClock() as clock:
+                for tried in range(1, 6):
+                    with await far_end.accept():
+                        await until(lambda: dialer.sessions)
+                        for _ in range(round(stays_s / 0.1)):
+                            await clock.advance(0.1)
+                    await until(lambda tried=tried: dialer.failures == tried)  # type: ignore[misc]
+                    assert dialer.trouble.startswith(f"{HUNG_UP}; next try at ")
+                    assert not dialer.is_connected
+                    await clock.advance(ANY_WAIT_S)
+            assert board.lines == [BOTH, IDLE]  # as at its open
+            assert dialer._device.sessions == 0
+    events = {entry["event"] for entry in logs}
+    assert not events & {"dial_connected", "client_connected", "client_disconnected"}
+    assert reasons([*logs]) == [HUNG_UP]
+
+
+async def test_a_far_end_that_stays_gets_the_board_though_it_sends_nothing(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
+        async with dialling(board, far_end.address, on_connect=OnConnect.RESET) as dialer:
+            with await far_end.accept() as client:
+                with LoopClock() as clock:
+                    await until(lambda: dialer.sessions)
+                    for _ in range(19):
+                        await clock.advance(0.1)
+                    assert not named([*logs], "dial_connected")
+                    assert board.lines == [BOTH, IDLE]
+                    await clock.advance(0.2)
+                    await until(lambda: named([*logs], "dial_connected"))
+                await until(lambda: board.lines == [BOTH, IDLE, RESET, IDLE])
+                await active(dialer)
+                assert dialer.is_connected
+                await board.write(b"booted")
+                await client.receive(lambda: client.received == b"booted")
+
+
+async def test_a_far_end_that_sends_something_gets_the_board_at_once(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end:
+        async with dialling(board, far_end.address, on_connect=OnConnect.RESET) as dialer:
+            with await far_end.accept() as client, LoopClock() as clock:
+                await until(lambda: dialer.sessions)
+                began_at = clock.now_s
+                await client.send(b"first")
+                board.start_reading()
+                while len(board.received) < 5:
+                    await clock.advance(0.02)
+                assert board.received == b"first"
+                assert board.lines == [BOTH, IDLE, RESET, IDLE]
+                assert dialer.is_connected
+                assert clock.now_s - began_at < 1.0
+
+
+async def test_an_rfc_2217_client_at_the_far_end_is_greeted_before_it_gets_the_board(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end:
+        async with dialling(
+            board, far_end.address, access_server, on_connect=OnConnect.RESET
+        ) as dialer:
+            with await far_end.accept() as client, LoopClock() as clock:
+                await until(lambda: dialer.sessions)
+                await clock.advance(0.1)
+                await client.receive_wire(GREETING)
+                assert board.lines == [BOTH, IDLE]
+                assert dialer._device.sessions == 0
+
+
+async def test_a_reason_is_logged_once_for_each_change(tmp_path: Path) -> None:
+    far_end = FarEnd()
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with dialling(board, far_end.address) as dialer:
+            with LoopClock() as clock:
+                await until(lambda: dialer.failures == 1)
+                assert dialer.trouble.startswith("connection refused; next try at ")
+                for _ in range(3):
+                    await clock.advance(ANY_WAIT_S)
+                    await turns(20)
+                with far_end:
+                    for _ in range(3):
+                        failures = dialer.failures
+                        await clock.advance(ANY_WAIT_S)
+                        (await far_end.accept()).close()
+                        await until(lambda n=failures: dialer.failures > n)  # type: ignore[misc]
+                for _ in range(3):
+                    await clock.advance(ANY_WAIT_S)
+                    await turns(20)
+    assert reasons([*logs]) == ["connection refused", HUNG_UP, "connection refused"]
+
+
+async def test_a_far_end_that_speaks_another_protocol_is_named(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
+        async with dialling(board, far_end.address, on_connect=OnConnect.RESET) as dialer:
+            with await far_end.accept() as client:
+                await client.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+                await client.receive_to_end()
+            await until(lambda: dialer.failures)
+            assert dialer.trouble.startswith("speaks SSH; next try at ")
+            assert board.lines == [BOTH, IDLE]
+    assert reasons([*logs]) == ["speaks SSH"]
 
 
 async def test_nobody_is_called_before_the_board_is_there(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import structlog
@@ -7,9 +9,11 @@ import structlog
 from gateway.config.document import parse_config
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import start_port
+from gateway.status import to_table
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 from gateway.tty.serial_tty import TtyLocation
+from gateway.web.metrics import sample_of
 from tests.support.pty_board import PtyBoard, until
 from tests.support.tcp_client import TcpClient
 
@@ -64,3 +68,30 @@ async def test_the_snapshot_of_an_absent_board_has_its_reason_and_no_settings(
         assert (absent.settings, absent.lines) == ("", "")
     finally:
         await port.stop("the test is over")
+
+
+async def test_a_port_that_can_not_connect_tells_why_and_when_it_tries_again(
+    tmp_path: Path,
+) -> None:
+    with socket.socket() as unused, PtyBoard(tmp_path) as board:
+        unused.bind(("127.0.0.1", 0))
+        far_end = f"127.0.0.1:{unused.getsockname()[1]}"
+        text = f"ports: [{{name: desk, connect: '{far_end}', device: {board.path}}}]"
+        config = parse_config(text, "f").ports[0]
+        log = structlog.get_logger()
+        port = await start_port(config, lambda: board.location, log, TlsContexts(log), Admission())
+        try:
+            await until(lambda: port.snapshot().reason.startswith("connection refused"))
+            told = port.snapshot()
+            assert told.state == "not connected"
+            assert re.fullmatch(r"connection refused; next try at \d\d:\d\d:\d\d", told.reason)
+            assert told.address == f"-> {far_end}"
+            row = to_table([told]).splitlines()[1]
+            assert f"not connected: {told.reason}" in row
+            sample = sample_of(port)
+            assert sample.is_connected is False
+            assert sample.dial_failures > 0
+            board.unplug()
+            await until(lambda: port.snapshot().state == "absent")
+        finally:
+            await port.stop("the test is over")

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.status import NOT_CONNECTED
 from gateway.tty.port_counts import Histogram
 from gateway.web.exposition import Exposition, PortSample, PortSamples, ServiceSample
 from tests.test_status import DESK
@@ -60,6 +61,14 @@ def written(*ports: PortSample, accepted: str = "") -> Exposition:
     return exposition
 
 
+FAR = replace(
+    PORT,
+    snapshot=replace(PORT.snapshot, name="far", address="-> lab:7001", state=NOT_CONNECTED),
+    is_connected=False,
+    dial_failures=12,
+)
+
+
 def text(*ports: PortSample) -> str:
     exposition = written(*ports)
     assert exposition.content_type.startswith("text/plain; version=")
@@ -105,6 +114,16 @@ def test_each_count_of_a_port_has_its_name() -> None:
     assert {key: found.get(key) for key in expected} == expected
 
 
+def test_a_port_that_connects_is_connected_and_does_not_listen() -> None:
+    found = values(PORT, FAR)
+    assert found["esp_gateway_port_connected", "far"] == 0
+    assert found["esp_gateway_dial_failures_total", "far"] == 12
+    assert found["esp_gateway_device_present", "far"] == 1
+    assert ("esp_gateway_port_listening", "far") not in found
+    assert ("esp_gateway_port_connected", "desk") not in found
+    assert values(replace(FAR, is_connected=True))["esp_gateway_port_connected", "far"] == 1
+
+
 def test_histograms_are_cumulative_up_to_infinity() -> None:
     found = values(PORT)
     name = "esp_gateway_control_call_duration_seconds"
@@ -117,8 +136,8 @@ def test_histograms_are_cumulative_up_to_infinity() -> None:
 
 
 def test_names_follow_the_conventions() -> None:
-    found = families(PORT)
-    units = ("_seconds", "_bytes", "_info", "_present", "_listening", "_clients")
+    found = families(PORT, FAR)
+    units = ("_seconds", "_bytes", "_info", "_present", "_listening", "_connected", "_clients")
     for name, family in found.items():
         if not name.startswith("esp_gateway"):
             continue

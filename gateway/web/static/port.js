@@ -6,6 +6,7 @@
 /** Each state of a device in the words of docs/operations.md, and how it is drawn. */
 const LOOKS = {
   idle: 'free',
+  'not connected': 'waiting',
   'in use': 'busy',
   absent: 'absent',
   broken: 'broken',
