@@ -461,6 +461,24 @@ async def test_a_user_is_told_when_the_board_stays_away(tmp_path: Path) -> None:
                 assert not user.has_device
 
 
+async def test_a_board_lost_in_use_is_not_waited_for_without_a_user(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board, capture_logs() as logs:
+        async with started(board, grace_s=10.0) as device:
+            with LoopClock() as clock:
+                await attached(device)
+                board.unplug()
+                await until(lambda: device.state is DeviceState.AWAY)
+                while device.state is DeviceState.AWAY:
+                    await clock.advance(0.5)
+                board.plug()
+                while device.state is not DeviceState.IDLE:
+                    await clock.advance(0.5)
+                board.unplug()
+                await until(lambda: device.state is not DeviceState.IDLE)
+                assert device.state in {DeviceState.ABSENT, DeviceState.BROKEN}
+    assert events(logs).count("device_lost") == 2
+
+
 async def test_a_user_may_leave_while_the_board_is_away(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with started(board, grace_s=10.0) as device:

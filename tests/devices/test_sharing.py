@@ -107,6 +107,14 @@ def test_the_board_is_paused_for_who_drives_and_not_for_who_watches() -> None:
     assert not users.hold_output
 
 
+def test_a_user_that_leaves_while_it_takes_no_output_leaves_no_hold() -> None:
+    users = driven_by(A)
+    users.hold(A, True)
+    users.leave(A)
+    users.enter(A)
+    assert not users.hold_output
+
+
 def test_of_several_that_drive_the_fastest_sets_the_pace() -> None:
     users = driven_by(A, B, sharing=Sharing.SHARED)
     users.hold(A, True)

@@ -187,6 +187,16 @@ async def test_lines_of_one_segment_are_one_step_and_are_answered_at_once() -> N
     assert client.answers() == answer(Control.DTR_OFF)
 
 
+async def test_a_reset_is_a_step_of_its_own_whatever_follows_in_its_segment() -> None:
+    client = rfc2217_client()
+    client.sends(control(Control.RTS_ON) + control(Control.DTR_ON))
+    assert client.device.asked == [("lines", None, True)]
+    client.device.finish()
+    assert client.device.asked == [("lines", None, True), ("lines", True, None)]
+    client.device.finish()
+    assert client.answers() == answer(Control.RTS_ON) + answer(Control.DTR_ON)
+
+
 async def test_a_question_between_two_lines_keeps_them_apart() -> None:
     client = rfc2217_client()
     client.sends(control(Control.RTS_ON) + control(Control.REQUEST_RTS) + control(Control.DTR_ON))

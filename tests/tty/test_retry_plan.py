@@ -56,6 +56,14 @@ def test_a_device_that_goes_now_and_then_is_never_left_alone(gap_s: float) -> No
         assert plan.penalty_s(number * gap_s) == 0.0
 
 
+def test_a_device_that_leaves_very_often_waits_no_longer_than_for_one_more_try() -> None:
+    plan = RetryPlan()
+    for _ in range(10 * LOSSES):
+        plan.lost(100.0)
+    assert plan.penalty_s(100.0) == REGAIN_S
+    assert plan.penalty_s(100.0 + REGAIN_S) == 0.0
+
+
 def test_a_device_that_keeps_leaving_is_opened_once_each_five_seconds() -> None:
     plan = RetryPlan()
     opened = []
