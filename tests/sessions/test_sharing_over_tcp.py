@@ -315,9 +315,8 @@ async def test_one_that_joins_a_board_that_takes_nothing_writes_nothing_either(
                 with await rfc2217_client(served) as second:
                     before = served.device.unsent_bytes
                     await second.send(b"y" * 100_000)
-                    await until(
-                        lambda: any(session.received_bytes >= 65536 for session in served.active)
-                    )
+                    (joined,) = [each for each in served.active if each.label == second.name]
+                    await until(lambda: joined.received_bytes >= 65536)
                     assert served.device.unsent_bytes == before
                     board.start_reading()
                     await until(lambda: len(board.received) == 300_000)

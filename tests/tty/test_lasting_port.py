@@ -29,6 +29,8 @@ class Owner:
         self.reports: list[str] = []
         self.received = bytearray()
         self.errors: list[DeviceError] = []
+        self.is_ready_at_once = True
+        self.ready: Callable[[], None] = lambda: None
 
     def port_opened(self) -> None:
         self.reports.append("opened")
@@ -39,7 +41,9 @@ class Owner:
 
     def port_back(self, ready: Callable[[], None]) -> None:
         self.reports.append("back")
-        ready()
+        self.ready = ready
+        if self.is_ready_at_once:
+            ready()
 
     def port_lost(self, error: DeviceError) -> None:
         self.errors.append(error)
@@ -185,6 +189,63 @@ async def test_too_many_bytes_for_a_board_that_is_away_stop_their_writer(tmp_pat
             board.start_reading()
             await until(lambda: len(board.received) == 100_000)
             await until(lambda: owner.reports[-1] == "ready")
+
+
+async def test_a_writer_stays_stopped_until_its_bytes_have_left_also_over_an_absence(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.grace_s = 60.0
+            port.write(bytes(100_000))
+            assert owner.reports == ["opened", "busy"]
+            port.apply(FAST, lambda _: None)  # what follows it is kept for the board
+            port.write(bytes(100_000))
+            board.unplug()
+            await until(lambda: "away" in owner.reports)
+            await turns(20)
+            assert owner.reports == ["opened", "busy", "away"]
+            board.plug()
+            await until(lambda: "back" in owner.reports)
+            await turns(20)
+            assert owner.reports == ["opened", "busy", "away", "back"]
+            board.start_reading()
+            await until(lambda: owner.reports[-1] == "ready")
+            await turns(20)
+            assert owner.reports == ["opened", "busy", "away", "back", "ready"]
+
+
+async def test_a_writer_waits_while_a_board_that_is_back_is_prepared(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.grace_s = 60.0
+            owner.is_ready_at_once = False
+            board.unplug()
+            await until(lambda: owner.reports[-1] == "away")
+            port.write(b"kept")
+            board.plug()
+            board.start_reading()
+            await until(lambda: "back" in owner.reports)
+            assert owner.reports == ["opened", "away", "back", "busy"]
+            assert port.unsent_bytes == 4
+            owner.ready()
+            assert owner.reports[-1] == "ready"
+            await until(lambda: board.received == b"kept")
+
+
+async def test_the_next_open_port_stops_its_writer_again(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.write(bytes(100_000))
+            board.unplug()
+            await until(lambda: owner.reports == ["opened", "busy", "lost"])
+            board.plug()
+            await until(lambda: owner.reports[-1] == "opened")
+            port.write(bytes(100_000))
+            assert owner.reports[-1] == "busy"
 
 
 async def test_stopping_while_a_board_is_away_leaves_nothing(tmp_path: Path) -> None:
