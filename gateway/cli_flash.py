@@ -15,6 +15,7 @@ from typing import Any
 from gateway.errors import GatewayError
 from gateway.flash.display import Display, JsonLines, Lines
 from gateway.flash.files import WhatError, read_images
+from gateway.flash.image_checks import RefusedImageError, check_images
 from gateway.flash.outcome import Outcome
 from gateway.flash.plan import DEFAULT_BAUDRATE, PlanError
 from gateway.flash.target import TargetError, find_names, read_address, read_target
@@ -127,9 +128,12 @@ def _flash(arguments: argparse.Namespace) -> int:
         target = read_target(arguments.target)
         address = read_address(arguments.http, target.host)
         images = read_images(arguments.what, given)
+        check_images(images.plan, images.read)
         token = _token(arguments.token_file)
     except (TargetError, WhatError, PlanError) as error:
         return _failed(Outcome.WRONG_INPUT, error)
+    except RefusedImageError as error:
+        return _failed(Outcome.REFUSED, error)
     images = replace(images, plan=replace(images.plan, label=_label()))
     try:
         client = GatewayClient(address, token, arguments.ca)

@@ -8,13 +8,14 @@ import pytest
 
 from gateway.cli import main
 from gateway.flash.outcome import Outcome
+from tests.support.images import ESP32C3, image_of
 from tests.support.processes import free_tcp_port
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> str:
     path = tmp_path / "app.bin"
-    path.write_bytes(b"app")
+    path.write_bytes(image_of(ESP32C3))
     return str(path)
 
 
@@ -40,6 +41,17 @@ def test_what_is_typed_wrong_is_told_in_one_line(
     said = capsys.readouterr().err
     assert reason in said
     assert said.count("\n") == 1
+
+
+def test_what_can_t_be_meant_is_refused_before_a_gateway_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("This is no image.")
+    assert main(["flash", "lab:4001", str(text)]) == Outcome.REFUSED.exit_code == 8
+    said = capsys.readouterr().err
+    assert said.startswith("esp-gateway: text.txt at 0x0 is not an image: ")
+    assert said.endswith("Use --force to flash anyway.\n")
 
 
 def test_a_gateway_that_does_not_answer_is_named(

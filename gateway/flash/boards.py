@@ -15,6 +15,16 @@ from gateway.flash.outcome import Outcome
 INTERRUPTED = 128 + signal.SIGINT
 
 
+#: What is said of a board at a Ctrl-C, by the last event that tells how far it has got.
+_UNTOUCHED = "interrupted before anything was done to the board"
+_RESET = "interrupted before anything was written: the board may be in its bootloader until a reset"
+_HALF_WRITTEN = (
+    "interrupted while it was written: the board does not start until it is flashed again,"
+    " which the same command does"
+)
+_WRITTEN = "interrupted when all was written and verified: the board may not have been reset"
+
+
 class Boards:
     """See the module; `disconnect` disconnects the other clients of the ports."""
 
@@ -25,25 +35,43 @@ class Boards:
         self._images = images
         self._display = display
         self._disconnect = disconnect
-        self._interrupted = threading.Event()
+        self._lock = threading.Lock()
+        self._interrupted = False
+        self._states: dict[str, str] = {}  # of the boards that are not done
+        self._verified: dict[str, int] = {}
 
     def flash(self, names: list[str]) -> int:
-        """Returns the exit code: that of the first board that has failed, in their order."""
-        # No daemon threads: a Ctrl-C makes each give up at its next event, and hang up.
-        with ThreadPoolExecutor(len(names)) as pool:
-            running = [pool.submit(self._flash_one, name) for name in names]
+        """Flash them; returns the exit code: that of the first board that has failed.
+
+        After a Ctrl-C each board's state is shown, all connections are closed, which ends the
+        flashing, and a second one ends the process at once.
+        """
+        self._states = dict.fromkeys(names, _UNTOUCHED)
+        # No daemon threads: each notices that its connection is closed.
+        pool = ThreadPoolExecutor(len(names))
+        before = signal.getsignal(signal.SIGINT)
+        try:
             try:
+                running = [pool.submit(self._flash_one, name) for name in names]
                 outcomes = [each.result() for each in running]
             except KeyboardInterrupt:
-                self._interrupted.set()
-                self._client.hang_up()
-                for each in running:
-                    each.cancel()
-                pool.shutdown()
-                self._display.close()
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                self._interrupt()
                 return INTERRUPTED
+        finally:
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGINT, before)
         self._display.close()
         return next((each.exit_code for each in outcomes if each is not Outcome.WRITTEN), 0)
+
+    def _interrupt(self) -> None:
+        with self._lock:
+            self._interrupted = True
+            for name, state in self._states.items():
+                is_half = state == _HALF_WRITTEN
+                self._display.ended(name, Outcome.INCOMPLETE if is_half else Outcome.FAILED, state)
+        self._display.close()
+        self._client.hang_up()
 
     def _flash_one(self, name: str) -> Outcome:
         message = ""
@@ -51,12 +79,29 @@ class Boards:
         def report(event: dict[str, Any]) -> None:
             nonlocal message
             message = str(event.get("message", ""))
-            self._display.event(name, event)
+            with self._lock:
+                self._note(name, event.get("event"))
+                if not self._interrupted:
+                    self._display.event(name, event)
 
         try:
             outcome = self._client.flash(name, self._images, report, disconnect=self._disconnect)
         except RequestError as error:
             outcome, message = error.outcome, str(error)
-        if not self._interrupted.is_set():
-            self._display.ended(name, outcome, message)
+        with self._lock:
+            self._states.pop(name, None)
+            if not self._interrupted:
+                self._display.ended(name, outcome, message)
         return outcome
+
+    def _note(self, name: str, event: object) -> None:
+        """How far a board has got; once the chip has answered, its flash may be erased."""
+        match event:
+            case "started":
+                self._states[name] = _RESET
+            case "chip":
+                self._states[name] = _HALF_WRITTEN
+            case "verified":
+                self._verified[name] = self._verified.get(name, 0) + 1
+                if self._verified[name] >= len(self._images.plan.images):
+                    self._states[name] = _WRITTEN

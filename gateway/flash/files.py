@@ -36,6 +36,10 @@ class Images:
     plan: FlashPlan
     data: tuple[bytes, ...]
 
+    def read(self, number: int, at: int, n_bytes: int) -> bytes:
+        """Bytes of an image, fewer at its end."""
+        return self.data[number][at : at + n_bytes]
+
 
 def read_images(what: Sequence[str], given: dict[str, Any]) -> Images:
     """Read what is named; `given` are the options that were named too (fields of FlashOptions).

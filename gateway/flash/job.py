@@ -74,12 +74,17 @@ class Flasher:
         self._stable_names = stable_names
         self._esptool: Esptool | None = None
         self._under_way: dict[str, str] = {}  # who flashes a port since when
+        self._writing: set[str] = set()  # ports whose boards are in the flasher's hands
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     @property
     def under_way(self) -> Mapping[str, str]:
         """By whom and since when each port is flashed that is."""
         return self._under_way
+
+    def flashed_by(self, name: str) -> str:
+        """By whom and since when the board of a port is flashed; "" while it is not touched."""
+        return self._under_way.get(name, "") if name in self._writing else ""
 
     async def esptool(self) -> Esptool:
         """The esptool that is run. Raises NoEsptoolError when there is none that works."""
@@ -104,6 +109,7 @@ class Flasher:
         Raises NoBoardError when the port can't be had, before anything was done to the board.
         """
         esptool = await self.esptool()
+        name = request.config.name
         user = FlashUser(request.device, f"esptool for {request.label}")
         if self._slots.locked():
             request.report({"event": "waiting", "for": f"one of {_AT_ONCE} that are being flashed"})
@@ -111,9 +117,11 @@ class Flasher:
             try:
                 before = request.device.users.names
                 await user.take(disconnect=request.disconnect)
-                request.report({"event": "port", "name": request.config.name, "had": before})
+                self._writing.add(name)
+                request.report({"event": "port", "name": name, "had": before})
                 result = await _Job(request, user, esptool, self._stable_names).run()
             finally:
+                self._writing.discard(name)
                 user.leave()
         return result
 

@@ -19,7 +19,7 @@ class Outcome(Enum):
     BUSY = "busy"  # another has the port, and its sharing rule lets them keep it
     ABSENT = "absent"  # the board is not plugged in, or its port does not work
     NO_CONTACT = "no-contact"  # no chip answers in its bootloader; nothing was written
-    REFUSED = "refused"  # esptool does not want to write this to this chip; nothing was written
+    REFUSED = "refused"  # the gateway or esptool does not want to write this; nothing was written
     INCOMPLETE = "incomplete"  # it broke off while writing: neither the old nor the new is there
     NOT_VERIFIED = "not-verified"  # what was read back is not what was written
     NOT_RESET = "not-reset"  # written and verified, but the board has not come back

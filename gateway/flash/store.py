@@ -133,6 +133,12 @@ class ImageStore:
     ) -> None:
         await self._to_thread(self._free)
 
+    def read(self, number: int, at: int, n_bytes: int) -> bytes:
+        """Bytes of an image that was added, fewer at its end; blocks."""
+        with (self.folder / self.file(number)).open("rb") as file:
+            file.seek(at)
+            return file.read(n_bytes)
+
     async def add(self, number: int, chunks: AsyncIterable[bytes]) -> None:
         """Store an image; NotStoredError when it is not the one of the plan."""
         image = self._plan.images[number]

@@ -57,8 +57,8 @@ class Visit(Visitor):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._lost:
-            self._device.detach(self, resets=self._resets_at_end)
+        # Also when its clients were disconnected, as which it counts: the device still has it then.
+        self._device.detach(self, resets=self._resets_at_end)
 
     async def step(
         self, ask: Callable[[Callable[[], None]], None], limit_s: float = STEP_LIMIT_S

@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -25,6 +27,7 @@ from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.seat import Seat
 from gateway.tcp.client_socket import peer_host
 from gateway.web.console_command import CommandError, carry_out
+from gateway.web.flash import FLASHER
 from gateway.web.http_access import CONSOLE_PROTOCOL
 from gateway.web.http_answers import HttpError, Places, client_name
 from gateway.web.lab import LAB
@@ -98,7 +101,8 @@ async def _run_console(request: web.Request, consoles: set[Console]) -> web.Stre
     assert request.transport is not None  # noqa: S101 - it was there a moment ago
     log = request.app[LAB].log.bind(device=port.config.name)
     label = f"{client_name(request)} (web)"
-    console = Console(socket, port, label, log)
+    flashed_by = partial(request.app[FLASHER].flashed_by, port.config.name)
+    console = Console(socket, port, label, log, flashed_by)
     consoles.add(console)
     try:
         frames = cast("HttpHandler", request.protocol).frames
@@ -122,6 +126,7 @@ class Console:
         port: RunningPort,
         label: str,
         log: structlog.typing.FilteringBoundLogger,
+        flashed_by: Callable[[], str],
     ) -> None:
         device, limits = port.device, port.config.limits
         self.label = label
@@ -130,6 +135,7 @@ class Console:
         self.sent_bytes = 0
         self._socket = socket
         self._way_in = port.way_in
+        self._flashed_by = flashed_by
         self._device = device
         self._log = log.bind(client=label)
         # Who opens a console has the log beside it.
@@ -304,7 +310,7 @@ class Console:
             try:
                 if len(message.data) > MAX_COMMAND_CHARS:
                     raise CommandError(f"a command has at most {MAX_COMMAND_CHARS} characters")
-                answer = await carry_out(self._seat, self._device, message.data)
+                answer = await carry_out(self._seat, self._device, message.data, self._flashed_by())
             except CommandError as error:
                 answer = {"type": "refused", "notice": str(error)}
             self._post(answer)

@@ -30,8 +30,13 @@ class CommandError(GatewayError):
     """For the client: why something is not done."""
 
 
-async def carry_out(seat: Seat, device: Device, text: str) -> dict[str, object]:
-    """Do what a message asks for; returns the answer. Raises CommandError."""
+async def carry_out(
+    seat: Seat, device: Device, text: str, flashed_by: str = ""
+) -> dict[str, object]:
+    """Do what a message asks for; returns the answer. Raises CommandError.
+
+    `flashed_by` names the flasher while the board is flashed, on a `shared` port for instance.
+    """
     try:
         asked = parse_json(text)
     except ValueError as error:
@@ -44,6 +49,8 @@ async def carry_out(seat: Seat, device: Device, text: str) -> dict[str, object]:
     if unknown := sorted(values.keys() - set(known)):
         raise CommandError(f"{kind} has no {unknown[0][:40]!r} ({', '.join(known) or 'nothing'})")
     is_kept = _is_kept(kind, values)
+    if flashed_by and not is_kept:
+        raise CommandError(f"{kind}: the board is being flashed by {flashed_by}")
     if seat.is_muted and not is_kept:
         raise CommandError(f"{kind}: {_NOT_IN_CONTROL}")
     done = asyncio.Event()

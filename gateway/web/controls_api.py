@@ -1,6 +1,6 @@
 """`POST /api/ports/{name}/...`: what can be done to a board and its clients.
 
-Nobody who has a port is disturbed unless the request says `force`.
+Clients of a port are not disturbed unless the request says `force`, and a flash not even then.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
+from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import Starts
 from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
+from gateway.web.flash import FLASHER
 from gateway.web.http_access import BYTES
 from gateway.web.http_answers import (
     HttpError,
@@ -69,6 +71,7 @@ async def disconnect_clients(request: web.Request) -> web.Response:
     port = port_asked_for(request)
     device = port.device
     force = await _force(request)
+    _check_not_flashed(request, port)
     if device.users and not force:
         raise _in_use(device)
     error = DeviceError(f"disconnected by {client_name(request)}")
@@ -85,6 +88,7 @@ async def release_tty(request: web.Request) -> web.Response:
     if not isinstance(reason, str) or not reason.isprintable() or not 0 < len(reason) <= 100:
         raise HttpError(HTTPStatus.BAD_REQUEST, "reason must be 1 to 100 printable characters")
     force = _is_true(options.get("force", False))
+    _check_not_flashed(request, port)
     with _conflicts():
         try:
             async with clock.timeout(STEP_LIMIT_S):
@@ -109,6 +113,7 @@ async def write_to_board(request: web.Request) -> web.Response:
     device = port.device
     force = is_true(request, "force")
     data = await read_body(request, MAX_WRITE_BYTES)
+    _check_not_flashed(request, port)
     with _conflicts():
         if not device.users or device.users.arrival is Arrival.JOINS:
             async with Visit(device, client_name(request)) as visit:
@@ -139,6 +144,7 @@ async def _play(
     port = port_asked_for(request)
     device = port.device
     force = await _force(request)
+    _check_not_flashed(request, port)
     play = control(device)
     with _conflicts():
         if not device.users:
@@ -155,6 +161,12 @@ async def _play(
         else:
             raise _in_use(device)
     return answer(document_of(port))
+
+
+def _check_not_flashed(request: web.Request, port: RunningPort) -> None:
+    name = port.config.name
+    if by := request.app[FLASHER].flashed_by(name):
+        raise HttpError(HTTPStatus.CONFLICT, f"{name}: being flashed by {by}")
 
 
 async def _force(request: web.Request) -> bool:

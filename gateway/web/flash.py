@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from gateway import clock
 from gateway.errors import GatewayError
 from gateway.flash.esptool_process import NoEsptoolError
 from gateway.flash.events import FlashEvents
+from gateway.flash.image_checks import RefusedImageError, check_images
 from gateway.flash.job import Flasher, FlashRequest, FlashResult
 from gateway.flash.outcome import Outcome
 from gateway.flash.plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
@@ -82,6 +83,7 @@ _REFUSALS: Final[dict[type[GatewayError], tuple[HTTPStatus, Outcome]]] = {
     PlanError: (HTTPStatus.BAD_REQUEST, Outcome.WRONG_INPUT),
     NoRoomError: (HTTPStatus.INSUFFICIENT_STORAGE, Outcome.NOT_STORED),
     NotStoredError: (HTTPStatus.BAD_REQUEST, Outcome.NOT_STORED),
+    RefusedImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, Outcome.REFUSED),
     NoEsptoolError: (HTTPStatus.NOT_IMPLEMENTED, Outcome.NO_ESPTOOL),
     NoBoardError: (HTTPStatus.CONFLICT, Outcome.BUSY),
 }
@@ -104,6 +106,8 @@ async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
     with flasher.reserved(port.config.name, who):
         async with request.app[STORES].store(plan) as store:
             await body.read_images(plan, store)
+            chip = await asyncio.to_thread(check_images, plan, store.read)
+            plan = replace(plan, options=replace(plan.options, chip=chip))
             asked = FlashRequest(
                 port.config, port.device, plan, store, events.add, who, disconnect=disconnect
             )

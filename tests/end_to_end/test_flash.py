@@ -20,6 +20,7 @@ import pytest
 
 from gateway.flash.outcome import Outcome
 from tests.support.boards import RunningBoard
+from tests.support.images import ESP32, ESP32C3, ESP32S2, image_of
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import Service, run_tool
 from tests.support.shim import build_shim
@@ -29,16 +30,24 @@ from tests.support.small_disk import names_on, with_small_disk
 LIMIT_S = 240.0
 
 FLASH = [sys.executable, "-m", "gateway", "flash"]
-IMAGES = {0x1000: 20000, 0x8000: 3072, 0x10000: 60000}
+#: By chip: what is at its bootloader's place, its partition table's and its app's.
+IMAGES = {
+    "esp32": {0x1000: 20000, 0x8000: 3072, 0x10000: 60000},
+    "esp32s2": {0x1000: 20000, 0x8000: 3072, 0x10000: 60000},
+    "esp32c3": {0x0: 20000, 0x8000: 3072, 0x10000: 60000},
+}
+IMAGE_IDS = {"esp32": ESP32, "esp32s2": ESP32S2, "esp32c3": ESP32C3}
 FLASH_BYTES = 0x20000
 
 
-def build_in(folder: Path) -> bytes:
+def build_in(folder: Path, chip: str = "esp32") -> bytes:
     """A build folder as ESP-IDF leaves it; returns what the flash is to hold afterwards."""
     flash = bytearray(b"\xff" * FLASH_BYTES)
     files = {}
-    for offset, size in IMAGES.items():
+    for offset, size in IMAGES[chip].items():
         data = random.Random(offset).randbytes(size)
+        if offset != 0x8000:
+            data = image_of(IMAGE_IDS[chip], size, offset)
         flash[offset : offset + size] = data
         files[hex(offset)] = f"image-{offset:x}.bin"
         (folder / files[hex(offset)]).write_bytes(data)
@@ -86,7 +95,7 @@ def test_a_board_gets_what_was_built_and_runs_it(tmp_path: Path, build: Path) ->
 def test_boards_with_native_usb_come_back_running_their_app(
     tmp_path: Path, build: Path, chip: str
 ) -> None:
-    build_in(build)
+    build_in(build, chip)
     with Lab(tmp_path, {"desk": ""}, chip=chip, http=True) as lab:
         board = lab.boards["desk"]
         board.wait_for_app()
@@ -218,7 +227,7 @@ def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
     with Lab(tmp_path, {"desk": ""}, http=True) as lab:
         with flashing(lab, build) as process:
             assert "esptool for " in port_of(lab)["client"]
-            second = flash(lab, "/desk", image)
+            second = flash(lab, "/desk", "0x10000", image)
             assert second.returncode == Outcome.BUSY.exit_code
             assert "desk: being flashed by " in second.stdout
             process.send_signal(number)
@@ -227,6 +236,69 @@ def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
         until(lambda: port_of(lab)["state"] == "idle")
         done = flash(lab, "/desk", "0x10000", image)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_ctrl_c_says_what_it_has_left(tmp_path: Path, build: Path, times: int) -> None:
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        image = build / "long.bin"
+        image.write_bytes(image_of(ESP32, 1 << 20))
+        arguments = ["--http", lab.http, "--baud", "115200", "lab/desk", "0x10000", str(image)]
+        with subprocess.Popen(
+            [*FLASH, *arguments, "--verbose"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            said = ""
+            while "Writing at" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            for _ in range(times):
+                process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=LIMIT_S)
+        assert "Traceback" not in said
+        if times == 1:
+            assert process.returncode == 130
+            last = said.splitlines()[-1]
+            assert last.startswith("desk  incomplete: interrupted while it was written: ")
+            assert "until it is flashed again" in last
+        else:
+            assert process.returncode in {130, -signal.SIGINT}
+        until(lambda: port_of(lab)["state"] == "idle")
+
+
+@pytest.mark.timeout(600)
+def test_what_can_t_be_meant_is_refused_unless_forced(tmp_path: Path, build: Path) -> None:
+    build_in(build)
+    text = build / "text.txt"
+    text.write_text("This is no image.\n" * 300)
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        board = lab.boards["desk"]
+        board.wait_for_app()
+        done = flash(lab, "/desk", text)
+        assert done.returncode == Outcome.REFUSED.exit_code == 8
+        assert "text.txt at 0x0 is not an image" in done.stderr
+        done = flash(lab, "/desk", "0x0", build / "image-1000.bin")
+        assert done.returncode == 8
+        assert "ESP32 starts its bootloader at 0x1000" in done.stderr
+        other = build / "other.bin"
+        other.write_bytes(image_of(ESP32C3))
+        # Only its header tells that it is another chip's: esptool looks which chip there is.
+        done = flash(lab, "/desk", "0x10000", other)
+        assert done.returncode == 8
+        assert "This chip is ESP32, not ESP32-C3" in done.stdout
+        # Only the flash itself tells how large it is.
+        done = flash(lab, "/desk", "0x3ff000", text)
+        assert done.returncode == 8, done.stdout
+        assert "will not fit in 4194304 bytes of flash" in done.stdout
+        for arguments in ([text], ["0x10000", text]):
+            done = flash(lab, "/desk", *arguments, "--force")
+            assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_what_can_t_be_flashed_is_told_by_the_exit_code(tmp_path: Path, build: Path) -> None:
@@ -245,8 +317,8 @@ def test_what_can_t_be_flashed_is_told_by_the_exit_code(tmp_path: Path, build: P
         assert f"has no port shelf; it has: desk ({board.tcp_port})" in done.stderr
         done = flash(lab, "/desk", build, "--chip", "esp32s3")
         assert done.returncode == Outcome.REFUSED.exit_code
-        assert "This chip is ESP32, not ESP32-S3" in done.stdout
-        assert board.wait_for_boots(3) == ["app", "download", "app"]
+        assert "image-1000.bin at 0x1000 is an image of ESP32, but --chip esp32s3" in done.stderr
+        assert board.boots() == ["app"]
 
 
 @pytest.mark.timeout(600)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,7 +13,7 @@ from gateway.flash.boards import INTERRUPTED, Boards
 from gateway.flash.client import GatewayClient, RequestError
 from gateway.flash.files import Images
 from gateway.flash.outcome import Outcome
-from gateway.flash.plan import FlashPlan
+from gateway.flash.plan import FlashImage, FlashPlan
 
 LIMIT_S = 30.0
 IMAGES = Images(FlashPlan(()), ())
@@ -84,16 +85,74 @@ def test_the_exit_code_is_that_of_the_first_that_has_failed() -> None:
     assert len(display.ends) == 3
 
 
-def test_a_ctrl_c_hangs_up_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("events", "outcome", "state"),
+    [
+        ([], Outcome.FAILED, "before anything was done to the board"),
+        (["upload", "port"], Outcome.FAILED, "before anything was done to the board"),
+        (["port", "started"], Outcome.FAILED, "before anything was written"),
+        (["started", "chip"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
+        (["chip", "progress"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
+        (["chip", "verified"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
+        (["chip", "verified", "verified"], Outcome.FAILED, "when all was written and verified"),
+    ],
+)
+def test_a_ctrl_c_says_what_it_has_left_and_hangs_up(
+    monkeypatch: pytest.MonkeyPatch, events: list[str], outcome: Outcome, state: str
+) -> None:
+    has_begun = threading.Event()
+
     class Waiting(FakeClient):
-        def flash(self, *_: Any, **__: Any) -> Outcome:
+        def flash(self, name: str, images: Images, report: Any, **_: Any) -> Outcome:
+            for event in events:
+                report({"event": event})
+            has_begun.set()
             assert self.hung_up.wait(LIMIT_S)
+            report({"event": "line"})  # what was on its way
             raise RequestError(Outcome.UNREACHABLE, "hung up")
 
     def interrupt(*_: object) -> None:
+        assert has_begun.wait(LIMIT_S)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
     display = FakeDisplay()
-    assert boards_of(Waiting({"a": Outcome.WRITTEN}), display).flash(["a"]) == INTERRUPTED == 130
-    assert not display.ends
+    two = Images(FlashPlan((FlashImage(0, 1, "", "a"), FlashImage(4096, 1, "", "b"))), ())
+    client = Waiting({"a": Outcome.WRITTEN})
+    boards = Boards(cast("GatewayClient", client), two, display, disconnect=True)
+    before = signal.getsignal(signal.SIGINT)
+    assert boards.flash(["a"]) == INTERRUPTED == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    [(name, ended, message)] = display.ends
+    assert (name, ended) == ("a", outcome)
+    assert state in message
+    assert display.is_closed
+
+
+def test_boards_that_are_done_are_not_called_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_is_done = threading.Event()
+
+    class Waiting(FakeClient):
+        def flash(self, name: str, images: Images, report: Any, **_: Any) -> Outcome:
+            if name == "a":
+                return Outcome.WRITTEN
+            assert self.hung_up.wait(LIMIT_S)
+            raise RequestError(Outcome.UNREACHABLE, "hung up")
+
+    class Display(FakeDisplay):
+        def ended(self, board: str, outcome: Outcome, message: str) -> None:
+            super().ended(board, outcome, message)
+            one_is_done.set()
+
+    def interrupt(*_: object) -> None:
+        assert one_is_done.wait(LIMIT_S)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.Future.result", interrupt)
+    display = Display()
+    client = Waiting({"a": Outcome.WRITTEN, "b": Outcome.WRITTEN})
+    assert boards_of(client, display).flash(["a", "b"]) == INTERRUPTED
+    assert {(name, outcome) for name, outcome, _ in display.ends} == {
+        ("a", Outcome.WRITTEN),
+        ("b", Outcome.FAILED),
+    }

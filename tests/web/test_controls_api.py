@@ -173,6 +173,22 @@ async def test_what_on_disconnect_asks_for_is_not_done_behind_what_was_asked_for
             assert board.lines[before:] == [RESET, STRAP, IDLE]
 
 
+async def test_a_request_that_is_disconnected_gives_the_port_back(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            board.answers.clear()  # the kernel takes its time
+            resetting = asyncio.ensure_future(client.post("/api/ports/desk/reset", {}))
+            await until(lambda: served.device.users)
+            disconnected = await client.post("/api/ports/desk/disconnect", {"force": True})
+            assert disconnected.status == 200
+            refused = await resetting
+            assert refused.status == 409
+            assert "disconnected by 127.0.0.1:" in refused.error
+            board.answers.set()
+            await served.until_idle()
+            assert (await client.post("/api/ports/desk/reset", {})).status == 200
+
+
 async def test_clients_are_disconnected_if_it_is_forced(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with (

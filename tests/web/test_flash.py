@@ -17,7 +17,8 @@ import pytest
 import gateway.flash.store
 from gateway.config.choices import Sharing
 from gateway.flash.esptool_process import COMMAND_VARIABLE
-from gateway.flash.plan import MAX_BYTES, FlashImage, FlashPlan
+from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan
+from gateway.web.flash import FLASHER
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.http_lab import (
     Answered,
@@ -28,11 +29,12 @@ from tests.support.http_lab import (
     http_server,
     running,
 )
+from tests.support.images import ESP32, image_of
 from tests.support.pty_board import PtyBoard, serving, until
 from tests.support.tcp_client import GREETING, TcpClient
 
 PATH = "/api/ports/desk/flash"
-DATA = bytes(range(256)) * 128
+DATA = image_of(ESP32, 32768)
 IMAGE = FlashImage(0x1000, len(DATA), hashlib.sha256(DATA).hexdigest(), "app.bin")
 PLAN = FlashPlan((IMAGE,), label="ann@desk")
 EVENT = {"$ref": "#/components/schemas/flash_event"}
@@ -102,6 +104,90 @@ async def test_several_images_follow_the_plan_in_its_order(
         async with serving(board) as served, http_client(running(served)) as client:
             events_of(await post(client, data))
             assert fake.arguments[-4:] == ["0x1000", "0x1000.bin", "0x20000", "0x20000.bin"]
+
+
+async def test_the_chip_that_the_images_are_for_is_said_to_esptool(
+    tmp_path: Path, fake: FakeEsptool
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            events_of(await post(client))
+            at = fake.arguments.index("--chip")
+            assert fake.arguments[at + 1] == "esp32"
+
+
+async def test_what_can_t_be_meant_is_refused_unless_it_is_forced(
+    tmp_path: Path, fake: FakeEsptool
+) -> None:
+    data = b"This is no image."
+    image = FlashImage(0x0, len(data), hashlib.sha256(data).hexdigest(), "text.txt")
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served, http_client(running(served)) as client:
+            answered = await post(client, body(FlashPlan((image,)).to_json(), data))
+            assert (answered.status, answered.content["outcome"]) == (422, "refused")
+            assert answered.error.startswith("text.txt at 0x0 is not an image: ")
+            assert answered.error.endswith("Use --force to flash anyway.")
+            assert served.device.sessions == 0
+            forced = FlashPlan((image,), FlashOptions(force=True))
+            assert events_of(await post(client, body(forced.to_json(), data)))[-1]["verified"] == 1
+            assert "--force" in fake.arguments
+
+
+@pytest.mark.parametrize("fake", [HANGS], indirect=True)
+async def test_nothing_is_done_to_a_board_that_is_being_flashed(
+    tmp_path: Path, fake: FakeEsptool
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board, sharing=Sharing.SHARED) as served,
+            http_client(running(served)) as client,
+        ):
+            flashing = asyncio.ensure_future(post(client))
+            await until(lambda: fake.has_begun)
+            before = len(board.lines)
+            for name in ("reset", "bootloader", "disconnect", "release"):
+                for content in ({}, {"force": True}):
+                    refused = await client.post(f"/api/ports/desk/{name}", content)
+                    assert refused.status == 409
+                    assert refused.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
+            refused = await client.post("/api/ports/desk/write?force=true", data=b"x", headers=KIND)
+            assert refused.status == 409
+            url = f"{client.url}/api/ports/desk/console"
+            async with client.session.ws_connect(url) as console:
+                assert (await console.receive_json())["type"] == "attached"
+                for command in (
+                    {"type": "reset"},
+                    {"type": "bootloader"},
+                    {"type": "break", "on": True},
+                    {"type": "lines", "dtr": True, "rts": True},
+                ):
+                    await console.send_json(command)
+                    notice = await console.receive_json()
+                    assert notice["type"] == "refused"
+                    assert "the board is being flashed by ann@desk at" in notice["notice"]
+            assert board.lines[before:] == []
+            assert fake.runs
+            await end(flashing, served)
+
+
+async def test_a_board_whose_images_are_still_coming_can_be_reset(
+    tmp_path: Path, fake: FakeEsptool
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with (
+            serving(board) as served,
+            http_server(running(served)) as server,
+            client_of(server) as client,
+        ):
+            _, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
+            head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(RIGHT)}\r\n"
+            writer.write(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+            writer.write(RIGHT[:-1])
+            await until(lambda: server._runner.app[FLASHER].under_way)
+            assert (await post(client)).status == 409
+            assert (await client.post("/api/ports/desk/reset", {})).status == 200
+            writer.close()
+            await writer.wait_closed()
 
 
 async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
