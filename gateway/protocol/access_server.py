@@ -193,6 +193,8 @@ class AccessServer:
     """
 
     is_telnet = True
+    #: What has been received and had no turn: if there is any, call `receive_data` again.
+    unparsed_bytes = 0
 
     def __init__(self, signature: str) -> None:
         self._signature = signature
@@ -217,7 +219,10 @@ class AccessServer:
         return not self._com_port
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take what came from the client; return what it asks for, in stream order."""
+        """Take what came from the client; return what it asks for, in stream order.
+
+        What it leaves for the next call (`telnet.COMMANDS_PER_CALL`) is in `unparsed_bytes`.
+        """
         events: list[Event] = []
         for event in self._telnet.receive_data(data):
             match event:
@@ -232,6 +237,7 @@ class AccessServer:
                     events.append(_console_event(function))
                 case telnet.ProtocolViolation(reason, fatal):
                     events.append(Violation(reason, fatal))
+        self.unparsed_bytes = self._telnet.unparsed_bytes
         return events
 
     @property

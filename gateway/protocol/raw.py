@@ -15,6 +15,7 @@ class RawPipe:
     """One client's bytes, as they are."""
 
     is_telnet = False
+    unparsed_bytes = 0
     #: Nothing is put among the board's bytes: there is no telling who reads them.
     takes_text = False
     unsent_bytes = 0

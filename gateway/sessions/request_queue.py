@@ -39,6 +39,14 @@ _BREAK_S = 0.25
 READ_AHEAD_BYTES = 262144
 READ_AHEAD_EVENTS = 1024
 
+#: Requests carried out in one turn of the loop: 1 to 3 ms of CPU. One call of
+#: `Conversation.receive_data` returns fewer, so its requests are never parted.
+EVENTS_PER_TURN = 256
+
+#: Commands carried out for a client that has left. Programs wait for the answers to most of theirs,
+#: so few wait when a program ends. A break takes 0.25 s, a reset up to a second.
+COMMANDS_AFTER_LEAVING = 32
+
 
 class Conversation(Protocol):
     """What one client speaks, without I/O: `protocol.access_server` or `protocol.raw`.
@@ -54,8 +62,15 @@ class Conversation(Protocol):
     def takes_text(self) -> bool:
         """Whether a line for a person may be put among the board's output."""
 
+    @property
+    def unparsed_bytes(self) -> int:
+        """How much has come that `receive_data` has not looked at: call it again, with b""."""
+
     def receive_data(self, data: bytes) -> list[access_server.Event]:
-        """Take what came from the client; return what it asks for, in stream order."""
+        """Take what came from the client; return what it asks for, in stream order.
+
+        So much of it as one turn of the loop has time for.
+        """
 
     @property
     def is_amid_command(self) -> bool:
@@ -88,7 +103,7 @@ class QueueOwner(Protocol):
     """What the queue tells its session."""
 
     def queue_moved(self) -> None:
-        """Something was carried out or answered."""
+        """Something was carried out or answered; if it `is_behind`, `catch_up` is due."""
 
     def output_suspended(self, suspended: bool) -> None:
         """The client wants no output for now (True), or wants it again."""
@@ -113,8 +128,13 @@ class RequestQueue:
         self._device = device
         self._conversation = conversation
         self._owner = owner
+        #: Whether requests that need not wait for anything are left for a later turn of the loop.
+        self.is_behind = False
         self._events: deque[access_server.Event] = deque()
+        self._before_purge: deque[access_server.Event] = deque()  # before _events, no data among it
         self._waiting_bytes = 0  # of data among the events
+        self._left_out_bytes = 0  # of data that is not carried out, for its client has left
+        self._commands_left: int | None = None  # None while the client is there
         self._change_pending = False  # a change is being made: what follows waits
         self._board_busy = False  # more bytes are unsent than should be
         self._purging = False  # ahead of what waits; nothing has been written since
@@ -127,18 +147,20 @@ class RequestQueue:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes for the board that have not had their turn."""
-        return self._waiting_bytes
+        """Bytes for the board that have not had their turn, or are left out."""
+        return self._waiting_bytes + self._left_out_bytes
 
     @property
     def is_empty(self) -> bool:
         """True when everything has been carried out, as far as the kernel has taken it."""
-        return not self._events and not self._change_pending and not self._board_busy
+        has_events = bool(self._events or self._before_purge)
+        return not has_events and not self._change_pending and not self._board_busy
 
     @property
     def is_full(self) -> bool:
         """True when so much waits that nothing should be added for now."""
-        return self._waiting_bytes > READ_AHEAD_BYTES or len(self._events) > READ_AHEAD_EVENTS
+        n_events = len(self._before_purge) + len(self._events)
+        return self._waiting_bytes > READ_AHEAD_BYTES or n_events > READ_AHEAD_EVENTS
 
     def add(self, events: list[access_server.Event]) -> None:
         """Carry these out behind what waits."""
@@ -150,15 +172,13 @@ class RequestQueue:
             return
         for event in events:
             match event:
-                case SerialData():
-                    self._waiting_bytes += len(event.data)
                 case access_server.OutputSuspended(suspended):
                     self._poll.hold(suspended)
                     self._owner.output_suspended(suspended)
                     continue
                 case PurgeRequest(transmit=True):
                     self._purge_what_waits()
-            self._events.append(event)
+            self._append(event)
         self.carry_on()
 
     def board_busy(self) -> None:
@@ -170,25 +190,41 @@ class RequestQueue:
         self._board_busy = False
         self.carry_on()
 
-    def stop_reports(self) -> None:
-        """Nobody listens any more: watch no states, only carry out what waits."""
+    def catch_up(self) -> None:
+        """Go on where `is_behind`."""
+        self.is_behind = False
+        self.carry_on()
+
+    def client_left(self) -> None:
+        """Answer and report nothing more: carry out what waits, and what is added.
+
+        After COMMANDS_AFTER_LEAVING commands the rest is left out, data included: it is meant for a
+        board on which all of them were carried out.
+        """
+        if self._commands_left is not None:
+            return
         self._poll.watch(linestate=False, modemstate=False)
+        self._commands_left = COMMANDS_AFTER_LEAVING
+        waiting = [*self._before_purge, *self._events]
+        self._before_purge.clear()
+        self._events.clear()
+        self._waiting_bytes = 0
+        for event in waiting:
+            self._append(event)
 
     def close(self) -> None:
         """Drop what waits; the device may not be touched any more."""
         self._closed = True
+        self._before_purge.clear()
         self._events.clear()
         self._waiting_bytes = 0
         self._poll.watch(linestate=False, modemstate=False)
 
     def carry_on(self) -> None:
-        """Carry out requests until one has to be waited for."""
-        if self._carrying_out:
+        """Carry out requests until one has to be waited for, or the turn is used up."""
+        if self._carrying_out or self.is_behind:
             return
-        self._carrying_out = True
-        while self._events and not self._change_pending and not self._board_busy:
-            self._carry_out(self._events.popleft())
-        self._carrying_out = False
+        self._carry_out_waiting()
         if not self._closed:
             self._owner.queue_moved()
 
@@ -196,6 +232,54 @@ class RequestQueue:
         """The port in one line, for a person at a telnet client."""
         status = self._device.status
         return f"{self._device.name}: {status.settings}, {status.lines}"
+
+    def _append(self, event: access_server.Event) -> None:
+        if self._commands_left is not None and not self._is_for_leaver(event):
+            return
+        if isinstance(event, SerialData):
+            self._waiting_bytes += len(event.data)
+        self._events.append(event)
+
+    def _is_for_leaver(self, event: access_server.Event) -> bool:
+        """Whether this is carried out though its client has left; counts commands."""
+        assert self._commands_left is not None  # noqa: S101 - it has left
+        match event:
+            case SerialData(data):
+                if self._commands_left < 0:
+                    self._left_out_bytes += len(data)
+                return self._commands_left >= 0
+            case access_server.ClientIdentified():
+                return True
+            case SettingsRequest(_, change) if not change:
+                return False
+            case LinesRequest(_, None, None) | BreakRequest(_, None):
+                return False
+            case SettingsRequest() | LinesRequest() | BreakRequest() | PurgeRequest():
+                pass
+            case access_server.ConsoleRequest(Console.SEND_BREAK):
+                pass
+            case _:
+                return False
+        self._commands_left = max(self._commands_left - 1, -1)
+        return self._commands_left >= 0
+
+    def _carry_out_waiting(self) -> None:
+        if self._carrying_out or self.is_behind:
+            return
+        self._carrying_out = True
+        for _ in range(EVENTS_PER_TURN):
+            if not self._is_ready:
+                break
+            self._carry_out((self._before_purge or self._events).popleft())
+        self.is_behind = self._is_ready
+        self._carrying_out = False
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether a request can be carried out now."""
+        if self._change_pending or self._board_busy:
+            return False
+        return bool(self._before_purge or self._events)
 
     def _carry_out(self, event: access_server.Event) -> None:
         match event:
@@ -217,11 +301,11 @@ class RequestQueue:
 
     def _purge_what_waits(self) -> None:
         """Drop the bytes before a purge that stand in its way; it is answered in its turn."""
-        self.carry_on()
-        if self._waiting_bytes:
-            others = (event for event in self._events if not isinstance(event, SerialData))
-            self._events = deque(others)
-            self._waiting_bytes = 0
+        self._carry_out_waiting()
+        # Each event is looked at by one purge only, however many follow.
+        self._before_purge += (each for each in self._events if not isinstance(each, SerialData))
+        self._events.clear()
+        self._waiting_bytes = 0
         if not self._purging and not self.is_empty and not self._closed:
             self._purging = True
             self._device.purge(self._purged, receive=False, transmit=True)
@@ -274,7 +358,7 @@ class RequestQueue:
         # A reset in between is meant: the network has only brought its two ends together.
         joins = self._device.joins_lines and lines != RESET
         if joins and (other := self._other_line(first)) is not None:
-            self._events.popleft()
+            (self._before_purge or self._events).popleft()
             lines = _with_request(lines, other)
             answers.append((other, lines))
             dtr = other.dtr if dtr is None else dtr
@@ -286,7 +370,8 @@ class RequestQueue:
 
     def _other_line(self, first: LinesRequest) -> LinesRequest | None:
         """The next request, if it sets the line that `first` does not."""
-        following = self._events[0] if self._events else None
+        waiting = self._before_purge or self._events
+        following = waiting[0] if waiting else None
         if not isinstance(following, LinesRequest):
             return None
         is_other = following.rts is not None if first.rts is None else following.dtr is not None

@@ -24,6 +24,7 @@ from gateway.devices.device import Device
 from gateway.devices.end_of_use import finish_limit
 from gateway.errors import ClientError, DeviceError
 from gateway.protocol.greeting import Greeting, Verdict, http_response, recognise
+from gateway.sessions import turns
 from gateway.sessions.client_doubt import ClientDoubt
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
@@ -138,7 +139,9 @@ class Session(asyncio.BufferedProtocol):
         self._requests = RequestQueue(self._seat, conversation, self)
         self._output = ClientOutput(device, self, limits)
         self.data_received = self._output.add  # a call less for each read
-        self._early = b""  # has come before the device was ours, or is not decided yet
+        self._early = b""  # has come and had no turn: the device is not ours, or others have theirs
+        self._turns = turns.of_running_loop()
+        self._is_behind = False  # more has come than one turn of the loop has time for
         self._is_screened = not screens
         self._take = self._receive if self._is_screened else self._screen
         self._stays_s = stays_s
@@ -285,11 +288,46 @@ class Session(asyncio.BufferedProtocol):
             self._transport.write(f"{text}\r\n".encode())
         self._hang_up()
 
+    # --- what has come
+
     def _receive(self, data: bytes) -> None:
         self.received_bytes += len(data)
         events = self._conversation.receive_data(data)
         self._output.client_sent(events)
         self._requests.add(events)
+        if self._conversation.unparsed_bytes:
+            self._fall_behind()
+
+    def _receive_later(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        self._early += data
+
+    def _fall_behind(self) -> None:
+        """Read nothing, and leave the rest of what has come for later turns of the loop."""
+        if self._is_behind:
+            return
+        self._is_behind = True
+        self._take = self._receive_later  # uvloop reads once before it pauses
+        if self.state is SessionState.ACTIVE:
+            self._transport.pause_reading()
+        self._turns.later(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Do one slice of what was left; read on when nothing is."""
+        self._is_behind = False
+        if self.state not in {SessionState.ACTIVE, SessionState.FINISHING}:
+            return
+        if self._requests.is_behind:
+            self._requests.catch_up()
+        elif self._conversation.unparsed_bytes or self._early:
+            early, self._early = self._early, b""
+            self.received_bytes -= len(early)  # counted when it came
+            self._receive(early)
+        if self._requests.is_behind or self._conversation.unparsed_bytes or self._early:
+            self._fall_behind()
+        elif not self._is_behind:
+            self._take = self._receive
+            self.queue_moved()
 
     def eof_received(self) -> bool:
         """The client sends no more: it has left, whether it still reads or not."""
@@ -450,11 +488,19 @@ class Session(asyncio.BufferedProtocol):
 
     def queue_moved(self) -> None:
         """Send what there is to answer; read on, or end, when nothing waits any more."""
+        if self._requests.is_behind:
+            self._fall_behind()
         if self.state is SessionState.ACTIVE:
             self._send_answers()
             self._read_client_or_not()
-        elif self.state is SessionState.FINISHING and self._requests.is_empty:
+        elif self.state is SessionState.FINISHING and self._has_finished:
             self.close("finished")
+
+    @property
+    def _has_finished(self) -> bool:
+        """Whether all that has come from the client is carried out."""
+        is_parsed = not self._is_behind and not self._conversation.unparsed_bytes
+        return is_parsed and self._requests.is_empty
 
     def output_suspended(self, suspended: bool) -> None:
         """Send nothing more, or go on (FLOWCONTROL-SUSPEND, -RESUME)."""
@@ -490,7 +536,7 @@ class Session(asyncio.BufferedProtocol):
         self.state = SessionState.FINISHING
         self._stop_watching()
         self._log_end(reason)
-        self._requests.stop_reports()
+        self._requests.client_left()
         self._output.stop()
         self._finish_limit.start()
         self._requests.carry_on()
@@ -507,7 +553,8 @@ class Session(asyncio.BufferedProtocol):
         self._finish_limit.stop()
         self._stop_screening()
         self._stop_watching()
-        if dropped_bytes := self._requests.waiting_bytes:
+        dropped_bytes = self._requests.waiting_bytes + self._conversation.unparsed_bytes
+        if self._is_screened and (dropped_bytes := dropped_bytes + len(self._early)):
             self._seat.drop(dropped_bytes)
             self._log.warning("unsent_dropped", unsent_bytes=dropped_bytes, reason=reason)
         self._requests.close()
@@ -544,7 +591,8 @@ class Session(asyncio.BufferedProtocol):
         if self.state is not SessionState.ACTIVE:
             return
         unread_bytes = self._transport.get_write_buffer_size()
-        if not self._requests.is_full and unread_bytes <= _UNREAD_LIMIT_BYTES:
+        is_full = self._requests.is_full or self._is_behind
+        if not is_full and unread_bytes <= _UNREAD_LIMIT_BYTES:
             self._transport.resume_reading()
             return
         self._transport.pause_reading()
@@ -562,5 +610,7 @@ class Session(asyncio.BufferedProtocol):
             self._look_timer = clock.call_later(_LOOK_S, self._look_after_client)
         elif is_waiting:
             self.close("left before its turn", is_told=True)
-        else:
+        else:  # it is read to its end first
+            self._requests.client_left()
             self._finish_limit.start()
+            self._requests.carry_on()

@@ -14,7 +14,7 @@ from gateway.sessions import client_doubt
 from gateway.tcp.client_socket import TcpLink
 from tests.support.pty_board import LoopClock, PtyBoard, pass_silence, serving, until
 from tests.support.quiet_client import quiet_client
-from tests.support.tcp_client import GREETING, TcpClient
+from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
 
 
 def reasons(logs: list[EventDict]) -> list[object]:
@@ -135,6 +135,7 @@ async def test_where_a_newcomer_takes_the_port_anyway_nobody_is_doubted(tmp_path
         async with serving(board, sharing=Sharing.TAKEOVER) as served:
             with await quiet_client(served) as replaced:
                 newcomer = await TcpClient.connect(served.tcp_port)
+                await newcomer.send(SPEAKS_TELNET)
                 await newcomer.receive_wire(GREETING)
                 assert b"takes the port over" in await replaced.receive_to_end()
                 newcomer.close()

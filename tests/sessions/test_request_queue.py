@@ -12,7 +12,13 @@ from gateway.protocol.access_server import AccessServer, PortStatus
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
-from gateway.sessions.request_queue import READ_AHEAD_BYTES, READ_AHEAD_EVENTS, RequestQueue
+from gateway.sessions.request_queue import (
+    COMMANDS_AFTER_LEAVING,
+    EVENTS_PER_TURN,
+    READ_AHEAD_BYTES,
+    READ_AHEAD_EVENTS,
+    RequestQueue,
+)
 from gateway.sessions.seat import Seat
 from gateway.tty.port_counts import PortCounts
 from gateway.tty.serial_states import EventCounts, PortStates
@@ -90,12 +96,16 @@ class Client:
 
     def sends(self, data: bytes) -> None:
         self.queue.add(self.access.receive_data(data))
+        while self.access.unparsed_bytes:
+            self.queue.add(self.access.receive_data(b""))
 
     def answers(self) -> bytes:
         return self.access.data_to_send()
 
     def queue_moved(self) -> None:
         self.moves += 1
+        while self.queue.is_behind:
+            self.queue.catch_up()
 
     def output_suspended(self, suspended: bool) -> None:
         self.told.append(suspended)
@@ -319,7 +329,7 @@ async def test_modem_states_are_polled_until_nobody_wants_them() -> None:
         assert client.device.asked == ["states"]
         client.sends(com_port(SET_MODEMSTATE_MASK, b"\xff"))
         client.device.finish()
-        client.queue.stop_reports()
+        client.queue.client_left()
         await clock.advance(10.0)
         assert client.device.asked == ["states"] * 2
 
@@ -474,3 +484,51 @@ async def test_a_closed_queue_drops_what_waits_and_moves_no_more() -> None:
     assert client.device.asked == [SerialSettings(baudrate=9600)]
     assert client.moves == moves
     assert client.answers() == b""
+
+
+async def test_of_a_client_that_has_left_what_it_asks_is_not_answered_and_what_it_sets_is_set() -> (
+    None
+):
+    client = rfc2217_client()
+    client.queue.board_busy()
+    asked = control(Control.REQUEST_DTR) + com_port(NOTIFY_LINESTATE) + baudrate(0) + command(AYT)
+    client.sends(b"a" + asked + baudrate(9600) + b"b")
+    client.queue.client_left()
+    client.sends(asked + b"c")
+    client.queue.board_ready()
+    client.device.finish()
+    assert client.device.asked == [b"a", SerialSettings(baudrate=9600), b"b", b"c"]
+    assert client.queue.is_empty
+
+
+async def test_of_a_client_that_has_left_so_many_commands_are_carried_out_and_no_more() -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends((b"x" + command(BRK)) * COMMANDS_AFTER_LEAVING)
+    client.queue.client_left()
+    client.queue.client_left()
+    client.sends(b"last" + command(BRK) + b"lost" + command(BRK) + b"lost")
+    client.queue.board_ready()
+    with LoopClock() as clock:
+        for _ in range(2 * COMMANDS_AFTER_LEAVING):
+            client.device.finish()
+            await clock.advance(0.25)
+    breaks = [each for each in client.device.asked if each == ("break", True)]
+    assert len(breaks) == COMMANDS_AFTER_LEAVING
+    assert client.device.asked[-1] == b"last"
+    assert client.queue.is_empty
+    assert client.queue.waiting_bytes == 2 * len(b"lost")
+
+
+async def test_requests_that_need_not_wait_are_carried_out_a_few_in_a_turn() -> None:
+    client = rfc2217_client()
+    client.queue.board_busy()
+    client.sends(control(Control.REQUEST_DTR) * 3 * EVENTS_PER_TURN)
+    client.queue_moved = lambda: None  # type: ignore[method-assign]
+    for turn in range(3):
+        client.queue.board_ready() if turn == 0 else client.queue.catch_up()
+        assert client.answers() == answer(Control.DTR_OFF) * EVENTS_PER_TURN
+        assert client.queue.is_behind is (turn < 2)
+        client.queue.carry_on()  # not before its turn
+        assert client.answers() == b""
+    assert client.queue.is_empty

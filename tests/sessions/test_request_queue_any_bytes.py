@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway import clock
-from gateway.protocol.access_server import AccessServer, PortStatus
+from gateway.protocol.access_server import AccessServer, PortStatus, SerialData
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.protocol.serial_settings import SerialSettings
@@ -98,19 +99,22 @@ class Board:
 class Client:
     """A client of a board, and all that it and the session are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: type[RequestQueue] = RequestQueue) -> None:
         self.board = Board()
         self.access = AccessServer("gateway under test")
         self.told: list[object] = []
         self.answers = bytearray()
-        self.queue = RequestQueue(cast("Seat", self.board), self.access, self)
+        self.queue = queue(cast("Seat", self.board), self.access, self)
 
     def sends(self, data: bytes) -> None:
         self.queue.add(self.access.receive_data(data))
+        while self.access.unparsed_bytes:
+            self.queue.add(self.access.receive_data(b""))
         self.answers += self.access.data_to_send()
 
     def queue_moved(self) -> None:
-        pass
+        while self.queue.is_behind:
+            self.queue.catch_up()
 
     def output_suspended(self, suspended: bool) -> None:
         self.told.append(suspended)
@@ -128,6 +132,27 @@ class Client:
 
     def say(self, line: str) -> None:
         self.access.say(line.encode())
+
+
+class SimpleQueue(RequestQueue):
+    """The same with one list, which each purge makes anew, and without slices."""
+
+    def _purge_what_waits(self) -> None:
+        self._carry_out_waiting()
+        if self._waiting_bytes:
+            self._events = deque(each for each in self._events if not isinstance(each, SerialData))
+            self._waiting_bytes = 0
+        if not self._purging and not self.is_empty and not self._closed:
+            self._purging = True
+            self._device.purge(self._purged, receive=False, transmit=True)
+
+    def _carry_out_waiting(self) -> None:
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        while self._events and not self._change_pending and not self._board_busy:
+            self._carry_out(self._events.popleft())
+        self._carrying_out = False
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +247,36 @@ def test_whatever_waits_is_carried_out_when_the_board_goes_on(
         client.board.waiting.pop(0)()
     assert client.queue.is_empty
     assert client.queue._waiting_bytes == 0
+
+
+PURGES = st.sampled_from([com_port(12, bytes([which])) for which in (1, 2, 3)])
+MANY = st.builds(bytes.__mul__, st.one_of(TOKENS, PURGES), st.sampled_from([1, 2, 70, 300]))
+
+
+@given(st.lists(st.tuples(st.lists(st.one_of(MANY, PURGES), max_size=6), st.integers(0, 3))))
+def test_the_queue_does_what_a_simple_one_does(rounds: list[tuple[list[bytes], int]]) -> None:
+    clients = (Client(), Client(SimpleQueue))
+    for client in clients:
+        client.sends(RFC2217_CLIENT)
+        client.board.stalls = True
+    for tokens, what_next in rounds:
+        for client in clients:
+            client.sends(b"".join(tokens))
+            if what_next == 0:
+                client.queue.board_busy()
+            elif what_next == 1:
+                client.queue.board_ready()
+            elif client.board.waiting:
+                client.board.waiting.pop(0)()
+        queue, simple = clients
+        assert queue.board.got == simple.board.got
+        assert queue.answers + queue.access.data_to_send() == (
+            simple.answers + simple.access.data_to_send()
+        )
+        assert queue.told == simple.told
+        assert queue.queue.is_full == simple.queue.is_full
+        assert queue.queue.is_empty == simple.queue.is_empty
+        assert queue.queue.waiting_bytes == simple.queue.waiting_bytes
 
 
 @settings(max_examples=50)

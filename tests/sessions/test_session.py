@@ -302,8 +302,9 @@ async def test_a_client_that_asks_and_never_reads_the_answers_is_read_no_more(
                 sending.cancel()
                 # Having read them, it is served again.
                 client.set_receive_buffer(1 << 20)
+                received_bytes = session.received_bytes
                 reading = asyncio.create_task(client.receive_to_end())
-                await until(session._transport.is_reading)
+                await until(lambda: session.received_bytes > received_bytes)
                 reading.cancel()
                 await asyncio.gather(sending, reading, return_exceptions=True)
                 client.reset()

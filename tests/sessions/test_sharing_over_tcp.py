@@ -197,6 +197,7 @@ async def test_the_last_bytes_of_one_that_has_left_are_sent_before_another_drive
             await asyncio.sleep(1)  # longer than a newcomer usually waits
             board.start_reading()
             with await connecting as second:
+                await until(lambda: len(board.received) >= len(data))  # from the kernel's buffer
                 assert board.received == data
                 await second.send(b"second")
                 await until(lambda: board.received == data + b"second")

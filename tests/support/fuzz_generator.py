@@ -30,6 +30,10 @@ CORPUS = Path(__file__).parent.parent / "corpus"
 #: One case in so many is clean: what went in must come out.
 _CLEAN_ONE_IN = 4
 
+#: And one in so many is dense: some commands, again and again.
+_DENSE_ONE_IN = 6
+_DENSE_BYTES = 65_000  # one read
+
 #: Streams longer than this are not cut into single bytes: each costs a turn of the loop.
 _CUT_FINE_BYTES = 1500
 
@@ -87,6 +91,8 @@ def make_case(seed: int, corpus: list[bytes]) -> Case:
     rng = random.Random(seed)
     if rng.randrange(_CLEAN_ONE_IN) == 0:
         return _clean_case(rng)
+    if rng.randrange(_DENSE_ONE_IN) == 0:
+        return _dense_case(rng)
     stream = rng.choice(corpus) if rng.random() < 0.7 else _invented(rng)
     for _ in range(rng.choice((0, 1, 2, 4, 8, 16))):
         stream = _mutated(rng, stream, corpus)[:_LONGEST_BYTES]
@@ -98,6 +104,17 @@ def make_case(seed: int, corpus: list[bytes]) -> Case:
     if rng.random() < 0.3:
         case.append(Step(Action.RESET if rng.random() < 0.5 else Action.LEAVE))
     return case
+
+
+def _dense_case(rng: random.Random) -> Case:
+    unit = b"".join(_piece(rng)[:20] for _ in range(rng.choice((0, 0, 1, 3))))
+    unit += rng.choice((b"x", command(rng.randrange(241, 250)), com_port(12, b"\x02"), com_port(0)))
+    stream = (unit * (_DENSE_BYTES // len(unit) + 1))[: rng.choice((8_000, _DENSE_BYTES))]
+    greeting = [Step(Action.SEND, RFC2217_CLIENT)] if rng.random() < 0.8 else []
+    case = [*greeting, Step(Action.SEND, stream)]
+    if rng.random() < 0.3:
+        case.insert(rng.randrange(len(case)), _disturbance(rng))
+    return [*case, Step(Action.WAIT, number=rng.choice((0.0, 0.3, 20.0)))]
 
 
 def _invented(rng: random.Random) -> bytes:

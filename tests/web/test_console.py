@@ -22,6 +22,7 @@ from gateway.protocol.reset import IDLE, RESET
 from gateway.web import console as module
 from gateway.web import pacing
 from gateway.web.websocket_frames import HttpHandler
+from tests.sessions.test_floods import READ_BYTES, TURN_LIMIT_S, counted_turns
 from tests.support.http_fuzz import ws_frame
 from tests.support.http_lab import (
     HttpClient,
@@ -570,3 +571,35 @@ async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
             # The client's session is closed before the server is stopped: it need not get a reason.
             await asyncio.gather(ending, return_exceptions=True)
             await served.until_idle()
+
+
+def frame(kind: aiohttp.WSMsgType, payload: bytes) -> bytes:
+    """A client's frame as it goes over the wire (RFC 6455 section 5.2), its mask is 0."""
+    assert len(payload) < 126
+    return bytes([0x80 | int(kind), 0x80 | len(payload), 0, 0, 0, 0]) + payload
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        frame(aiohttp.WSMsgType.BINARY, b"x"),
+        frame(aiohttp.WSMsgType.BINARY, b""),
+        frame(aiohttp.WSMsgType.TEXT, b"{"),
+        frame(aiohttp.WSMsgType.TEXT, b'{"type": "lines"}'),
+        frame(aiohttp.WSMsgType.TEXT, b'{"type": "settings", "baud": 9600}'),
+        frame(aiohttp.WSMsgType.PING, b""),
+    ],
+)
+async def test_a_flood_of_messages_delays_no_port(tmp_path: Path, one: bytes) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with console_of(board) as (_, terminal):
+            board.start_reading()
+            terminal.socket._reader.set_exception(ConnectionError("nothing is read any more"))
+            async with counted_turns() as counted:
+                transport_of(terminal).write(one * (3 * READ_BYTES // len(one)))
+                busy = 0
+                while counted.busy > busy or busy == 0:
+                    busy = counted.busy
+                    for _ in range(200):
+                        await asyncio.sleep(0)
+            assert counted.worst_s < TURN_LIMIT_S
