@@ -196,6 +196,24 @@ def test_usb_reset_is_followed_line_by_line() -> None:
         assert bench.board.boots == [Boot.DOWNLOAD]
 
 
+def test_lines_of_a_usb_reset_are_shown_before_the_client_has_sent_all_of_it() -> None:
+    for bench in benches(UsbSerialJtag, USB_JTAG):
+        bench.play((*clients.OPEN, *clients.ESPTOOL_USB_JTAG[:7]))
+        assert bench.shown == [STRAP, BOTH]
+        leave(bench)
+
+
+def test_a_usb_reset_is_known_by_both_lines_of_its_first_step_in_one_command() -> None:
+    bench = Bench(UsbSerialJtag(), controller=controller_for(USB_JTAG))
+    bench.controller.request(0.0, dtr=True, rts=False)
+    bench.show()
+    assert bench.shown == [STRAP]
+    bench.controller.request(0.1, rts=True)
+    bench.show()
+    assert bench.shown == [STRAP, BOTH]
+    leave(bench)
+
+
 def test_usb_reset_is_understood_after_anything_that_went_before() -> None:
     before = (*clients.MONITOR_ATTACH, *clients.MONITOR_HARD, *clients.ESPTOOL_CLASSIC)
     for bench in benches(UsbSerialJtag, USB_JTAG):

@@ -51,6 +51,57 @@ def commands() -> st.SearchStrategy[Command]:
     )
 
 
+def test_values_are_those_of_rfc_2217() -> None:
+    """RFC 2217 section 3: SET-CONTROL, NOTIFY-LINESTATE, NOTIFY-MODEMSTATE, PURGE-DATA."""
+    assert {each.name: each.value for each in rfc2217.Control} == {
+        "REQUEST_FLOW": 0,
+        "FLOW_NONE": 1,
+        "FLOW_XONXOFF": 2,
+        "FLOW_HARDWARE": 3,
+        "REQUEST_BREAK": 4,
+        "BREAK_ON": 5,
+        "BREAK_OFF": 6,
+        "REQUEST_DTR": 7,
+        "DTR_ON": 8,
+        "DTR_OFF": 9,
+        "REQUEST_RTS": 10,
+        "RTS_ON": 11,
+        "RTS_OFF": 12,
+        "REQUEST_FLOW_IN": 13,
+        "FLOW_IN_NONE": 14,
+        "FLOW_IN_XONXOFF": 15,
+        "FLOW_IN_HARDWARE": 16,
+        "FLOW_DCD": 17,
+        "FLOW_IN_DTR": 18,
+        "FLOW_DSR": 19,
+    }
+    assert {each.name: each.value for each in rfc2217.Linestate} == {
+        "TIMEOUT": 128,
+        "TRANSMIT_SHIFT_EMPTY": 64,
+        "TRANSMIT_HOLDING_EMPTY": 32,
+        "BREAK": 16,
+        "FRAMING_ERROR": 8,
+        "PARITY_ERROR": 4,
+        "OVERRUN": 2,
+        "DATA_READY": 1,
+    }
+    assert {each.name: each.value for each in rfc2217.Modemstate} == {
+        "CD": 128,
+        "RI": 64,
+        "DSR": 32,
+        "CTS": 16,
+        "DELTA_CD": 8,
+        "TRAILING_EDGE_RI": 4,
+        "DELTA_DSR": 2,
+        "DELTA_CTS": 1,
+    }
+    assert {each.name: each.value for each in rfc2217.PurgeBuffers} == {
+        "RECEIVE": 1,
+        "TRANSMIT": 2,
+        "BOTH": 3,
+    }
+
+
 @given(commands(), st.booleans())
 def test_decode_is_the_inverse_of_encode(command: Command, from_server: bool) -> None:
     wire = rfc2217.encode(command, from_server=from_server)

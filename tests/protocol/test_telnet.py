@@ -92,6 +92,14 @@ def test_each_option_is_answered_and_only_ours_are_accepted(option: int) -> None
         assert receive(refusal) == ([], b""), "what is off stays off without a word"
 
 
+@pytest.mark.parametrize("option", sorted({*range(256)} - {BINARY, ECHO, SGA, COM_PORT, TM}))
+def test_dont_of_a_refused_option_is_not_answered(option: int) -> None:
+    telnet = Telnet()
+    for _ in range(2):
+        assert receive(do(option), telnet=telnet)[1] == wont(option)
+        assert receive(dont(option), telnet=telnet) == ([], b"")
+
+
 @pytest.mark.parametrize("option", [BINARY, ECHO, SGA, COM_PORT])
 def test_dont_of_an_enabled_option_is_confirmed_once(option: int) -> None:
     telnet = Telnet()

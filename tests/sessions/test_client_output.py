@@ -71,6 +71,22 @@ async def test_a_client_that_does_not_take_the_output_is_closed(tmp_path: Path) 
     assert (end["reason"], end["log_level"]) == ("does not take the board's output", "warning")
 
 
+async def test_a_slow_client_is_kept_while_its_buffer_has_room(tmp_path: Path) -> None:
+    sent_bytes = 0
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, limits=limits(SlowClient.DISCONNECT)) as served:
+            with await slow_client_of(served) as slow:
+                session = await served.session()
+                while not session._output.kept_bytes:
+                    assert served.active == [session]
+                    await board.write(b"x" * 1000)
+                    sent_bytes += 1000
+                    await until(lambda: served.device.received_bytes == sent_bytes)  # noqa: B023
+                assert served.active == [session]
+                await slow.receive(lambda: len(slow.data) == sent_bytes)
+                assert served.device.users.output_dropped_bytes == 0
+
+
 async def test_what_is_kept_for_a_client_can_be_purged(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board, limits=limits(SlowClient.DROP_OLDEST)) as served:
