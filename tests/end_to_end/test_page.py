@@ -20,6 +20,7 @@ pytestmark = pytest.mark.timeout(400)
 
 #: What a screen shows of the terminal.
 TERMINAL = "#console .xterm-rows"
+CELLS = f"document.querySelectorAll('{TERMINAL} span')"
 #: What a browser notes of each request that was refused or got no answer.
 NOT_LOADED = re.compile("Failed to load resource|WebSocket connection to .* failed")
 CONNECT = "#console .toolbar .primary"
@@ -231,6 +232,69 @@ def test_markup_in_what_a_board_says_stays_text(page: Page, lab: Lab) -> None:
         page.wait_for_text(TERMINAL, "? <img/src=x")
     assert not page.evaluate("document.querySelectorAll('img[src=x]').length")
     assert page.evaluate("document.title").startswith("desk ")
+
+
+#: What a cell is written with, and its text.
+COLOURS = {
+    "true": "38;2;255;128;0",
+    "trueback": "48;2;10;20;130",
+    "p208": "38;5;208",
+    "back27": "48;5;27",
+    "red": "31",
+    "inverse": "7",
+    "inversetrue": "7;38;2;1;200;3",
+    "plain": "0",
+}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_console_has_all_colours_and_reverse_video(
+    page: Page, tmp_path: Path, dark: bool
+) -> None:
+    """As the browser draws them: foreground and background of each cell."""
+    page.look_like(1280, 800, dark=dark)
+    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
+        lab.boards["desk"].wait_for_app()
+        written = "".join(f"\x1b[{codes}m{text}\x1b[0m," for text, codes in COLOURS.items())
+        with closing(connected_client(lab, "desk")) as client:
+            open_lab(page, lab, "/#/desk")
+            client.sendall(f"{written}\r".encode())
+            page.wait_for_text(TERMINAL, "? true,trueback,p208")
+            drawn = page.evaluate(
+                f"""Object.fromEntries([...{CELLS}].map((cell) => {{
+                  const rgba = (text) => text.match(/[0-9.]+/g).map(Number);
+                  const backOf = (element) => {{
+                    const back = rgba(getComputedStyle(element).backgroundColor);
+                    return back[3] === 0 ? backOf(element.parentElement) : back.slice(0, 3);
+                  }};
+                  return [cell.textContent, [rgba(getComputedStyle(cell).color), backOf(cell)]];
+                }}))"""
+            )
+    cells = {text: drawn[text] for text in COLOURS if text != "plain"}
+    assert cells["trueback"][1] == [10, 20, 130]
+    assert cells["back27"][1] == [0, 95, 255]
+    assert cells["inversetrue"][1] == [1, 200, 3]
+    assert cells["inverse"][1] != cells["red"][1]
+    if dark:  # on white they are darkened until they can be read
+        assert cells["true"][0] == [255, 128, 0]
+        assert cells["p208"][0] == [255, 135, 0]
+    assert len({tuple(cells[text][0]) for text in ("true", "p208", "red", "inverse")}) == 4
+    for text, (colour, back) in cells.items():
+        # Behind the reverse of a colour of its own, xterm.js has the screen's colour as it is.
+        least = 2.0 if text == "inversetrue" else 4.4
+        assert contrast(colour, back) >= least, (text, colour, back)
+
+
+def contrast(one: list[int], other: list[int]) -> float:
+    """The ratio of WCAG 2, 1 to 21."""
+
+    def luminance(rgb: list[int]) -> float:
+        parts = [each / 255 for each in rgb]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_markup_in_a_name_stays_text(page: Page, lab: Lab) -> None:

@@ -1,8 +1,17 @@
 /**
- * The document that xterm.js is given, so that it keeps to `style-src 'self'`. It writes <style> elements
- * and style attributes, which such a policy forbids; the same through the CSSOM is allowed, since only
- * scripts that the policy let in can do it.
+ * What xterm.js is given, so that it keeps to `style-src 'self'`. It writes <style> elements and style
+ * attributes, which such a policy forbids; the same through the CSSOM is allowed, since only scripts that
+ * the policy has let in can do it.
  */
+
+/**
+ * The colours of a cell are a style attribute of its <span>, unless they are of the theme's first 16. Those
+ * are made by the page's own document, whatever `documentOverride` says, so all of the page's are changed.
+ */
+HTMLSpanElement.prototype.setAttribute = function setAttribute(name, value) {
+  if (name === 'style') this.style.cssText = value;
+  else Element.prototype.setAttribute.call(this, name, value);
+};
 
 /** `document`, but for the elements that it makes. */
 export function strictDocument() {
@@ -31,9 +40,7 @@ export function openStrictly(terminal, parent) {
 
 function createElement(tag, options) {
   if (tag === 'style') return styleElement();
-  const element = Document.prototype.createElement.call(document, tag, options);
-  if (tag === 'span') element.setAttribute = setAttribute;
-  return element;
+  return Document.prototype.createElement.call(document, tag, options);
 }
 
 /**
@@ -53,9 +60,4 @@ function styleElement() {
     Element.prototype.remove.call(element);
   };
   return element;
-}
-
-function setAttribute(name, value) {
-  if (name === 'style') this.style.cssText = value;
-  else Element.prototype.setAttribute.call(this, name, value);
 }
