@@ -14,8 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 import gateway.devices.sharing
-from gateway.config.choices import Recording
-from gateway.config.document import OnDisconnect
+from gateway.config.choices import Recording, Sharing
+from gateway.config.document import OnConnect, OnDisconnect
 from gateway.devices.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
@@ -413,6 +413,26 @@ async def test_a_lost_device_can_not_be_used(tmp_path: Path) -> None:
                 device.write(b"x")
 
 
+async def test_a_user_that_came_while_the_board_was_prepared_has_it_with_the_first(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        device = device_of(board, on_connect=OnConnect.RESET, sharing=Sharing.SHARED)
+        device.start()
+        await until(lambda: device.state is DeviceState.IDLE)
+        with LoopClock() as clock:
+            first, second = User("first"), User("second")
+            device.attach(first)
+            device.attach(second)
+            assert first.said == second.said == []
+            while not first.said:
+                await clock.advance(0.01)
+            assert first.said == second.said == ["attached"]
+            device.detach(first)
+            device.detach(second)
+        await device.stop()
+
+
 # --- away
 
 
@@ -521,6 +541,20 @@ async def test_the_lines_of_a_board_that_is_away_are_seen_to_when_it_is_back(
         assert device.status.settings == SerialSettings()
         device.detach(next_user)
         await device.stop()
+
+
+async def test_a_tty_that_was_lent_is_taken_back_for_its_user(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with started(board) as device:
+            user = await attached(device)
+            closed: list[bool] = []
+            device.lend("lent to a tool", lambda: closed.append(True))
+            await until(lambda: closed)
+            assert device.state is DeviceState.AWAY
+            device.take_back()
+            await until(lambda: device.state is DeviceState.IN_USE)
+            assert user.said == ["attached"]
+            device.detach(user)
 
 
 async def test_a_board_that_nobody_has_any_more_is_not_waited_for_long(tmp_path: Path) -> None:

@@ -183,6 +183,20 @@ def test_a_file_that_is_truncated_is_filled_again_and_put_aside_when_it_is_full(
     assert (tmp_path / "desk.log.1").read_bytes() == STAMP + b"3\n" + line
 
 
+def test_a_full_file_that_is_opened_again_is_put_aside_and_the_next_begins_with_a_time(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "desk.log"
+    log = log_of(path, max_bytes=100)
+    log.write(b"x" * (100 - len(STAMP)))
+    wait_for(written(path, STAMP + b"x" * (100 - len(STAMP))))
+    log.reopen()
+    wait_for((tmp_path / "desk.log.1").exists)
+    log.write(b"y\n")
+    log.close()
+    assert path.read_bytes() == STAMP + b"y\n"
+
+
 def test_a_file_that_was_replaced_is_opened_at_once_if_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "desk.log"
     log = log_of(path)

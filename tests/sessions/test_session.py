@@ -796,3 +796,19 @@ async def test_what_is_read_although_the_board_is_not_there_yet_is_kept(tmp_path
                     await second.send(b"and late")
                     first.close()
                     await until(lambda: board.received == b"early and late")
+
+
+async def test_a_session_that_is_closed_before_its_connection_is_made_hangs_up(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            session = served.listener._new_session()
+            session.close("the gateway is shutting down")
+            ours, theirs = socket.socketpair()
+            with theirs:
+                connected = asyncio.get_running_loop().connect_accepted_socket
+                transport, _ = await connected(lambda: session, ours)
+                assert transport.is_closing()
+                served.listener.session_ended(session)
+            await served.until_idle()

@@ -249,6 +249,16 @@ async def test_both_wildcard_addresses_have_the_same_port_to_themselves() -> Non
             assert (v4.addresses, v6.addresses) == (("0.0.0.0",), ("::",))
 
 
+@pytest.mark.parametrize("scope", ["lo", str(socket.if_nametoindex("lo"))])
+async def test_the_interface_of_an_address_may_be_named_or_numbered(scope: str) -> None:
+    async with acceptor(host=f"::1%{scope}") as (accepting, owner):
+        await accepting.open()
+        assert owner.told == ["listening"]
+        assert accepting.tcp_port is not None
+        with socket.create_connection(("::1", accepting.tcp_port)):
+            await until(lambda: owner.connections)
+
+
 async def test_all_addresses_of_a_name_share_one_free_port(resolver: Resolver) -> None:
     resolver.answers.set()
     async with acceptor(host="lab") as (accepting, owner):
