@@ -73,8 +73,13 @@ class Policy:
     host_names: frozenset[str] = frozenset()
     own_names: frozenset[str] = frozenset()
 
-    def refusal(self, asked: Asked, content_types: Collection[str] = (JSON,)) -> Refused | None:
-        """Why not; None if it may. `content_types` are those that its resource takes."""
+    def refusal(
+        self, asked: Asked, content_types: Collection[str] | None = (JSON,)
+    ) -> Refused | None:
+        """Why not; None if it may.
+
+        `content_types` are those that its resource takes, None if there is no such resource.
+        """
         for host in (asked.host, asked.target_host):
             if host and not is_served(split_host(host)[0], self.host_names | self.own_names):
                 reason = (
@@ -111,7 +116,9 @@ class Policy:
         return Refused(HTTPStatus.UNAUTHORIZED, reason)
 
 
-def _refused_content(asked: Asked, content_types: Collection[str]) -> Refused | None:
+def _refused_content(asked: Asked, content_types: Collection[str] | None) -> Refused | None:
+    if content_types is None:
+        return None
     found = media_type(asked.content_type)
     # A form of a page can be empty, too, but always has a type of its own.
     is_nothing = not asked.has_body and found in {"", BYTES}

@@ -295,7 +295,9 @@ def client_name(request: web.Request) -> str:
 async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
     lab = request.app[LAB]
     asked = _asked(request)
-    content_types = getattr(request.match_info.handler, _TAKES, (JSON,))
+    content_types: Collection[str] | None = getattr(request.match_info.handler, _TAKES, (JSON,))
+    if request.match_info.http_exception is not None:
+        content_types = None  # 404 or 405, whatever comes with it
     refused = lab.policy.refusal(asked, content_types)
     if refused is not None and refused.status is HTTPStatus.MISDIRECTED_REQUEST:
         await lab.read_own_names()  # the host may have a new one

@@ -385,13 +385,13 @@ class HttpFuzzWorld:
     def __init__(self, tcp_port: int, served: Served) -> None:
         self.problems: list[str] = []
         self.statuses: dict[int, int] = {}
-        self._tcp_port = tcp_port
+        self.tcp_port = tcp_port
         self._served = served
 
     async def play(self, case: HttpCase) -> None:
         """Send a case and judge what comes of it: AssertionError names what is wrong."""
         answer = await self.send(case)
-        self._served.device.resume()  # it may have been released
+        self.resume()
         for status in map(int, _STATUS.findall(answer)):
             self.statuses[status] = self.statuses.get(status, 0) + 1
             if status >= 500 and status not in _ACCEPTED_5XX:
@@ -400,9 +400,13 @@ class HttpFuzzWorld:
             self.problems.append(f"no answer: {answer[:80]!r}")
         assert not self.problems, f"{self.problems}\nto: {case}"
 
+    def resume(self) -> None:
+        """Have the port served again, if a request has released it."""
+        self._served.device.resume()
+
     async def send(self, case: HttpCase) -> bytes:
         """What is answered, the first of it where it does not end."""
-        reader, writer = await asyncio.open_connection(LOOPBACK, self._tcp_port)
+        reader, writer = await asyncio.open_connection(LOOPBACK, self.tcp_port)
         answer = b""
         try:
             async with asyncio.timeout(_WHOLE_S if case.is_whole else _BROKEN_S):
