@@ -43,7 +43,7 @@ PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter soak remote-flashing bench bench-quick clean
+.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter soak hostile remote-flashing bench bench-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -79,6 +79,9 @@ jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machi
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
+
+hostile: $(TEST_STAMP) ## 100 attackers beside one flasher and one console (10 minutes)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.hostile $(HOSTILE_ARGS)
 
 remote-flashing: $(TEST_STAMP) ## esptool over slow networks, into docs/remote-flashing.md (hours)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.remote_flashing $(REMOTE_FLASHING_ARGS)
