@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from gateway.config.choices import ClientLimits, SlowClient
-from tests.support.pty_board import PtyBoard, Served, serving, until
+from tests.support.pty_board import PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import ACCEPTS_COM_PORT
 
 FLOOD = random.Random(2).randbytes(1_000_000).replace(b"\xff", b"\xfe")
 KEPT_BYTES = 100 * 1024
 PURGE_WHAT_IS_RECEIVED = com_port(12, b"\x01")
+SUSPEND, RESUME = com_port(8), com_port(9)
 
 
 def limits(slow_client: SlowClient) -> ClientLimits:
@@ -55,6 +57,28 @@ async def test_the_oldest_is_dropped_counted_and_told_and_the_board_never_waits(
     assert told["client"]
     (end,) = [entry for entry in logs if entry["event"] == "client_disconnected"]
     assert end["dropped_bytes"] == dropped_bytes
+
+
+async def test_a_client_that_suspends_its_output_is_waited_for_whatever_becomes_of_slow_ones(
+    tmp_path: Path,
+) -> None:
+    said = FLOOD[:300_000]  # more than is kept for a slow client
+    with PtyBoard(tmp_path) as board:
+        async with serving(board, limits=limits(SlowClient.DROP_OLDEST)) as served:
+            with await TcpClient.connect(served.tcp_port) as client:
+                await client.receive_wire(GREETING)
+                await client.send(ACCEPTS_COM_PORT + SUSPEND)
+                session = await served.session()
+                await until(lambda: session._output.is_suspended)
+                writing = asyncio.create_task(board.write(said))
+                await until(lambda: board.unread_bytes)
+                await turns(100)
+                assert not writing.done()
+                await client.send(RESUME)
+                await client.receive(lambda: len(client.data) >= len(said))
+                await writing
+                assert client.data == said
+            assert served.device.users.output_dropped_bytes == 0
 
 
 async def test_a_client_that_does_not_take_the_output_is_closed(tmp_path: Path) -> None:

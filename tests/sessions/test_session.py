@@ -155,6 +155,17 @@ async def test_a_change_comes_between_the_bytes_around_it(tmp_path: Path) -> Non
                 await client.receive_wire(answer(Control.DTR_ON))
 
 
+async def test_a_reset_whose_two_ends_come_in_one_segment_is_a_reset(tmp_path: Path) -> None:
+    entry = (Control.RTS_ON, Control.DTR_ON, Control.RTS_OFF, Control.DTR_OFF)
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client:
+                board.lines.clear()
+                await client.send(b"".join(map(control, entry)))
+                await until(lambda: len(board.lines) >= 3)
+                assert board.lines == [RESET, STRAP, IDLE]
+
+
 async def test_lines_that_come_in_one_segment_are_set_in_one_step(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:

@@ -186,9 +186,42 @@ async def test_too_many_bytes_for_a_board_that_is_away_stop_their_writer(tmp_pat
             port.write(bytes(100_000))
             assert owner.reports[-1] == "busy"
             board.plug()
+            await until(lambda: owner.reports[-1] == "back")
+            await turns(20)
+            assert port.unsent_bytes > 65536
+            assert owner.reports[-1] == "back"
             board.start_reading()
             await until(lambda: len(board.received) == 100_000)
             await until(lambda: owner.reports[-1] == "ready")
+            assert owner.reports == ["opened", "away", "busy", "back", "ready"]
+
+
+async def test_too_many_bytes_for_a_tty_that_has_just_died_stop_their_writer(
+    tmp_path: Path,
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.grace_s = 60.0
+            board.unplug()
+            port.write(bytes(100_000))
+            await until(lambda: "away" in owner.reports)
+            await turns(20)
+            assert owner.reports == ["opened", "away", "busy"]
+
+
+async def test_a_board_that_comes_back_with_little_waiting_is_not_told_of(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with lasting(board) as (port, owner):
+            await until(lambda: owner.reports == ["opened"])
+            port.grace_s = 60.0
+            board.unplug()
+            await until(lambda: owner.reports[-1] == "away")
+            port.write(b"little")
+            board.plug()
+            board.start_reading()
+            await until(lambda: board.received == b"little")
+            assert owner.reports == ["opened", "away", "back"]
 
 
 async def test_a_writer_stays_stopped_until_its_bytes_have_left_also_over_an_absence(
