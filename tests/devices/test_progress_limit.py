@@ -50,6 +50,19 @@ async def test_what_moves_is_let_on_whichever_way_it_moves() -> None:
         assert not moving.limit.is_running
 
 
+async def test_a_limit_that_was_stopped_can_be_started_again() -> None:
+    with LoopClock() as clock:
+        moving = Moving()
+        moving.limit.start()
+        moving.limit.stop()
+        assert not moving.limit.is_running
+        moving.limit.start()
+        assert moving.limit.is_running
+        for _ in range(11):
+            await clock.advance(1.0)
+        assert moving.given_up == 1
+
+
 async def test_nothing_is_given_up_before_the_start_and_after_the_stop() -> None:
     with LoopClock() as clock:
         moving = Moving()

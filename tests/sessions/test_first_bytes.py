@@ -472,3 +472,21 @@ async def send_in_pieces(
 def bytes_from_client(served: Served) -> int:
     """How many bytes of its client the one session has got."""
     return sum(len(each._early) + each.received_bytes for each in served.sessions)
+
+
+async def test_a_client_that_waits_is_not_read_however_much_it_sends(tmp_path: Path) -> None:
+    access = Access(accept_any_protocol=True)
+    with PtyBoard(tmp_path) as board, LoopClock():
+        async with serving(board, access=access) as served:
+            with await TcpClient.connect(served.tcp_port) as first:
+                await served.session()
+                with await TcpClient.connect(served.tcp_port) as second:
+                    sending = asyncio.create_task(second.send(b"x" * 10_000_000))
+                    await until(lambda: len(served.sessions) == 2)
+                    await turns(200)
+                    assert served.states() == ["active", "waiting"]
+                    (waiting,) = served.sessions - set(served.active)
+                    assert len(waiting._early) <= 2 * 65536
+                    sending.cancel()
+                    await asyncio.wait([sending])
+                first.close()
