@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -279,6 +280,21 @@ async def test_the_next_open_port_stops_its_writer_again(tmp_path: Path) -> None
             await until(lambda: owner.reports[-1] == "opened")
             port.write(bytes(100_000))
             assert owner.reports[-1] == "busy"
+
+
+async def test_a_port_that_fails_to_open_while_it_is_released_is_released(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        board.open_error = OSError(errno.EIO, "Input/output error")
+        board.answers.clear()
+        async with lasting(board) as (port, owner):
+            await until(lambda: board.tries)
+            released: list[bool] = []
+            port.release(lambda: released.append(True))
+            await turns(20)
+            assert not released
+            board.answers.set()
+            await until(lambda: released or owner.reports)
+            assert (released, owner.reports) == ([True], [])
 
 
 async def test_stopping_while_a_board_is_away_leaves_nothing(tmp_path: Path) -> None:
