@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import structlog
 
 from gateway.config.document import parse_config
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import start_port
+from gateway.protocol.board_kinds import UsbIds
 from gateway.status import to_table
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
@@ -93,5 +96,29 @@ async def test_a_port_that_can_not_connect_tells_why_and_when_it_tries_again(
             assert sample.dial_failures > 0
             board.unplug()
             await until(lambda: port.snapshot().state == "absent")
+        finally:
+            await port.stop("the test is over")
+
+
+@pytest.mark.parametrize("ids", [None, (0x10C4, 0xEA60)])
+async def test_a_port_is_announced_with_the_chip_of_its_board_if_that_is_known(
+    tmp_path: Path, ids: UsbIds | None
+) -> None:
+    with PtyBoard(tmp_path) as board:
+        text = f"ports: [{{name: desk, tcp: 0, device: {board.path}}}]"
+        config = parse_config(text, "f").ports[0]
+        location = board.location
+        if ids is not None:
+            location = replace(location, usb_ids=lambda: ids)
+        log = structlog.get_logger()
+        port = await start_port(config, lambda: location, log, TlsContexts(log), Admission())
+        try:
+            await until(lambda: port.device.state is DeviceState.IDLE)
+            facts = port.announced(None)
+            assert facts is not None
+            assert (facts.name, facts.tcp_port) == ("desk", port.way_in.tcp_port)
+            assert facts.usb == ("" if ids is None else "10c4:ea60")
+            assert bool(facts.chip) == bool(facts.kind) == (ids is not None)
+            assert facts.is_present
         finally:
             await port.stop("the test is over")
