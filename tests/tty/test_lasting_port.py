@@ -17,6 +17,7 @@ from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.lasting_port import LastingPort, Locate
+from gateway.tty.retry_plan import FIRST_S
 from gateway.tty.serial_tty import TtyLocation
 from tests.support.pty_board import LoopClock, PtyBoard, turns, until
 
@@ -81,6 +82,21 @@ async def test_a_board_that_is_absent_is_opened_when_it_comes(tmp_path: Path) ->
             assert set(owner.reports) == {"lost"}
             board.plug()
             await until(lambda: owner.reports[-1] == "opened")
+
+
+async def test_waits_for_a_board_start_again_once_it_was_open(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path, plugged_in=False) as board, LoopClock() as clock:
+        async with lasting(board) as (_, owner):
+            for _ in range(40):
+                await clock.advance(0.5)
+            board.plug()
+            while "opened" not in owner.reports:
+                await clock.advance(0.5)
+            board.unplug()
+            await until(lambda: owner.reports[-1] == "lost")
+            board.plug()
+            await clock.advance(FIRST_S)
+            assert owner.reports[-1] == "opened"
 
 
 async def test_without_grace_a_vanished_board_is_lost_and_opened_again(tmp_path: Path) -> None:
