@@ -37,13 +37,14 @@ ON_ASYNCIO := tests/tcp tests/tls tests/tty tests/ports tests/sessions tests/dev
 # Stamps, one per set of packages: newer than pyproject.toml means installed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
+MUTATION_STAMP := $(VENV)/.installed-mutation
 ESPTOOL4_STAMP := $(VENV4)/.installed-$(ESPTOOL4_VERSION)
 LABGRID_STAMP := $(VENV_LABGRID)/.installed-$(LABGRID_VERSION)
 PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter soak hostile remote-flashing bench bench-quick clean
+.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter mutation soak hostile remote-flashing bench bench-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -76,6 +77,9 @@ fuzz: $(TEST_STAMP) ## 10 MB of broken client streams, 40,000 broken HTTP reques
 
 jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machine that is slow at the wrong moments (5 minutes)
 	@$(TEST_ENV) $(PYTEST) --loop asyncio -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
+
+mutation: $(MUTATION_STAMP) ## how many broken lines the tests of the core packages notice (half an hour)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.mutation $(MUTATION_ARGS)
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
@@ -123,6 +127,11 @@ $(TEST_STAMP): pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/$(PIP_INSTALL) --editable '.[test]'
 	@touch $(RUN_STAMP) $@
+
+$(MUTATION_STAMP): $(TEST_STAMP) $(ESPTOOL4_STAMP)
+	@echo "installing the tools for mutation testing into $(VENV)"
+	@$(VENV)/bin/$(PIP_INSTALL) --editable '.[test,mutation]'
+	@touch $@
 
 $(ESPTOOL4_STAMP):
 	$(CHECK_PYTHON)
