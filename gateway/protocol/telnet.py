@@ -51,7 +51,7 @@ _NEGOTIATIONS = frozenset({WILL[0], WONT[0], DO[0], DONT[0]})
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Bytes for the serial port, IACs un-doubled, NVT line ends undone."""
+    """Bytes for the serial port, IACs un-doubled, NVT line ends made CR."""
 
     data: bytes
 
@@ -242,7 +242,8 @@ class Telnet:
         self.unsent = self._outbox.unsent  # what `data_to_send` returns
         self._events: list[Event] = []
         self._negotiator = _Negotiator(self._outbox, self._events)
-        self._receives_binary = self._sends_binary = False  # as the negotiator has it
+        self._is_telnet = False  # the client has sent a telnet command
+        self._receives_nvt = self._sends_nvt = False  # of a telnet client without BINARY
         #: What has been received and had no turn: if there is any, call `receive_data` again.
         self.unparsed_bytes = 0
         self._stream = b""  # what has had no turn, from `_position` on
@@ -254,12 +255,15 @@ class Telnet:
         self._failed = False
 
     def offer_console(self) -> None:
-        """Ask a client that says nothing of itself for character-at-a-time mode.
+        """Offer what a terminal needs to type at a board.
 
-        WILL ECHO and WILL SGA put a plain `telnet` into it (RFC 857, 858): the board echoes.
+        WILL ECHO and WILL SGA put a plain `telnet` into character-at-a-time mode (RFC 857, 858):
+        the board echoes. With DO BINARY (RFC 856) Enter is CR alone in PuTTY and `telnet`; in NVT
+        it is CR LF or CR NUL.
         """
         self._negotiator.offer(WILL, ECHO)
         self._negotiator.offer(WILL, SGA)
+        self._negotiator.offer(DO, BINARY)
 
     @property
     def is_amid_command(self) -> bool:
@@ -279,10 +283,12 @@ class Telnet:
     def escape(self, data: bytes) -> bytes:
         """Frame data from the serial port for the wire: IACs doubled, NVT line ends if not BINARY.
 
-        In NVT a CR that is not followed by LF is sent as CR NUL (RFC 854, "The NVT printer").
+        In NVT a CR that is not followed by LF is sent as CR NUL (RFC 854, "The NVT printer"). A
+        client that has sent no telnet command yet may be none: its CRs are left as they are. Its
+        IACs are doubled all the same, for a telnet client takes any other for a command.
         """
         escaped = double(data)
-        if self._sends_binary:
+        if not self._sends_nvt:
             self._sent_cr = False
             return escaped
         if not escaped:
@@ -341,6 +347,9 @@ class Telnet:
         if not code:
             self._partial = stream[start:]
             return len(stream)
+        if not self._is_telnet:
+            self._is_telnet = True
+            self._choose_line_ends()
         if code == SB:
             return self._take_subnegotiation(stream, start)
         length = 3 if code[0] in _NEGOTIATIONS else 2
@@ -361,9 +370,12 @@ class Telnet:
         else:
             for index in range(3):
                 self._negotiator.feed_byte(command[index : index + 1])
-            self._receives_binary = self._negotiator.inbinary
-            self._sends_binary = self._negotiator.outbinary
+            self._choose_line_ends()
         return start + 3
+
+    def _choose_line_ends(self) -> None:
+        self._receives_nvt = not self._negotiator.inbinary
+        self._sends_nvt = not self._negotiator.outbinary
 
     def _is_loop(self) -> bool:
         """Whether the client negotiates without end; there is no following it then."""
@@ -402,21 +414,24 @@ class Telnet:
             )
 
     def _data_of(self, data: bytes) -> list[Event]:
-        if self._receives_binary:
-            self._received_cr = False
-        else:
+        if self._receives_nvt:
             data = self._undo_nvt(data)
+        else:
+            self._received_cr = False
         return [Data(data)] if data else []
 
     def _undo_nvt(self, data: bytes) -> bytes:
-        """Drop the NUL of CR NUL (RFC 854); CR LF and a lone CR go to the board as they are."""
-        if self._received_cr and data.startswith(b"\0"):
+        """Make CR NUL and CR LF a CR, which is what the Enter key means (as BSD's telnetd does)."""
+        if self._received_cr and data[:1] in {b"\0", b"\n"}:
             data = data[1:]
             self._received_cr = False
         if data:
             self._received_cr = data.endswith(b"\r")
-        return data.replace(b"\r\0", b"\r") if b"\r\0" in data else data
+        return _NVT_LINE_END.sub(b"\r", data) if b"\r" in data else data
 
+
+#: What a client in NVT may send for Enter (RFC 854, RFC 1123 section 3.3.1).
+_NVT_LINE_END = re.compile(rb"\r[\0\n]")
 
 #: A CR inside a chunk that no LF follows; one at the chunk's end is decided later.
 _BARE_CR = re.compile(rb"\r(?=[^\n])", re.DOTALL)

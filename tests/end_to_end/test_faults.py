@@ -20,8 +20,14 @@ from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import START_LIMIT_S
 from tests.support.pty_board import PtyBoard, Served, serving, until
-from tests.support.tcp_client import GREETING, TcpClient, data_of, data_so_far
-from tests.support.telnet_wire import ACCEPTS_COM_PORT, RFC2217_CLIENT
+from tests.support.tcp_client import (
+    GREETED_ACCEPTS_COM_PORT,
+    GREETING,
+    TcpClient,
+    data_of,
+    data_so_far,
+)
+from tests.support.telnet_wire import RFC2217_CLIENT
 
 UP = random.Random(1).randbytes(200_000)
 DOWN = random.Random(2).randbytes(200_000)
@@ -38,7 +44,7 @@ def doubled(data: bytes) -> bytes:
 async def rfc2217_client(tcp_port: int) -> TcpClient:
     client = await TcpClient.connect(tcp_port, receive_buffer_bytes=4096)
     await client.send(RFC2217_CLIENT)
-    await client.receive_wire(GREETING + ACCEPTS_COM_PORT)
+    await client.receive_wire(GREETING + GREETED_ACCEPTS_COM_PORT)
     return client
 
 

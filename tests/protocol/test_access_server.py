@@ -41,7 +41,7 @@ STUBBORN = PortStatus(
     Lines(dtr=True, rts=False),
     break_on=True,
 )
-OFFERS = b"\xff\xfb\x01\xff\xfb\x03"
+OFFERS = b"\xff\xfb\x01\xff\xfb\x03\xff\xfd\x00"
 CLIENT = b"\xff\xfb\x2c"
 
 

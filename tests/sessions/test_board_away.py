@@ -17,8 +17,8 @@ from gateway.protocol.reset import BOTH, IDLE, RESET, Lines
 from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
-from tests.support.tcp_client import GREETING, TcpClient, com_port
-from tests.support.telnet_wire import ACCEPTS_COM_PORT, RFC2217_CLIENT
+from tests.support.tcp_client import GREETED_ACCEPTS_COM_PORT, GREETING, TcpClient, com_port
+from tests.support.telnet_wire import RFC2217_CLIENT
 
 GRACE_S = 10.0
 SET_BAUDRATE, SET_CONTROL, PURGE = 1, 5, 12
@@ -47,7 +47,7 @@ HARD_RESET = (Control.RTS_ON, Control.RTS_OFF)
 async def rfc2217_client(served: Served) -> TcpClient:
     client = await TcpClient.connect(served.tcp_port)
     await client.send(RFC2217_CLIENT)
-    await client.receive_wire(GREETING + ACCEPTS_COM_PORT)
+    await client.receive_wire(GREETING + GREETED_ACCEPTS_COM_PORT)
     return client
 
 

@@ -18,9 +18,14 @@ from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.sessions.session import Session, SessionState
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
-from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient, com_port
+from tests.support.tcp_client import (
+    GREETED_ACCEPTS_COM_PORT,
+    GREETING,
+    SPEAKS_TELNET,
+    TcpClient,
+    com_port,
+)
 from tests.support.telnet_wire import (
-    ACCEPTS_COM_PORT,
     AO,
     AYT,
     BRK,
@@ -68,7 +73,7 @@ async def rfc2217_client(served: Served, receive_buffer_bytes: int | None = None
     """A client that speaks RFC 2217 and has been served."""
     client = await TcpClient.connect(served.tcp_port, receive_buffer_bytes=receive_buffer_bytes)
     await client.send(RFC2217_CLIENT)
-    await client.receive_wire(GREETING + ACCEPTS_COM_PORT)
+    await client.receive_wire(GREETING + GREETED_ACCEPTS_COM_PORT)
     return client
 
 

@@ -16,6 +16,7 @@ from tests.support.telnet_wire import (
     AYT,
     BINARY,
     BRK,
+    NOP,
     RFC2217_CLIENT,
     SB,
     command,
@@ -197,7 +198,7 @@ def _clean_case(rng: random.Random) -> Case:
     to_board, to_client = b"", b""
     # What the board says before its client is known would be sent as to a terminal, and a client
     # that sends nothing has its port after a moment.
-    case = [Step(Action.SEND, RFC2217_CLIENT)] if binary else []
+    case = [Step(Action.SEND, RFC2217_CLIENT if binary else command(NOP))]
     case.append(Step(Action.WAIT, number=0.06))
     for _ in range(rng.randrange(1, 30)):
         data = rng.randbytes(rng.choice((0, 1, 20, 400)))

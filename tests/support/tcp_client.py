@@ -12,13 +12,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tests.support.telnet_wire import ECHO, SGA, subnegotiation, will
+from tests.support.telnet_wire import BINARY, COM_PORT, ECHO, SGA, do, subnegotiation, will
 
 #: Tells the gateway that a client speaks telnet, and nothing else: it waits for no more then.
 SPEAKS_TELNET = b"\xff\xf1"
 
 #: What the gateway sends first.
-GREETING = will(ECHO) + will(SGA)
+GREETING = will(ECHO) + will(SGA) + do(BINARY)
+
+#: What it answers behind that when a client agrees to COM-PORT-OPTION.
+GREETED_ACCEPTS_COM_PORT = do(COM_PORT) + will(BINARY)
 
 #: asm-generic/socket.h and linux/bpf_common.h: a filter of one instruction, which lets 0 bytes in.
 _SO_ATTACH_FILTER = 26

@@ -62,6 +62,9 @@ TOO_LONG = ProtocolViolation("subnegotiation longer than 256 bytes", fatal=True)
 ENABLED = ComPortEnabled()
 DISABLED = ComPortDisabled()
 
+#: Shows that a client speaks telnet.
+_NOP = command(NOP)
+
 #: name: (what the client sends, the events, what is answered)
 WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
     "data": (b"hello", [Data(b"hello")], b""),
@@ -177,10 +180,20 @@ WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
         [UNENDED, Data(b"b")],
         b"",
     ),
-    "NVT line ends": (b"a\r\0b\r\nc\rd\0", [Data(b"a\rb\r\nc\rd\0")], b""),
-    "NVT CR NUL NUL": (b"\r\0\0", [Data(b"\r\0")], b""),
-    "NVT CR CR NUL": (b"\r\r\0", [Data(b"\r\r")], b""),
-    "NVT CR NUL around a command": (b"\r" + command(NOP) + b"\0a", [Data(b"\ra")], b""),
+    "line ends of a client that is no telnet": (
+        b"a\r\0b\r\nc\rd\0",
+        [Data(b"a\r\0b\r\nc\rd\0")],
+        b"",
+    ),
+    "NVT line ends": (_NOP + b"a\r\0b\r\nc\rd\0\n", [Data(b"a\rb\rc\rd\0\n")], b""),
+    "NVT CR NUL NUL": (_NOP + b"\r\0\0", [Data(b"\r\0")], b""),
+    "NVT CR NUL LF": (_NOP + b"\r\0\n", [Data(b"\r\n")], b""),
+    "NVT CR LF NUL": (_NOP + b"\r\n\0", [Data(b"\r\0")], b""),
+    "NVT CR LF LF": (_NOP + b"\r\n\n", [Data(b"\r\n")], b""),
+    "NVT CR CR NUL": (_NOP + b"\r\r\0", [Data(b"\r\r")], b""),
+    "NVT CR LF around a command": (_NOP + b"\r" + command(NOP) + b"\na", [Data(b"\ra")], b""),
+    "CR LF around the first command": (b"\r" + command(NOP) + b"\na", [Data(b"\r\na")], b""),
+    "NVT CR NUL around a command": (_NOP + b"\r" + command(NOP) + b"\0a", [Data(b"\ra")], b""),
     "BINARY is 8-bit clean": (
         will(BINARY) + b"a\r\0b\r\n\xff\xff\0",
         [Data(b"a\r\0b\r\n\xff\0")],
