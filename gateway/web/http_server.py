@@ -89,6 +89,7 @@ class HttpServer:
     ) -> None:
         self._config = config
         self._log = structlog.get_logger()
+        self._library_log = _library_log()
         self._lab = Lab(ports, version, Policy(token, config.host_names), self._log)
         self._acceptor = Acceptor(
             Address(config.host, config.tcp_port),
@@ -159,7 +160,7 @@ class HttpServer:
             loop=asyncio.get_running_loop(),
             access_log=cast("logging.Logger", None),  # there is none, which its type leaves out
             auto_decompress=False,  # else a few KB of a body become as much memory as they like
-            logger=_library_log(),
+            logger=self._library_log,
             keepalive_timeout=_IDLE_LIMIT_S,
         )
         protocol = PacedConnection(handler, self._lab.turns)
