@@ -117,6 +117,19 @@ async def test_an_address_that_is_taken_is_bound_when_it_is_free() -> None:
     assert then == "listening"
 
 
+async def test_an_address_that_stays_taken_is_tried_less_and_less_often() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
+        async with acceptor(blocker.getsockname()[1]) as (accepting, owner):
+            await accepting.open()
+            for wait_s in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0):
+                await clock.advance(wait_s)
+            blocker.close()
+            await clock.advance(4.9)
+            assert "listening" not in owner.told
+            await clock.advance(0.2)
+            assert owner.told[-1] == "listening"
+
+
 async def test_an_address_of_another_machine_is_told_and_tried_again() -> None:
     async with acceptor(host="192.0.2.1") as (accepting, owner):  # TEST-NET-1, RFC 5737
         with LoopClock() as clock:
