@@ -27,7 +27,7 @@ from gateway.flash.target import Address
 _CONNECT_LIMIT_S = 10.0
 _SILENCE_LIMIT_S = 90.0
 
-#: Of an upload, so much is sent at once; progress is told in between.
+#: Of an upload, so much is sent at once; progress is reported in between.
 _SEND_BYTES = 65536
 
 #: Answers are JSON of a few hundred bytes a port; one line of progress is shorter than a line.
@@ -38,7 +38,7 @@ Report = Callable[[dict[str, Any]], None]
 
 
 class RequestError(GatewayError):
-    """For whoever flashes: what the gateway answered, or why there is no answer."""
+    """For the person who flashes: what the gateway answered, or why there is no answer."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)

@@ -87,7 +87,7 @@ class FlashOptions:
 class FlashPlan:
     """Images in ascending order of their offsets, and how to write them.
 
-    `label` is who asks, for whoever finds the port taken meanwhile.
+    `label` names the user, for others that find the port in use meanwhile.
     """
 
     images: tuple[FlashImage, ...]

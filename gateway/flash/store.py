@@ -35,7 +35,7 @@ _WRITE_BYTES = 1 << 18
 #: hosts.
 MAX_STORED_BYTES = 1 << 30
 
-#: A folder that is not locked and older than this belongs to nobody: one is locked at once.
+#: A folder that is older and not locked is of a killed gateway: others are locked at once.
 _STALE_S = 60.0
 
 

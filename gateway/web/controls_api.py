@@ -67,7 +67,7 @@ async def enter_bootloader(request: web.Request) -> web.Response:
 
 
 async def disconnect_clients(request: web.Request) -> web.Response:
-    """End the connections of all who have the port."""
+    """End the connections of all clients of the port."""
     port = port_asked_for(request)
     device = port.device
     force = await _force(request)

@@ -21,13 +21,13 @@ from gateway.web.lab import LAB, Lab
 from gateway.web.ports_api import ALL_PORTS, LOOK_S, AllPorts
 from gateway.web.shared_build import SharedBuild
 
-#: How often clients are told of ports that have only counted on.
+#: How often ports are sent of which only counters have changed.
 _COUNTERS_S: Final = 1.0
 
 #: What only counts on.
 _COUNTERS: Final = frozenset({"received_bytes", "sent_bytes", "recorded_from", "recorded_to"})
 
-#: A client that has heard nothing for so long is told that nothing has happened.
+#: After so long without an event a comment is sent.
 _SILENCE_S: Final = 5.0
 
 #: Of what a board has said since the last look: a flood is not for people.

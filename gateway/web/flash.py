@@ -101,15 +101,15 @@ async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
     body = _Body(request)
     plan = await body.read_plan()
     await flasher.esptool()  # without one, the images are not waited for
-    who = f"{plan.label} at {client_name(request)}" if plan.label else client_name(request)
+    requester = f"{plan.label} at {client_name(request)}" if plan.label else client_name(request)
     events = FlashEvents()
-    with flasher.reserved(port.config.name, who):
+    with flasher.reserved(port.config.name, requester):
         async with request.app[STORES].store(plan) as store:
             await body.read_images(plan, store)
             chip = await asyncio.to_thread(check_images, plan, store.read)
             plan = replace(plan, options=replace(plan.options, chip=chip))
             asked = FlashRequest(
-                port.config, port.device, plan, store, events.add, who, disconnect=disconnect
+                port.config, port.device, plan, store, events.add, requester, disconnect=disconnect
             )
             flashing = asyncio.ensure_future(flasher.flash(asked))
             request.app[FLASHING].add(flashing)
@@ -124,7 +124,7 @@ async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
 
 
 async def _end_all(app: web.Application) -> None:
-    """The server stops: those who flash are told so."""
+    """End all flashing when the server stops; each client gets the reason."""
     flashing = app[FLASHING].copy()
     for each in flashing:
         each.cancel()

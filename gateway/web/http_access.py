@@ -56,7 +56,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a request is not carried out; one line for who has sent it."""
+    """Why a request is not carried out, in one line for its sender."""
 
     status: HTTPStatus
     reason: str

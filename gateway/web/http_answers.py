@@ -284,7 +284,7 @@ async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
 
 
 def client_name(request: web.Request) -> str:
-    """Who asks, as the log and other clients are told."""
+    """The client of a request, as the log and other clients see it."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     if not peer:
         return "HTTP client"

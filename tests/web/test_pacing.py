@@ -87,7 +87,7 @@ async def test_each_turn_of_the_loop_has_one_piece_of_one_connection() -> None:
         connection.data_received(data)
     for pieces in (0, 1, 2, 3, 4, 4):
         assert sum(len(protocol.pieces) for protocol in protocols) == pieces
-        # Who has more waits behind the others.
+        # A connection that has more waits behind the others.
         assert abs(len(protocols[0].pieces) - len(protocols[1].pieces)) <= 1
         await asyncio.sleep(0)
     assert [b"".join(protocol.pieces) for protocol in protocols] == [data, data]
