@@ -337,7 +337,7 @@ def _pytest(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,
+        process_group=0,  # not a session: its leader would get a pty as its terminal
     )
     try:
         said, _ = running.communicate(timeout=LIMIT_S)
