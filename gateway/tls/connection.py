@@ -136,10 +136,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The peer sends no more: most leave so, without a word of TLS about it."""
         if self.state is TlsState.HANDSHAKE:
-            # uvloop reports the end while reading is paused: the step that is due has the rest.
-            self._peer_left = True
-            if not self._step_is_due:
-                self.fail("hung up during the handshake")
+            self.fail("hung up during the handshake")
         elif self.state is TlsState.OPEN:
             self._peer_left = True
             self._deliver()  # uvloop's connection may end while it is paused: then when it is not
@@ -289,15 +286,14 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._shake_hands()
         elif not self._step_is_due:
             self._step_is_due = True
-            self._tcp.pause_reading()  # what may wait for the step is one read, on uvloop two
+            self._tcp.pause_reading()  # what waits for the step is one read, and no end of it
             self._run_later(self._step)
 
     def _step(self) -> None:
         self._step_is_due = False
         if self.state is TlsState.HANDSHAKE:
             self._shake_hands()
-            if self._peer_left:
-                self.fail("hung up during the handshake")
+        # What follows a failed handshake is read, too: unread, it would reset the connection.
         if self.state in {TlsState.HANDSHAKE, TlsState.ENDED}:
             self._tcp.resume_reading()
 

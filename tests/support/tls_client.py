@@ -75,6 +75,13 @@ class TlsClient(TcpClient):
         except ssl.SSLWantReadError:
             await self._flush()
 
+    async def receive_rest(self) -> bytes:
+        """Read to the end what comes below TLS."""
+        rest = b""
+        while chunk := await asyncio.get_running_loop().sock_recv(self._socket, 65536):
+            rest += chunk
+        return rest
+
     async def _receive_some(self) -> bytes:
         while True:
             try:
