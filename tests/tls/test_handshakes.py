@@ -208,6 +208,22 @@ async def test_a_flood_from_one_address_drops_its_own_handshakes_only(
             await honest.receive_wire(GREETING)
 
 
+async def test_of_two_addresses_with_as_many_the_one_that_wants_another_gives_one_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    authority = Authority(tmp_path)
+    with PtyBoard(tmp_path) as board, ExitStack() as connections, LoopClock():
+        async with serving(board, tls=tls_of(authority)) as served:
+            clients = [
+                connections.enter_context(await TlsClient.connect(served.tcp_port, source=source))
+                for source in ("127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.2")
+            ]
+            await until(lambda: served.listener.rejected[Rejection.NOT_SECURED] == 1)
+            assert await clients[2].receive_rest() == b""
+            assert [client.has_more() for client in clients] == [False, False, True, False, False]
+
+
 async def test_the_loop_makes_one_step_of_a_handshake_per_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +314,7 @@ async def test_a_rejected_client_that_goes_on_sending_is_not_reset_before_it_has
                 ) as client,
             ):
                 await until(lambda: served.listener.rejected[Rejection.NOT_SECURED] == 1)
-                await turns(20)
+                await TcpClient.send(client, bytes(2 * KERNEL_BYTES))  # all of it is read
                 await clock.advance(1.1)
                 await until(lambda: served.admission.connections.count == 0)
                 with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
