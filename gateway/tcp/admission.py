@@ -1,5 +1,6 @@
-"""How many connections clients may have: over all, for each address, and of the process's
-descriptors. Shared by all listeners of a service.
+"""Limits of client connections: over all, for each address, by descriptors, per loop turn.
+
+Shared by all listeners of a service.
 """
 
 from __future__ import annotations
@@ -104,13 +105,22 @@ class AcceptTurns:
             asyncio.get_running_loop().call_soon(self._run)
 
     def _run(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            accept = self._waiting.popleft()
-            if accept():
+        try:
+            for _ in range(ACCEPTS_PER_TURN):
+                if self._waiting:
+                    self._accept_one()
+        finally:
+            if self._waiting:
+                asyncio.get_running_loop().call_soon(self._run)
+
+    def _accept_one(self) -> None:
+        accept = self._waiting.popleft()
+        may_be_more = True
+        try:
+            may_be_more = accept()
+        finally:
+            if may_be_more:
                 self._waiting.append(accept)
-            if not self._waiting:
-                return
-        asyncio.get_running_loop().call_soon(self._run)
 
 
 class Admission:

@@ -22,7 +22,7 @@ from gateway.config.choices import ConnectionLimits
 from gateway.config.networks import Networks
 from gateway.config.values import Address
 from gateway.tcp.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
-from gateway.tcp.admission import ACCEPTS_PER_TURN, Admission, Intake
+from gateway.tcp.admission import ACCEPTS_PER_TURN, AcceptTurns, Admission, Intake
 from gateway.tcp.rejections import PERIOD_S, Rejection
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until
@@ -406,6 +406,24 @@ async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_port
             await until(lambda: len(tries) == 122)
             steps = [after - before for before, after in itertools.pairwise(per_turn)]
             assert max(steps) == ACCEPTS_PER_TURN
+
+
+async def test_an_error_in_our_own_code_ends_neither_that_listener_nor_the_others() -> None:
+    turns_of, calls = AcceptTurns(), ["fails", "more", "", "other", ""]
+    done: list[str] = []
+
+    def accept() -> bool:
+        done.append(calls[len(done)])
+        if done[-1] == "fails":
+            raise RuntimeError("a mistake")
+        return bool(done[-1])
+
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    turns_of.add(accept)
+    turns_of.add(accept)
+    await until(lambda: done == calls)
+    assert len(errors) == 1
 
 
 # --- descriptors, and what else the kernel can be short of
