@@ -1,10 +1,14 @@
 import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from gateway import clock
 from tests.support import loops
-from tests.support.pty_board import LoopClock
+from tests.support.pty_board import LoopClock, turns, until
 
 
 async def next_turns() -> None:
@@ -102,3 +106,78 @@ def test_the_system_clock_runs_on_the_loop_it_is_used_on() -> None:
 
     assert isinstance(clock.installed(), clock.SystemClock)
     assert loops.run(use()) == ["first", "second"]
+
+
+async def hold_up_the_loop(meanwhile: Callable[[], None], seconds: float = 0.1) -> None:
+    """Keep the loop from running anything else, in a callback for bytes that have come."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        held_up = asyncio.Event()
+
+        def hold() -> None:
+            loop.remove_reader(ours)
+            meanwhile()
+            time.sleep(seconds)
+            held_up.set()
+
+        loop.add_reader(ours, hold)
+        await turns(2)
+        theirs.send(b"x")
+        await held_up.wait()
+
+
+async def test_a_timer_gives_way_to_what_happened_while_the_loop_was_held_up() -> None:
+    loop = asyncio.get_running_loop()
+    seen: list[str] = []
+    ours, theirs = socket.socketpair()
+
+    def read() -> None:
+        ours.recv(1)
+        seen.append("byte")
+
+    def meanwhile() -> None:
+        system = clock.SystemClock()
+        system.call_later(0.001, seen.append, "timer")
+        system.call_later(0.001, seen.append, "cancelled").cancel()
+        theirs.send(b"x")
+        thread = threading.Thread(
+            target=loop.call_soon_threadsafe, args=(seen.append, "result of a thread")
+        )
+        thread.start()
+        thread.join()
+
+    with ours, theirs:
+        loop.add_reader(ours, read)
+        await hold_up_the_loop(meanwhile)
+        await until(lambda: len(seen) == 3)
+        loop.remove_reader(ours)
+    assert sorted(seen[:2]) == ["byte", "result of a thread"]
+    assert seen[2] == "timer"
+
+
+async def test_a_limit_is_kept_by_what_ended_while_the_loop_was_held_up() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    async def received() -> bytes:
+        return await asyncio.get_running_loop().sock_recv(ours, 1)
+
+    async def answer() -> bytes:
+        async with clock.timeout(1.0):
+            return await asyncio.shield(asyncio.create_task(received()))
+
+    with ours, theirs, clock.use(clock.SystemClock()):
+        answering = asyncio.create_task(answer())
+        await hold_up_the_loop(lambda: theirs.sendall(b"x"), 1.1)
+        assert await answering == b"x"
+
+
+@pytest.mark.parametrize("delay_s", [0.0004, 0.0014, 0.0026, 0.0101])
+async def test_a_timer_is_never_early(delay_s: float) -> None:
+    system = clock.SystemClock()
+    for _ in range(10):
+        due_s = system.time() + delay_s
+        ran_at_s: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        system.call_later(delay_s, lambda done=ran_at_s: done.set_result(system.time()))
+        assert await ran_at_s >= due_s

@@ -16,19 +16,25 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from gateway import clock
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+#: The end of each limit counts anew from the moment in which the loop runs again: if it, or the
+#: whole process, was held up until the limit was over, the thread may just have had no turn.
+_LAST_CHANCE_S: Final = 1.0
+
+
+@dataclass(slots=True)
 class _Call:
     run: Callable[[], Any]
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     limit_s: float
+    has_ended: bool = False  # set by the thread, before the loop knows
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> Callable[[], None]:
@@ -114,12 +120,19 @@ class ControlThread:
             self._running = None
             return
         call = self._running = self._waiting.popleft()
-        self._overdue = clock.call_later(call.limit_s, self._give_up, call)
+        last_s = min(_LAST_CHANCE_S, call.limit_s / 2)
+        self._overdue = clock.call_later(
+            call.limit_s - last_s, self._give_last_chance, call, last_s
+        )
         self._inbox.put(lambda: self._run(call))
 
+    def _give_last_chance(self, call: _Call, last_s: float) -> None:
+        self._overdue = clock.call_later(last_s, self._give_up, call)
+
     def _give_up(self, call: _Call) -> None:
-        self._end()
-        self.on_stuck(call.limit_s)
+        if not call.has_ended:
+            self._end()
+            self.on_stuck(call.limit_s)
 
     def _work(self) -> None:
         while (job := self._inbox.get()) is not None:
@@ -133,6 +146,7 @@ class ControlThread:
         except Exception as error:
             receiver, outcome = call.failed, error
         took_s = time.monotonic() - begun
+        call.has_ended = True
         on_loop(self._loop, lambda: self._finished(receiver, outcome, took_s))()
 
     def _finished(self, receiver: Callable[[Any], None], outcome: object, took_s: float) -> None:

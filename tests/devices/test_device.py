@@ -403,6 +403,25 @@ async def test_lines_that_fail_lose_the_device(tmp_path: Path) -> None:
             assert "Input/output error" in device.reason
 
 
+async def test_a_device_is_not_lost_because_the_gateway_was_held_up(tmp_path: Path) -> None:
+    done: list[str] = []
+    with PtyBoard(tmp_path) as board, capture_logs() as logs, LoopClock() as clock:
+        async with started(board) as device:
+            user = await attached(device)
+            board.answers.clear()
+            device.set_lines(lambda: done.append("lines"), dtr=True, rts=True)
+            await turns(3)
+            clock.jump(60.0)  # neither the loop nor the thread had a turn
+            await turns(3)
+            assert user.has_device
+            board.answers.set()
+            await until(lambda: done)
+            device.detach(user)
+            while device.state is not DeviceState.IDLE:
+                await clock.advance(0.1)
+    assert "device_lost" not in [entry["event"] for entry in logs]
+
+
 async def test_a_lost_device_can_not_be_used(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board, LoopClock():
         async with started(board) as device:

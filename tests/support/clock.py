@@ -8,6 +8,10 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
+from gateway.clock import SystemClock, Timer
+
+_SYSTEM = SystemClock()
+
 
 class ControlledTimer:
     """A timer of a ControlledClock."""
@@ -25,7 +29,7 @@ class ControlledTimer:
         self._callback = callback
         self._args = args
         self._context: Context = copy_context()
-        self._handle: asyncio.Handle | None = None
+        self._handle: Timer | None = None
 
     def cancel(self) -> None:
         """See gateway.clock.Timer."""
@@ -36,7 +40,7 @@ class ControlledTimer:
         """Run after `delay_s` of real time; 0 is the loop's next turn."""
         self.disarm()
         if delay_s > 0:
-            self._handle = self._loop.call_later(delay_s, self._run)
+            self._handle = _SYSTEM.call_later(delay_s, self._run)
         else:
             self._handle = self._loop.call_soon(self._run)
 

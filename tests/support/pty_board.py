@@ -48,6 +48,8 @@ from tests.support.threads_at_work import ThreadsAtWork
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 150.0
+#: So many turns of the loop take what is due, a timeout for instance, to its end.
+_TURNS = 12
 #: A pause between two looks, in which control threads get their turn.
 _POLL_S = 0.0002
 
@@ -110,10 +112,10 @@ class LoopClock:
 
 async def _threads_rest() -> None:
     """Let the loop turn, and again after what the gateway's threads have done meanwhile."""
-    await turns(5)
+    await turns(_TURNS)
     at_work = ThreadsAtWork(_hangs)
     while at_work:
-        await turns(5)
+        await turns(_TURNS)
 
 
 def _hangs(frame: FrameType) -> bool:

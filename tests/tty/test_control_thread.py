@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from gateway import clock
 from gateway.tty.control_thread import ControlThread
 from tests.support import loops
+from tests.support.pty_board import LoopClock, turns
 
 LIMIT_S = 20.0  # of calls that are not meant to be stuck
 SOON_S = 0.01  # the limit of one that is
@@ -170,22 +170,62 @@ async def test_the_late_result_of_a_stuck_call_is_ignored_even_before_stop(bench
     assert bench.events.seen == [("stuck", SOON_S)]
 
 
+async def pass_time(held: LoopClock, seconds: float) -> None:
+    """Let time pass for a loop that is not held up."""
+    held.jump(seconds)
+    await turns(6)
+
+
 @on_bench
 async def test_the_limit_of_a_call_counts_from_its_own_turn(bench: Bench) -> None:
-    limits: list[float] = []
-
-    class NotingClock(clock.SystemClock):
-        def call_later(self, delay_s: float, /, *rest: Any) -> clock.Timer:
-            limits.append(delay_s)
-            return super().call_later(delay_s, *rest)
-
-    with clock.use(NotingClock()):
+    second_door = threading.Event()
+    with LoopClock() as held:
         bench.submit(bench.block, "first", limit_s=100.0)
-        bench.submit(lambda: 2, "second", limit_s=200.0)
-        assert limits == [100.0]
+        bench.submit(lambda: second_door.wait(LIMIT_S), "second", limit_s=200.0)
+        await pass_time(held, 90.0)
         bench.door.set()
-        assert await bench.events.count(2) == [("first", "let through"), ("second", 2)]
-    assert limits == [100.0, 200.0]
+        assert await bench.events.count(1) == [("first", "let through")]
+        for _ in range(19):
+            await pass_time(held, 10.0)
+        assert len(bench.events.seen) == 1
+        for _ in range(3):
+            await pass_time(held, 10.0)
+        assert bench.events.seen[1:] == [("stuck", 200.0)]
+        second_door.set()
+
+
+@on_bench
+async def test_a_call_that_has_ended_is_not_stuck_though_the_loop_was_held_up(bench: Bench) -> None:
+    with LoopClock() as held:
+        bench.submit(bench.block, "call", limit_s=8.0)
+        assert bench.entered.wait(LIMIT_S)
+        await pass_time(held, 7.5)
+        held.jump(60.0)  # what is due then is the first that the loop does when it runs again
+        bench.door.set()
+        bench.thread._inbox.put(bench.ended.set)  # behind the call, and reports nothing itself
+        assert bench.ended.wait(LIMIT_S)
+        await turns(6)
+    assert bench.events.seen == [("call", "let through")]
+
+
+@on_bench
+async def test_a_thread_that_was_held_up_as_well_is_given_another_second(bench: Bench) -> None:
+    with LoopClock() as held:
+        bench.submit(bench.block, "call", limit_s=8.0)
+        await pass_time(held, 3600.0)  # the whole process was stopped
+        await pass_time(held, 0.9)
+        assert bench.events.seen == []
+        bench.door.set()
+        assert await bench.events.count(1) == [("call", "let through")]
+
+
+@on_bench
+async def test_a_call_that_does_not_end_is_stuck_after_another_second(bench: Bench) -> None:
+    with LoopClock() as held:
+        bench.submit(bench.block, "call", limit_s=8.0)
+        await pass_time(held, 3600.0)
+        await pass_time(held, 1.0)
+        assert bench.events.seen == [("stuck", 8.0)]
 
 
 @on_bench
