@@ -40,8 +40,9 @@ class WaitingLine:
 
     def add(self, user: DeviceUser) -> None:
         """Let `user` wait from now on; who waits already keeps its place."""
-        timer = clock.call_later(self._limit_s, self._overdue, user)
-        self._timers[user] = timer
+        if (before := self._timers.get(user)) is not None:
+            before.cancel()
+        self._timers[user] = clock.call_later(self._limit_s, self._overdue, user)
 
     def drop(self, user: DeviceUser) -> None:
         """`user` does not wait any more, if it has."""

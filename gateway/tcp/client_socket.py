@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 #: How long bytes may be on their way to a client without being acknowledged: then its machine is
 #: taken to be dead. The kernel is only the last to do so, see `client_watch`.
@@ -140,12 +141,21 @@ def reason_of(error: Exception) -> str:
     return (strerror or str(error)).lower()
 
 
+def _peer(transport: asyncio.Transport) -> tuple[Any, ...] | None:
+    """Return the peer's socket address; None if the connection ended before it was asked for."""
+    try:
+        peer: tuple[Any, ...] | None = transport.get_extra_info("peername")
+    except AttributeError:  # uvloop's closed transport looks for it in the socket that it had
+        return None
+    return peer
+
+
 def peer_name(transport: asyncio.Transport) -> str:
     """`address:port` of the client; a client that is gone already has no name.
 
     Behind it, in parentheses, who its certificate says it is, if it has one.
     """
-    peer = transport.get_extra_info("peername")
+    peer = _peer(transport)
     identity = transport.get_extra_info("peer_identity")
     suffix = f" ({identity})" if identity else ""
     if not peer:
@@ -156,7 +166,7 @@ def peer_name(transport: asyncio.Transport) -> str:
 
 def peer_host(transport: asyncio.Transport) -> str:
     """The address of the client; one that is gone already has none."""
-    peer = transport.get_extra_info("peername")
+    peer = _peer(transport)
     return str(peer[0]) if peer else ""
 
 

@@ -34,6 +34,21 @@ async def test_who_has_waited_too_long_is_told_unless_it_is_let_wait_on() -> Non
         assert len(overdue) == 2
 
 
+async def test_a_user_that_is_added_again_is_overdue_once() -> None:
+    overdue: list[str] = []
+    line = WaitingLine(0.5, lambda user: overdue.append(user.label))
+    user = User("a")
+    with LoopClock() as clock:
+        line.add(user)
+        await clock.advance(0.3)
+        line.add(user)
+        await clock.advance(0.3)
+        assert overdue == []
+        await clock.advance(0.3)
+        assert overdue == ["a"]
+        line.drop(user)
+
+
 async def test_who_waits_on_keeps_its_place() -> None:
     def waits_on(user: DeviceUser) -> None:
         line.add(user)

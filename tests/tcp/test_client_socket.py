@@ -9,6 +9,7 @@ from typing import cast
 
 from gateway.tcp.client_socket import (
     kernel_socket,
+    peer_host,
     peer_name,
     peer_origin,
     probe_every_second,
@@ -18,7 +19,7 @@ from gateway.tcp.client_socket import (
     set_options,
     tcp_link,
 )
-from tests.support.pty_board import turns
+from tests.support.pty_board import turns, until
 from tests.support.tcp_client import TcpClient
 
 
@@ -89,6 +90,28 @@ async def test_a_connection_that_has_ended_is_none_any_longer_on_every_loop() ->
         set_option(connection, socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
         probe_every_second(connection, True)
         assert peer_name(transport) == f"127.0.0.1:{server.getsockname()[1]}"
+
+
+async def test_a_client_that_was_gone_before_it_was_accepted_can_be_asked_for_its_name() -> None:
+    loop = asyncio.get_running_loop()
+    accepted: list[asyncio.Transport] = []
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(cast("asyncio.Transport", transport))
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = TcpClient(socket.create_connection(listening.getsockname()))
+        name = client.name
+        client.reset()
+        server = await loop.create_server(Protocol, sock=listening.dup())
+        await until(lambda: accepted and accepted[0].is_closing())
+        await turns(3)
+        server.close()
+        await server.wait_closed()
+        # asyncio's loop has been told by accept(2).
+        assert peer_name(accepted[0]) in {"unknown", name}
+        assert peer_host(accepted[0]) in {"", "127.0.0.1"}
 
 
 async def test_a_connection_whose_socket_was_never_asked_for_may_end_as_well() -> None:
