@@ -23,6 +23,7 @@ from gateway.config.networks import Networks
 from gateway.config.values import Address
 from gateway.tcp.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
 from gateway.tcp.admission import ACCEPTS_PER_TURN, AcceptTurns, Admission, Intake
+from gateway.tcp.client_socket import USER_TIMEOUT_MS
 from gateway.tcp.rejections import PERIOD_S, Rejection
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until
@@ -97,6 +98,9 @@ async def test_who_connects_is_handed_to_the_owner() -> None:
         assert accepting.addresses == ("127.0.0.1",)
         with await TcpClient.connect(accepting.tcp_port) as client:
             await client.receive_data(b"hello")
+            connection = owner.connections[0].get_extra_info("socket")
+            option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert connection.getsockopt(*option) == USER_TIMEOUT_MS
 
 
 async def test_an_address_that_is_taken_is_bound_when_it_is_free() -> None:
