@@ -26,7 +26,7 @@ from gateway.reload import Reloader
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
 from gateway.status import to_json
-from gateway.status_socket import StatusError, StatusServer
+from gateway.status_socket import SocketInUseError, StatusError, StatusServer
 from gateway.tcp.admission import Admission
 from gateway.tls.contexts import TlsContexts
 from gateway.usb.inventory import Inventory, UsbSource
@@ -310,6 +310,8 @@ async def _try_to_start(status: StatusServer | None) -> None:
     log = structlog.get_logger()
     try:
         await status.start()
+    except SocketInUseError as error:  # two gateways on one host are nothing to mend
+        log.info("status_not_served", reason=str(error))
     except (OSError, StatusError) as error:
         log.warning("status_not_served", reason=str(error))
     else:

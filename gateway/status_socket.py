@@ -49,6 +49,10 @@ class StatusError(GatewayError):
     """For the user who asks for the status: why there is none."""
 
 
+class SocketInUseError(StatusError):
+    """Another gateway of this user serves its status at the same path."""
+
+
 class FolderError(StatusError):
     """Another user could put a file of theirs in the place of ours."""
 
@@ -149,7 +153,7 @@ class StatusServer:
         """Listen. Raises StatusError or OSError if the socket can't be made."""
         path = checked_folder(self.path.parent, create=True) / self.path.name
         if _is_served(path):
-            raise StatusError(f"{self.path} belongs to a service that runs")
+            raise SocketInUseError(f"{self.path} belongs to a service that runs")
         with contextlib.suppress(FileNotFoundError):
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()  # of a service that was killed

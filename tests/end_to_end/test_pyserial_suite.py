@@ -35,7 +35,11 @@ _PTY_IS_FAST = {"test_cancel.TestCancelWrite.test_cancel_once"}
 
 #: Tests that may fail on each URL, and why. All others pass.
 MAY_FAIL: dict[str, set[str]] = {
-    "local": _PTY_IS_FAST,
+    "local": _PTY_IS_FAST
+    | {
+        # It allows 0.9 to 2.1 s, and can't be run again: its own XOFF has stopped the tty.
+        "test.Test_MoreTimeouts.test_WriteTimeout",
+    },
     "gateway": _PTY_IS_FAST
     | {
         # The 2.8 KB that the board does not take wait in the gateway and in the sockets; a write
