@@ -30,6 +30,11 @@ from gateway.sessions.seat import Seat
 from gateway.sessions.states_poll import StatesPoll
 from gateway.tty.serial_states import PortStates
 
+#: How long the answer to DTR or RTS waits for the line to move, which takes 1 to 4 ms on USB. It
+#: takes seconds behind bytes on their way or in a reset of the gateway's; pyserial fails after
+#: 3 s. Less than its 50 ms between two looks for an answer, with room for the round trip.
+LINES_ANSWER_S = 0.02
+
 #: The break that a telnet BRK asks for: longer than a character at any baud rate from 50 on.
 _BREAK_S = 0.25
 
@@ -128,6 +133,8 @@ class RequestQueue:
         self._device = device
         self._conversation = conversation
         self._owner = owner
+        self._lines_answers: list[tuple[LinesRequest, Lines]] = []  # that wait for lines to move
+        self._lines_timer: clock.Timer | None = None
         #: Whether requests that need not wait for anything are left for a later turn of the loop.
         self.is_behind = False
         self._events: deque[access_server.Event] = deque()
@@ -215,6 +222,7 @@ class RequestQueue:
     def close(self) -> None:
         """Drop what waits; the device may not be touched any more."""
         self._closed = True
+        self._answer_lines()
         self._before_purge.clear()
         self._events.clear()
         self._waiting_bytes = 0
@@ -348,8 +356,10 @@ class RequestQueue:
     def _set_lines(self, first: LinesRequest) -> None:
         """Set one line, together with the other if that follows at once.
 
-        Two commands in one segment are one edge to the client. Answered at once, with what was
-        asked for: clients wait for each answer.
+        Two commands in one segment are one edge to the client. They are answered with what was
+        asked for, once the lines have moved or LINES_ANSWER_S have passed. An edge that is held
+        back is answered at once: the client's next command, which shows what is meant, waits for
+        the answer.
         """
         status = self._device.status
         lines = _with_request(status.lines, first)
@@ -364,9 +374,27 @@ class RequestQueue:
             dtr = other.dtr if dtr is None else dtr
             rts = other.rts if rts is None else rts
         self._change_pending = True
-        self._device.set_lines(self._changed, dtr=dtr, rts=rts)
-        for request, asked_for in answers:
-            self._conversation.answer(request, replace(status, lines=asked_for))
+        self._lines_answers = answers
+        self._device.set_lines(self._lines_set, dtr=dtr, rts=rts)
+        if self._lines_answers:
+            self._lines_timer = clock.call_later(LINES_ANSWER_S, self._answer_lines)
+
+    def _lines_set(self) -> None:
+        self._answer_lines()
+        self._changed()
+
+    def _answer_lines(self) -> None:
+        """Answer the commands for lines that are being carried out, unless that is done."""
+        if self._lines_timer is not None:
+            self._lines_timer.cancel()
+            self._lines_timer = None
+        answers, self._lines_answers = self._lines_answers, []
+        if answers and not self._closed:
+            for request, asked_for in answers:
+                status = replace(self._device.status, lines=asked_for)
+                self._conversation.answer(request, status)
+            if not self._carrying_out:
+                self._owner.queue_moved()
 
     def _other_line(self, first: LinesRequest) -> LinesRequest | None:
         """The next request, if it sets the line that `first` does not."""

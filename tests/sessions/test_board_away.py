@@ -329,9 +329,9 @@ async def test_a_reset_whose_board_stays_away_is_not_said_to_have_happened(
             with await rfc2217_client(served) as client:
                 await unplugged(board, served)
                 await client.send(control(*HARD_RESET))
-                await client.receive_wire(answers(*HARD_RESET))
                 while not resets(logs):
                     await clock.advance(0.02)  # a reset takes its time
+                await client.receive_wire(answers(*HARD_RESET))
                 await clock.advance(GRACE_S)
                 await until(lambda: served.device.state is not DeviceState.AWAY)
             board.plug()

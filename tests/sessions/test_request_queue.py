@@ -15,6 +15,7 @@ from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.sessions.request_queue import (
     COMMANDS_AFTER_LEAVING,
     EVENTS_PER_TURN,
+    LINES_ANSWER_S,
     READ_AHEAD_BYTES,
     READ_AHEAD_EVENTS,
     RequestQueue,
@@ -187,14 +188,32 @@ async def test_settings_are_changed_one_by_one_over_each_other() -> None:
     assert client.device.asked[-1] == SerialSettings(baudrate=9600, parity=Parity.EVEN)
 
 
-async def test_lines_of_one_segment_are_one_step_and_are_answered_at_once() -> None:
+async def test_lines_of_one_segment_are_one_step_and_are_answered_when_they_have_moved() -> None:
     client = rfc2217_client()
     client.sends(control(Control.DTR_ON) + control(Control.RTS_ON) + control(Control.DTR_OFF))
     assert client.device.asked == [("lines", True, True)]
-    assert client.answers() == answer(Control.DTR_ON) + answer(Control.RTS_ON)
+    assert client.answers() == b""
     client.device.finish()
+    assert client.answers() == answer(Control.DTR_ON) + answer(Control.RTS_ON)
     assert client.device.asked[1:] == [("lines", False, None)]
+    client.device.finish()
     assert client.answers() == answer(Control.DTR_OFF)
+
+
+async def test_lines_that_move_late_are_answered_before_pyserial_looks_again() -> None:
+    client = rfc2217_client()
+    with LoopClock() as clock:
+        client.sends(control(Control.DTR_ON) + control(Control.REQUEST_DTR))
+        await clock.advance(LINES_ANSWER_S - 0.001)
+        assert client.answers() == b""
+        await clock.advance(0.001)
+        assert client.answers() == answer(Control.DTR_ON)
+        client.device.finish()
+        assert client.answers() == answer(Control.DTR_ON)  # to the question behind it
+        client.sends(control(Control.DTR_OFF))
+        client.queue.close()
+        await clock.advance(1.0)
+        assert client.answers() == b""
 
 
 async def test_a_reset_is_a_step_of_its_own_whatever_follows_in_its_segment() -> None:
@@ -213,6 +232,7 @@ async def test_a_question_between_two_lines_keeps_them_apart() -> None:
     assert client.device.asked == [("lines", None, True)]
     client.device.finish()
     assert client.device.asked[1:] == [("lines", True, None)]
+    client.device.finish()
     assert client.answers() == answer(Control.RTS_ON) * 2 + answer(Control.DTR_ON)
 
 

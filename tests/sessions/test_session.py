@@ -171,6 +171,35 @@ async def test_a_reset_whose_two_ends_come_in_one_segment_is_a_reset(tmp_path: P
                 assert board.lines == [RESET, STRAP, IDLE]
 
 
+async def test_a_line_has_moved_when_its_command_is_answered(tmp_path: Path) -> None:
+    steps = [
+        (Control.DTR_ON, STRAP),
+        (Control.DTR_OFF, IDLE),
+        (Control.RTS_ON, RESET),
+        (Control.RTS_OFF, IDLE),
+    ]
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with LoopClock() as clock, await rfc2217_client(served) as client:
+                for code, lines in steps:
+                    await client.send(control(code))
+                    await client.receive_wire(answer(code))  # no time passes
+                    assert board.lines[-1] == lines
+                    await clock.advance(0.2)
+
+
+async def test_a_line_that_does_not_move_is_answered_all_the_same(tmp_path: Path) -> None:
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            with await rfc2217_client(served) as client:
+                board.answers.clear()  # the driver hangs
+                await client.send(control(Control.DTR_ON))
+                await client.receive_wire(answer(Control.DTR_ON))
+                assert board.lines[-1] == IDLE
+                board.answers.set()
+                await until(lambda: board.lines[-1] == STRAP)
+
+
 async def test_lines_that_come_in_one_segment_are_set_in_one_step(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
