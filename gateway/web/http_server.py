@@ -169,7 +169,11 @@ class HttpServer:
 
 
 def _library_log() -> logging.Logger:
-    """The library's log without what clients send that is not HTTP: they get their answer."""
+    """The library's log without what clients send that is not HTTP: they get their answer.
+
+    Without InvalidStateError too: at shutdown aiohttp (3.14) sets a future of its own that its time
+    limit may have cancelled in the same turn.
+    """
     log = logging.getLogger("aiohttp.server")
     log.addFilter(_is_a_fault)
     return log
@@ -177,4 +181,6 @@ def _library_log() -> logging.Logger:
 
 def _is_a_fault(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, HttpProcessingError | web.RequestPayloadError)
+    return not isinstance(
+        error, HttpProcessingError | web.RequestPayloadError | asyncio.InvalidStateError
+    )
