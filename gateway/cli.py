@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__, cli_flash, cli_lan
 from gateway.cli_lan import print_help
-from gateway.config.device import tcp_text
-from gateway.config.document import GatewayConfig, PortConfig, load_config
+from gateway.config.document import GatewayConfig, PortConfig, tcp_text
+from gateway.config.reader import load_config
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gateway.config.document import GatewayConfig, load_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import load_config
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
 from gateway.config.http import PACKAGES
+from gateway.config.reader import parse_config
 from gateway.tcp.acceptor import is_free
 
 _HOST = "127.0.0.1"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.blocking import call_blocking
-from gateway.config.http import HttpConfig, TokenFileError, read_token
+from gateway.config.document import HttpConfig
+from gateway.config.http import TokenFileError, read_token
 from gateway.ports.running_port import RunningPort
 from gateway.tcp.admission import Admission, Intake
 from gateway.tls.contexts import TlsContexts, TlsNow

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from gateway.config.document import GatewayConfig, PortConfig
-from gateway.config.values import is_loopback, is_wildcard
+from gateway.config.document import GatewayConfig, PortConfig, is_loopback, is_wildcard
 from gateway.status import PortSnapshot
 from gateway.usb.pool_table import PoolTable
 

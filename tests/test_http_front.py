@@ -12,8 +12,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.config.document import parse_config
-from gateway.config.http import HttpConfig
+from gateway.config.document import HttpConfig
+from gateway.config.reader import parse_config
 from gateway.http_front import HttpFront
 from gateway.service import Service
 from gateway.tcp.admission import Admission

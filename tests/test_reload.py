@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.reload import LOAD_LIMIT_S, Reloader
 from gateway.simulator.app import pattern

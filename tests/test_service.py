@@ -16,7 +16,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway import service
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import parse_config
 from gateway.devices.output_log import OutputLog
 from gateway.errors import DeviceError
 from gateway.ports import running_port

@@ -187,16 +187,6 @@ def _read_tcp(node: yaml.Node) -> int | range:
 TCP: Final = Kind("a whole number from 0 to 65535, or a pool's range as in 4100-4199", _read_tcp)
 
 
-def tcp_text(tcp: int | range) -> str:
-    """As it is written."""
-    return f"{tcp.start}-{tcp.stop - 1}" if isinstance(tcp, range) else str(tcp)
-
-
-def pool_member_name(pool: str, tcp_port: int) -> str:
-    """What logs and messages call one port of a pool."""
-    return f"{pool}-{tcp_port}"
-
-
 def same_path(path: str) -> str:
     """One text for all spellings of it; links are not followed, they change with hotplug."""
     if path.startswith("/"):

@@ -1,85 +1,42 @@
-"""The operator's YAML file as frozen dataclasses; every check of it and each message.
+"""The configuration as frozen dataclasses: the typed result of reading a YAML file.
 
-One table, PORT_KEYS, says which keys a port has: the reader, the messages, the documentation's
-test and the example's test all go by it, so a new key is a row there and a field of PortConfig.
-How YAML is read with line numbers is yaml_lines.py's matter, what no two ports may have in common
-unique.py's. Nothing here looks at hardware: an absent device is no mistake in the file.
+`reader` makes it, `schema` has the keys. The classes are named after the sections of the file,
+their fields after its keys. Nothing here looks at hardware.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+import ipaddress
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import yaml
-
-from gateway.config.choices import (
-    Access,
-    ClientLimits,
-    ConnectionLimits,
-    Opening,
-    Recording,
-    Sharing,
-    SlowClient,
-)
-from gateway.config.device import DEVICE, TCP, pool_member_name
-from gateway.config.doubtful import warnings_of
-from gateway.config.foreign import explained, program_of
-from gateway.config.http import HttpConfig, check_http_files, http_section, read_http
-from gateway.config.log_files import check_log_files
-from gateway.config.mdns import MdnsConfig, read_mdns
-from gateway.config.networks import NETWORKS
-from gateway.config.sections import (
-    REQUIRED,
-    TCP_OR_CONNECT,
-    Key,
-    overlaid,
-    read_keys,
-    read_section,
-)
-from gateway.config.tls import TLS, check_tls_files, check_tls_fits
-from gateway.config.unique import Section, check_unique
 from gateway.config.usb_match import DeviceChoice
-from gateway.config.values import ADDRESS, HARD_RESET, HOST, LOG_FILE, NAME, RESET, REST, Address
-from gateway.config.wording import clipped, quoted
-from gateway.config.yaml_lines import (
-    Problems,
-    compose,
-    is_nothing,
-    is_refused,
-    known_entries,
-    line_of,
-    one_of,
-    read_text,
-    refuse,
-    seconds,
-    true_or_false,
-    whole_number,
-)
-from gateway.errors import ConfigError, ConfigProblem
-from gateway.protocol.reset import DEFAULT_HOLD_S
-from gateway.protocol.reset_sequence import ResetSequence
-from gateway.protocol.reset_strategy import AUTO_REST, HardReset, Method, Reset, ResetChoice
-from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.errors import ConfigProblem
+from gateway.protocol.reset_strategy import ResetChoice
+from gateway.protocol.serial_settings import SerialSettings
 from gateway.tls.files import Tls
 
-_ACCESS = Access()
-_CONNECTIONS = ConnectionLimits()
-_LIMITS = ClientLimits()
-_RECORDING = Recording()
+#: With the longest name of a port and " on " it fills a label of DNS, which has 63 bytes.
+MAX_INSTANCE_CHARS: Final = 27
+
+_IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Networks that a single client can be expected to have many addresses of.
+_CLIENT_PREFIX_V4: Final = 24
+_CLIENT_PREFIX_V6: Final = 64
 
 
 class Protocol(Enum):
-    """What is spoken on a port's TCP connection."""
+    """The protocol of a port's TCP connections."""
 
     RFC2217 = "rfc2217"  # Telnet with COM-PORT-OPTION: clients set baud rate and lines
-    RAW = "raw"  # a plain byte pipe: settings are the YAML's, lines the gateway's
+    RAW = "raw"  # a plain byte pipe: settings from the YAML, lines from the gateway
 
 
 class OnConnect(Enum):
-    """What is done to the board when a client gets control of the port, before its first byte."""
+    """The reset of the board when a client gets control of the port, before its first byte."""
 
     NOTHING = "nothing"
     BOOTLOADER = "bootloader"
@@ -87,26 +44,180 @@ class OnConnect(Enum):
 
 
 class OnDisconnect(Enum):
-    """What is done to the board when its last client has disconnected, after its last byte."""
+    """The reset of the board after its last client has disconnected."""
 
     NOTHING = "nothing"
     RESET = "reset"
 
 
 class OnAbsent(Enum):
-    """What a client gets whose device is not plugged in."""
+    """The answer to a client that connects while the device is not plugged in."""
 
-    REFUSE = "refuse"  # one line that says so
-    WAIT = "wait"  # its turn when the device is there
+    REFUSE = "refuse"  # one line with the reason
+    WAIT = "wait"  # the client is queued until the device is plugged in
+
+
+class Opening(Enum):
+    """When the gateway has a port's tty open."""
+
+    ALWAYS = "always"  # while the device is plugged in
+    ON_CONNECT = "on_connect"  # while a client is connected; local tools can use it otherwise
+
+
+class Sharing(Enum):
+    """What happens when a second client connects."""
+
+    EXCLUSIVE = "exclusive"  # the second client is rejected
+    TAKEOVER = "takeover"  # the first client is disconnected
+    PREEMPT = "preempt"  # the first client is suspended until the second disconnects
+    SHARED = "shared"  # both use the port
+
+
+class SlowClient(Enum):
+    """What happens to output that a client does not read."""
+
+    PAUSE = "pause"  # it stays in the kernel, then at the board, until the client reads
+    DROP_OLDEST = "drop_oldest"  # it is buffered, then the oldest is dropped
+    DISCONNECT = "disconnect"  # it is buffered, then the client is disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address; `host` is an IP address or a host name."""
+
+    host: str
+    tcp_port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.tcp_port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can connect to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether `host` stands for all addresses of this machine."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """An access list; without members it contains every address."""
+
+    members: tuple[_IpNetwork, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(str(member) for member in self.members) or "all"
+
+    def have(self, host: str) -> bool:
+        """Whether the address of a peer is in the list; text that is no address is not."""
+        if not self.members:
+            return True
+        try:
+            address = _ip_address(host)
+        except ValueError:
+            return False
+        return any(address in member for member in self.members)
+
+
+EVERYBODY: Final = Networks()
+
+
+def peer_network(host: str) -> str:
+    """The network under which a peer is logged: a /24, for IPv6 a /64."""
+    return _network_of(host, _CLIENT_PREFIX_V4, _CLIENT_PREFIX_V6)
+
+
+def peer_holder(host: str) -> str:
+    """The address or network under which a peer's connections are counted: for IPv6 a /64.
+
+    A host has any number of addresses in a /64, which the hosts of a LAN share. A link-local
+    address counts alone, since its network is the same in every LAN.
+    """
+    is_link_local = host.lower().startswith("fe80:")
+    return _network_of(host, 32, 128 if is_link_local else _CLIENT_PREFIX_V6)
+
+
+def _network_of(host: str, prefix_v4: int, prefix_v6: int) -> str:
+    try:
+        address = _ip_address(host)
+    except ValueError:
+        return "unknown"
+    prefix = prefix_v4 if address.version == 4 else prefix_v6
+    return str(ipaddress.ip_network((address, prefix), strict=False))
+
+
+def _ip_address(host: str) -> _IpAddress:
+    # The interface behind a link-local address says nothing about the peer.
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return address.ipv4_mapped
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Which connections become sessions.
+
+    `max_sessions` counts rejected connections too, until they are closed. With
+    `accept_any_protocol`, first bytes that are another protocol's greeting go to the board.
+    """
+
+    allow: Networks = EVERYBODY
+    max_sessions: int = 32
+    accept_any_protocol: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """How long a client stays connected, and how much of the board's output it gets.
+
+    `idle_timeout_s` without a byte either way end a session; 0: never. `client_buffer_kib` is the
+    buffer of `drop_oldest` and `disconnect`. With `replay`, a new client gets the recorded output.
+    """
+
+    idle_timeout_s: float = 0.0
+    slow_client: SlowClient = SlowClient.PAUSE
+    client_buffer_kib: int = 256
+    replay: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How much of the board's output is kept.
+
+    `record_kib` in memory, 0: none. With a `log_file`, an absolute path, it is also written there;
+    at `log_max_kib` the file is rotated, and `log_keep` rotated files are kept.
+    """
+
+    record_kib: int = 64
+    log_file: str | None = None
+    log_max_kib: int = 1024
+    log_keep: int = 3
+
+    def of_port(self, name: str) -> Recording:
+        """The same with the port's name in place of `{name}`."""
+        if self.log_file is None:
+            return self
+        return replace(self, log_file=self.log_file.replace("{name}", name))
 
 
 @dataclass(frozen=True, slots=True)
 class PortConfig:
-    """One entry of `ports`: a device, and how its clients come to it.
+    """One entry of `ports`.
 
-    Either they connect to `tcp_port` at `host` (0: any free port), or `tcp_port` is None and the
-    gateway connects to the client at `connect`. `resets` says what becomes of DTR and RTS,
-    `grace_s` how long a client is kept when its board leaves the bus.
+    Clients connect to `tcp_port` (0: any free port) at `host`, or `tcp_port` is None and the
+    gateway connects to `connect`. A client stays connected for `grace_s` after its board has left
+    the bus.
     """
 
     name: str
@@ -121,21 +232,21 @@ class PortConfig:
     protocol: Protocol
     on_connect: OnConnect
     on_disconnect: OnDisconnect
-    access: Access = _ACCESS
+    access: Access = Access()
     open: Opening = Opening.ALWAYS
     tls: Tls | None = None
     sharing: Sharing = Sharing.EXCLUSIVE
-    limits: ClientLimits = _LIMITS
-    recording: Recording = _RECORDING
+    limits: ClientLimits = ClientLimits()
+    recording: Recording = Recording()
 
     def named(self, name: str) -> PortConfig:
-        """The same under a name, which also takes the place of `{name}` in its values."""
+        """The same under a name, which also replaces `{name}` in its values."""
         return replace(self, name=name, recording=self.recording.of_port(name))
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """An entry of `ports` that serves each device it fits at a TCP port of its own.
+    """An entry of `ports` whose `tcp` is a range: each device that it fits gets one TCP port.
 
     `pattern` is what its ports have in common; its name is the pool's.
     """
@@ -149,265 +260,80 @@ class PoolConfig:
         return self.pattern.name
 
     def port(self, tcp_port: int) -> PortConfig:
-        """One port of it."""
+        """One port of the pool."""
         name = pool_member_name(self.name, tcp_port)
         return replace(self.pattern.named(name), tcp_port=tcp_port)
 
 
+def pool_member_name(pool: str, tcp_port: int) -> str:
+    """The name of one port of a pool."""
+    return f"{pool}-{tcp_port}"
+
+
+def tcp_text(tcp: int | range) -> str:
+    """A TCP port or the range of a pool, as written in the YAML."""
+    return f"{tcp.start}-{tcp.stop - 1}" if isinstance(tcp, range) else str(tcp)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
+
+    Requests that change something need the token in `token_file`, an absolute path; None: no token
+    is needed. `host_names` are accepted besides the host's own names, in lower case.
+    """
+
+    host: str
+    tcp_port: int
+    allow: Networks = EVERYBODY
+    tls: Tls | None = None
+    token_file: str | None = None
+    host_names: frozenset[str] = frozenset()
+    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+    def __str__(self) -> str:
+        return str(Address(self.host, self.tcp_port))
+
+
+@dataclass(frozen=True, slots=True)
+class MdnsConfig:
+    """The section `mdns`: the announced host name (None: this host's) and the interfaces.
+
+    `interfaces` has names and addresses of network interfaces; empty: all but loopback.
+    """
+
+    instance_name: str | None = None
+    interfaces: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """The section `connections`: limits over all ports and HTTP together.
+
+    An IPv6 address stands for its /64 (`peer_holder`).
+    """
+
+    #: Twice what 64 ports with 32 sessions each need.
+    max: int = 4096
+    #: A CI host or a proxy with 16 sessions on each of 64 ports stays below.
+    max_per_address: int = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """The whole file; one port or pool at least, names, addresses and devices each unique.
+    """The whole file, with at least one port or pool.
 
-    `warnings` are what can be served, and will not do what the operator means.
+    `warnings` are values that can be served and are seldom meant.
     """
 
     ports: tuple[PortConfig, ...]
     pools: tuple[PoolConfig, ...] = ()
     http: HttpConfig | None = None
     mdns: MdnsConfig | None = None
-    connections: ConnectionLimits = _CONNECTIONS
+    connections: ConnectionLimits = ConnectionLimits()
     warnings: tuple[ConfigProblem, ...] = field(default=(), compare=False)
-
-
-def load_config(path: Path, *, with_files: bool = True) -> GatewayConfig:
-    """Read and check a file, with the files that it names if `with_files`.
-
-    Raises ConfigError with every problem of them, nothing else.
-    """
-    return parse_config(read_text(path), str(path), with_files=with_files)
-
-
-def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayConfig:
-    """Check the text of a file, `file` being its name in messages.
-
-    Raises ConfigError with every problem, nothing else whatever the text is.
-    """
-    try:
-        return _parsed(text, Problems(file), with_files=with_files)
-    except ConfigError:
-        if program := program_of(text):
-            raise Problems(file).stop(0, *explained(program)) from None
-        raise
-
-
-def _parsed(text: str, problems: Problems, *, with_files: bool) -> GatewayConfig:
-    root = compose(text, problems)
-    ports, defaults = _read_file(root, problems)
-    http = read_section(root, "http", read_http, problems)
-    mdns = read_section(root, "mdns", read_mdns, problems)
-    connections = read_section(root, "connections", _read_connections, problems)
-    others = [http_section(http)] if http is not None else []
-    sections = [*defaults, *ports, *others]
-    check_unique(ports, problems, others)
-    check_log_files(ports, problems, _other_files(problems.file, sections), with_files=with_files)
-    warnings = warnings_of(sections, problems.file)
-    if with_files:
-        check_http_files(http, problems)
-        warnings += check_tls_files(sections, problems)
-    problems.raise_if_any()
-    return replace(
-        _built(ports),
-        http=http,
-        mdns=mdns,
-        connections=connections or _CONNECTIONS,
-        warnings=tuple(sorted(warnings, key=lambda warning: warning.line)),
-    )
-
-
-def _other_files(config: str, sections: list[Section]) -> dict[str, str]:
-    """Map the files that the gateway reads to descriptions."""
-    files = {config: "the configuration"}
-    for section in sections:
-        tls = section.values.get("tls")
-        for path in (tls.cert, tls.key, tls.client_ca, tls.ca) if isinstance(tls, Tls) else ():
-            if path is not None:
-                files[path] = "a file for TLS"
-        if (token_file := section.values.get("token_file")) is not None:
-            files[token_file] = "the token"
-    return files
-
-
-_SERIAL = SerialSettings()
-
-PORT_KEYS: Final = (
-    Key("name", NAME, REQUIRED),
-    Key("tcp", TCP, TCP_OR_CONNECT),
-    Key("host", HOST, "127.0.0.1"),
-    Key("connect", ADDRESS, TCP_OR_CONNECT),
-    Key("allow", NETWORKS, _ACCESS.allow),
-    Key("max_sessions", whole_number(1, 1000), _ACCESS.max_sessions),
-    Key("tls", TLS, None),
-    Key("device", DEVICE, REQUIRED),
-    Key("baudrate", whole_number(1, 2**32 - 1), _SERIAL.baudrate),
-    Key("bytesize", whole_number(5, 8), _SERIAL.bytesize),
-    Key("parity", one_of(Parity), _SERIAL.parity),
-    Key("stopbits", one_of(StopBits), _SERIAL.stopbits),
-    Key("flow_control", one_of(FlowControl), _SERIAL.flow_control),
-    Key("protocol", one_of(Protocol), Protocol.RFC2217),
-    Key("accept_any_protocol", true_or_false(), _ACCESS.accept_any_protocol),
-    Key("on_connect", one_of(OnConnect), OnConnect.NOTHING),
-    Key("on_disconnect", one_of(OnDisconnect), OnDisconnect.NOTHING),
-    # Below 0.05 s the next command of a client on the same host comes too late (pyserial polls
-    # every 50 ms); above 5 s a client that really wants both lines on would take it for a hang.
-    Key("hold_s", seconds(0.05, 5), DEFAULT_HOLD_S),
-    # Boards come back from a reset within 2.5 s, over a slow hub within 5.
-    Key("grace_s", seconds(0, 300), 10.0),
-    Key("reset", RESET, Reset.AUTO),
-    Key("hard_reset", HARD_RESET, HardReset.AUTO),
-    Key("rest", REST, AUTO_REST),
-    Key("open", one_of(Opening), Opening.ALWAYS),
-    Key("sharing", one_of(Sharing), Sharing.EXCLUSIVE),
-    Key("idle_timeout_s", seconds(0, 604800), _LIMITS.idle_timeout_s),
-    Key("slow_client", one_of(SlowClient), _LIMITS.slow_client),
-    Key("client_buffer_kib", whole_number(0, 65536), _LIMITS.client_buffer_kib),
-    Key("replay", true_or_false(), _LIMITS.replay),
-    Key("record_kib", whole_number(0, 65536), _RECORDING.record_kib),
-    Key("log_file", LOG_FILE, _RECORDING.log_file),
-    Key("log_max_kib", whole_number(16, 2**20), _RECORDING.log_max_kib),
-    Key("log_keep", whole_number(0, 99), _RECORDING.log_keep),
-    Key("on_absent", one_of(OnAbsent), OnAbsent.REFUSE),
-)
-
-#: The keys of `connections`.
-CONNECTION_KEYS: Final = (
-    Key("max", whole_number(1, 65536), _CONNECTIONS.max),
-    Key("max_per_address", whole_number(1, 65536), _CONNECTIONS.max_per_address),
-)
-
-_PORT_NAMES: Final = frozenset(key.name for key in PORT_KEYS)
-_DEFAULTS_KEYS: Final = tuple(key for key in PORT_KEYS if key.has_default)
-_KEYS_OF_EACH: Final = tuple(key.name for key in PORT_KEYS if not key.has_default)
-#: For ports that clients connect to; one that connects does so when its device is open.
-_LISTENING_KEYS: Final = ("tcp", "host", "allow", "max_sessions", "open")
-_FILE_KEYS: Final = ("defaults", "ports", "http", "mdns", "connections")
-_ACCEPTED_TCP: Final = next(key.kind.accepted for key in PORT_KEYS if key.name == "tcp")
-_ACCEPTED_FILE: Final = "a mapping with the key 'ports'"
-_ACCEPTED_PORTS: Final = "a list of one port or more"
-
-
-def _read_file(root: yaml.Node | None, problems: Problems) -> tuple[list[Section], list[Section]]:
-    """The ports, and the defaults if there are any."""
-    if root is None or is_nothing(root):
-        problems.add(1, "", "empty file", _ACCEPTED_FILE)
-        return [], []
-    if not isinstance(root, yaml.MappingNode) or is_refused(root):
-        refuse(root, "", _ACCEPTED_FILE, problems)
-        return [], []
-    found = known_entries(root, "", _FILE_KEYS, problems)
-    defaults = {key.name: key.default for key in _DEFAULTS_KEYS}
-    given = []
-    if "defaults" in found and not is_nothing(found["defaults"].value):
-        section = read_keys(
-            found["defaults"].value, "defaults", _DEFAULTS_KEYS, problems, _KEYS_OF_EACH
-        )
-        defaults = overlaid(defaults, section)
-        given = [section]
-        if "{name}" not in (log_file := str(section.values.get("log_file") or "{name}")):
-            problem = f"invalid log_file {quoted(log_file)}"
-            expected = "a path with {name} in it, which stands for the name of each port"
-            problems.add(section.lines["log_file"], "defaults", problem, expected)
-            del defaults["log_file"]  # which is wrong for each port then
-    if "ports" not in found:
-        problems.add(line_of(root), "", "missing ports", _ACCEPTED_PORTS)
-        return [], given
-    return _read_ports(found["ports"].value, defaults, problems), given
-
-
-def _read_connections(_line: int, node: yaml.Node, problems: Problems) -> ConnectionLimits:
-    given = read_keys(node, "connections", CONNECTION_KEYS, problems)
-    return ConnectionLimits(**given.values)
-
-
-def _read_ports(node: yaml.Node, defaults: dict[str, Any], problems: Problems) -> list[Section]:
-    if not isinstance(node, yaml.SequenceNode) or not node.value or is_refused(node):
-        refuse(node, "ports", _ACCEPTED_PORTS, problems, reason=_without_dashes(node))
-        return []
-    ports = []
-    for index, item in enumerate(node.value):
-        port = read_keys(item, f"ports[{index}]", PORT_KEYS, problems)
-        ports.append(Section(port.path, overlaid(defaults, port), port.lines))
-        if isinstance(item, yaml.MappingNode) and not is_refused(item):
-            _check_fit(ports[-1], line_of(item), problems)
-            check_tls_fits(ports[-1], line_of(item), problems)
-    return ports
-
-
-def _without_dashes(node: yaml.Node) -> str:
-    """The likely reason for which there is a mapping where ports should be listed."""
-    if not isinstance(node, yaml.MappingNode) or not node.value:
-        return ""
-    key, value = node.value[0]
-    if str(key.value).removeprefix("-") in _PORT_NAMES and str(key.value).startswith("-"):
-        return f"no space after '-' in line {line_of(key)}"
-    if str(key.value) in _PORT_NAMES:
-        return f"no '-' before {quoted(str(key.value))} in line {line_of(key)}"
-    if isinstance(value, yaml.MappingNode):
-        return f"write '- name: {clipped(str(key.value))}' for '{clipped(str(key.value))}:'"
-    return ""
-
-
-def _check_fit(port: Section, line: int, problems: Problems) -> None:
-    """Refuse keys of one port that do not go together; a default that does not fit is not used."""
-
-    def refuse_key(key: str, problem: str, expected: str) -> None:
-        problems.add(port.lines.get(key, line), port.path, problem, expected)
-
-    if "connect" not in port.lines:
-        if "tcp" not in port.lines:
-            expected = f"tcp ({_ACCEPTED_TCP}) or connect ({ADDRESS.accepted})"
-            refuse_key("tcp", "missing tcp", expected)
-    else:
-        for key in _LISTENING_KEYS:
-            if key in port.lines:
-                problem = f"{key} with connect (line {port.lines['connect']})"
-                refuse_key(key, problem, f"connect without {key}, or tcp")
-    is_for_flashers = port.values.get("on_connect") is OnConnect.BOOTLOADER
-    if is_for_flashers and "replay" in port.lines and port.values.get("replay"):
-        refuse_key("replay", "replay with on_connect: bootloader", "one of them")
-    rest, reset = port.values.get("rest", AUTO_REST), port.values.get("reset")
-    if "rest" in port.lines and reset not in (None, Reset.AUTO) and not rest.suits(_method(reset)):
-        written = reset.value if isinstance(reset, Reset) else str(reset)
-        problem = f"rest with one line on alone with reset {quoted(written)}"
-        refuse_key("rest", problem, "both lines on or both off, or reset: none")
-
-
-def _method(reset: Reset | ResetSequence) -> Method:
-    """What becomes of the client's lines, whatever the board is."""
-    return ResetChoice(reset).strategy(None).method
-
-
-#: The fields of PortConfig that hold the keys of their own fields' names.
-_GROUPS: Final[dict[str, Any]] = {
-    "serial": SerialSettings,
-    "resets": ResetChoice,
-    "access": Access,
-    "limits": ClientLimits,
-    "recording": Recording,
-}
-
-
-def _built(ports: list[Section]) -> GatewayConfig:
-    built: list[PortConfig] = []
-    pools: list[PoolConfig] = []
-    for port in ports:
-        tcp = port.values.get("tcp")
-        if isinstance(tcp, range):
-            pools.append(PoolConfig(tcp, _built_port(port, tcp.start)))
-        else:
-            built.append(_built_port(port, tcp).named(port.values["name"]))
-    return GatewayConfig(tuple(built), tuple(pools))
-
-
-def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
-    """The checked values as a PortConfig; `{name}` still stands where it was written."""
-    values = {"connect": None} | port.values | {"tcp_port": tcp_port}
-    values.pop("tcp", None)
-    if values["connect"] is not None:
-        values["open"] = Opening.ALWAYS
-    if values["on_connect"] is OnConnect.BOOTLOADER:
-        values["replay"] = False  # who comes is a flasher, even before it says so
-    grouped = {
-        name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
-        for name, kind in _GROUPS.items()
-    }
-    return PortConfig(**grouped, **values)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from gateway.config.device import same_path, tcp_text
+from gateway.config.device import same_path
+from gateway.config.document import tcp_text
 from gateway.config.unique import Section
 from gateway.config.wording import quoted
 from gateway.errors import ConfigProblem

@@ -7,17 +7,16 @@ What is served there is the package `web`'s matter.
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import re
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import yaml
 
-from gateway.config.networks import EVERYBODY, NETWORKS, Networks
+from gateway.config.document import Address, HttpConfig
+from gateway.config.networks import NETWORKS
 from gateway.config.tls import TLS, check_tls_fits
 from gateway.config.unique import Section
-from gateway.config.values import ABSOLUTE_PATH, HOST, Address, read_address
+from gateway.config.values import ABSOLUTE_PATH, HOST, read_address
 from gateway.config.wording import clipped, quoted
 from gateway.config.yaml_lines import (
     Kind,
@@ -31,7 +30,6 @@ from gateway.config.yaml_lines import (
 )
 from gateway.errors import GatewayError
 from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
-from gateway.tls.files import Tls
 
 #: The Python packages that the server is made with, and how they are installed.
 PACKAGES: Final = ("aiohttp", "prometheus_client")
@@ -44,32 +42,6 @@ _TOKEN_FILE: Final = "a file with one line of 16 to 256 of a-z A-Z 0-9 . _ ~ -" 
 _TOKEN_FILE_BYTES: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class HttpConfig:
-    """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
-
-    It speaks TLS with `tls`. Requests that change something need the token in `token_file`, an
-    absolute path; None: no token is needed. `host_names` are names in lower case by which it may be
-    addressed besides the host's own.
-    """
-
-    host: str
-    tcp_port: int
-    allow: Networks = EVERYBODY
-    tls: Tls | None = None
-    token_file: str | None = None
-    host_names: frozenset[str] = frozenset()
-    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return is_loopback(self.host)
-
-    def __str__(self) -> str:
-        return str(Address(self.host, self.tcp_port))
-
-
 class TokenFileError(GatewayError):
     """For the operator: why the token in a file can't be used."""
 
@@ -78,14 +50,6 @@ class TokenFileError(GatewayError):
         self.path = path
         self.reason = reason
         self.expected = expected
-
-
-def is_loopback(host: str) -> bool:
-    """Whether what listens at `host` can be reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
 
 
 def read_token(path: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gateway.config.device import pool_member_name
+from gateway.config.document import pool_member_name
 from gateway.config.unique import Section
 from gateway.config.wording import quoted
 from gateway.config.yaml_lines import Problems

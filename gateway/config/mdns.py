@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from typing import Any, Final
 
 import yaml
 
+from gateway.config.document import MAX_INSTANCE_CHARS, MdnsConfig
 from gateway.config.yaml_lines import (
     Kind,
     Problems,
@@ -22,21 +22,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 
-#: With the longest name of a port and " on " it fills a label of DNS, which has 63 bytes.
-MAX_INSTANCE_CHARS: Final = 27
-
 _MAX_INTERFACES: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class MdnsConfig:
-    """Announce: under which name, None being the host's, and where.
-
-    `interfaces` has names and addresses of network interfaces; none stands for all but loopback.
-    """
-
-    instance_name: str | None = None
-    interfaces: tuple[str, ...] = ()
 
 
 def _read_instance_name(node: yaml.Node) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.config.device import overlapping, pool_member_name, same_path, tcp_text
+from gateway.config.device import overlapping, same_path
+from gateway.config.document import pool_member_name, tcp_text
 from gateway.config.wording import quoted
 from gateway.config.yaml_lines import Problems
 

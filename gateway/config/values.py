@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 import yaml
 
+from gateway.config.document import Address
 from gateway.config.wording import MAX_REASON_CHARS, clipped
 from gateway.config.yaml_lines import (
     Kind,
@@ -26,18 +26,6 @@ from gateway.config.yaml_lines import (
 from gateway.protocol.reset import Lines
 from gateway.protocol.reset_sequence import parse_sequence
 from gateway.protocol.reset_strategy import AUTO_REST, HardReset, LinesAtRest, Reset
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A TCP address that the gateway connects to; `host` is an IP address or a host name."""
-
-    host: str
-    tcp_port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.tcp_port}"
 
 
 def _read_name(node: yaml.Node) -> str:
@@ -67,22 +55,6 @@ def _checked_host(text: str) -> str:
         if not is_name:
             raise ValueError from None
     return text
-
-
-def is_loopback(host: str) -> bool:
-    """Whether who connects to this host can only be on the same machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.rstrip(".").lower() == "localhost"
-
-
-def is_wildcard(host: str) -> bool:
-    """Whether it stands for all addresses of the machine."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _read_address(node: yaml.Node) -> Address:

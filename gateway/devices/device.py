@@ -14,8 +14,7 @@ import structlog
 
 from gateway import clock
 from gateway.blocking import call_blocking
-from gateway.config.choices import Opening
-from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig
+from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, Opening, PortConfig
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
 from gateway.devices.end_of_use import HANDOVER_S, EndOfUse

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from gateway.config.choices import Recording
+from gateway.config.document import Recording
 
 #: Output that may wait for a slow or full disk, 12 s at 921600 baud; more is dropped.
 MAX_WAITING_BYTES: Final = 1 << 20

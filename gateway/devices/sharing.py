@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Protocol
 
 from gateway import clock
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.errors import ClientError, DeviceError
 
 #: How long a client that was replaced must leave the port alone before it may replace in its turn.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway import clock
-from gateway.config.mdns import MAX_INSTANCE_CHARS, MdnsConfig
+from gateway.config.document import MAX_INSTANCE_CHARS, MdnsConfig
 from gateway.mdns import network
 from gateway.mdns.network import MdnsError, OwnAddresses
 from gateway.mdns.records import (

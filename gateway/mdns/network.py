@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from gateway.config.device import pool_member_name
-from gateway.config.document import GatewayConfig
-from gateway.config.values import is_loopback
+from gateway.config.document import GatewayConfig, is_loopback, pool_member_name
 from gateway.errors import GatewayError
 from gateway.mdns.records import label_key
 

@@ -21,8 +21,7 @@ from datetime import timedelta
 import structlog
 
 from gateway import clock
-from gateway.config.document import PortConfig
-from gateway.config.values import Address
+from gateway.config.document import Address, PortConfig
 from gateway.devices.device import Device
 from gateway.devices.sharing import local_now
 from gateway.sessions.request_queue import Conversation

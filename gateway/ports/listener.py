@@ -15,8 +15,7 @@ from dataclasses import replace
 import structlog
 
 from gateway import clock
-from gateway.config.document import PortConfig
-from gateway.config.values import Address
+from gateway.config.document import Address, PortConfig
 from gateway.devices.device import Device
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session

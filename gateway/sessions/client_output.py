@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from gateway.config.choices import ClientLimits, SlowClient
+from gateway.config.document import ClientLimits, SlowClient
 from gateway.devices.device import Device
 from gateway.devices.sharing import DeviceUser
 from gateway.protocol.access_server import Event

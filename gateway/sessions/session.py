@@ -19,7 +19,7 @@ from typing import Protocol, cast
 import structlog
 
 from gateway import clock
-from gateway.config.choices import ClientLimits
+from gateway.config.document import ClientLimits
 from gateway.devices.device import Device
 from gateway.devices.end_of_use import finish_limit
 from gateway.errors import ClientError, DeviceError

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, cast
 import structlog
 
 from gateway import clock
-from gateway.config.values import Address
+from gateway.config.document import Address
 from gateway.tcp.admission import AcceptTurns, ClientSocket, ConnectionCounter, Intake
 from gateway.tcp.client_socket import set_options
 from gateway.tcp.name_lookup import Addresses, look_up

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from gateway.config.choices import ConnectionLimits
-from gateway.config.networks import EVERYBODY, Networks, peer_holder
+from gateway.config.document import EVERYBODY, ConnectionLimits, Networks, peer_holder
 from gateway.descriptors import has_room, reserved_for
 from gateway.tcp.rejections import OncePerPeriod
 from gateway.tls.contexts import TlsNow

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from gateway import clock
-from gateway.config.networks import peer_network
+from gateway.config.document import peer_network
 
 
 class Rejection(Enum):

@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.config.device import pool_member_name
-from gateway.config.document import GatewayConfig
+from gateway.config.document import GatewayConfig, pool_member_name
 from gateway.config.usb_match import UsbTty
 from gateway.protocol.board_kinds import CHANGES_IDENTITY, BoardKind, kind_of, row_of
 from gateway.usb.assignment import Assignment, assign, jtag_note

@@ -15,8 +15,7 @@ from typing import Protocol
 import structlog
 
 from gateway import clock
-from gateway.config.device import pool_member_name
-from gateway.config.document import GatewayConfig, PortConfig
+from gateway.config.document import GatewayConfig, PortConfig, pool_member_name
 from gateway.config.usb_match import UsbTty
 from gateway.errors import DeviceAbsentError, DeviceError
 from gateway.tty.serial_tty import TtyLocation

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import structlog
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
-from gateway.config.choices import ConnectionLimits
+from gateway.config.document import ConnectionLimits
 from gateway.errors import ClientError, DeviceError
 from gateway.ports.running_port import RunningPort
 from gateway.sessions.client_output import ClientOutput

@@ -14,7 +14,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from gateway import clock
-from gateway.config.choices import ConnectionLimits
+from gateway.config.document import ConnectionLimits
 from gateway.devices.recorder import Recorder
 from gateway.web.http_answers import Places
 from gateway.web.lab import LAB, Lab

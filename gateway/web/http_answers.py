@@ -24,8 +24,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
-from gateway.config.choices import ConnectionLimits
-from gateway.config.networks import peer_holder
+from gateway.config.document import ConnectionLimits, peer_holder
 from gateway.errors import GatewayError
 from gateway.strict_json import parse_json
 from gateway.web.http_access import JSON, SAFE_METHODS, Asked

@@ -16,9 +16,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.config.choices import ConnectionLimits
-from gateway.config.http import HttpConfig
-from gateway.config.values import Address
+from gateway.config.document import Address, ConnectionLimits, HttpConfig
 from gateway.ports.running_port import RunningPort
 from gateway.tcp.acceptor import Acceptor
 from gateway.tcp.admission import Intake

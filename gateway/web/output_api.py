@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 
 from gateway import clock
-from gateway.config.choices import ConnectionLimits
+from gateway.config.document import ConnectionLimits
 from gateway.devices.device import Device
 from gateway.devices.recorder import Piece
 from gateway.web.http_access import JSON

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.config.choices import Recording
+from gateway.config.document import Recording
 
 
 def test_a_log_file_may_bear_the_name_of_its_port() -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from gateway import cli
 from gateway.config.device import MATCH_KEYS
-from gateway.config.document import CONNECTION_KEYS, PORT_KEYS, load_config, parse_config
+from gateway.config.reader import CONNECTION_KEYS, PORT_KEYS, load_config, parse_config
 from gateway.config.sections import REQUIRED, Key
 from gateway.config.tls import TLS_KEYS
 

@@ -3,20 +3,22 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import ClientLimits, ConnectionLimits, Opening, Recording, Sharing
 from gateway.config.document import (
-    PORT_KEYS,
+    Address,
+    ClientLimits,
+    ConnectionLimits,
     GatewayConfig,
     OnAbsent,
     OnConnect,
     OnDisconnect,
+    Opening,
     PortConfig,
     Protocol,
-    load_config,
-    parse_config,
+    Recording,
+    Sharing,
 )
+from gateway.config.reader import PORT_KEYS, load_config, parse_config
 from gateway.config.usb_match import DeviceChoice
-from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.protocol.reset import BOTH, DEFAULT_HOLD_S, IDLE, STRAP
 from gateway.protocol.reset_sequence import parse_sequence

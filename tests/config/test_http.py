@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.document import parse_config
-from gateway.config.http import PACKAGES, HttpConfig, TokenFileError, is_loopback, read_token
+from gateway.config.document import HttpConfig, is_loopback
+from gateway.config.http import PACKAGES, TokenFileError, read_token
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError
 from tests.support.certificates import Authority
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.document import load_config
+from gateway.config.reader import load_config
 from gateway.errors import ConfigError
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.document import parse_config
-from gateway.config.mdns import MdnsConfig
+from gateway.config.document import MdnsConfig
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError
 
 

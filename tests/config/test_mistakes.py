@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.document import parse_config
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError
 
 GOLDEN = Path(__file__).with_name("mistakes.txt")

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.document import PortConfig, parse_config
-from gateway.config.networks import EVERYBODY, Networks, peer_holder, peer_network
+from gateway.config.document import EVERYBODY, Networks, PortConfig, peer_holder, peer_network
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.document import GatewayConfig, load_config, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import load_config, parse_config
 from gateway.tls.files import Tls
 from tests.config.test_document import port, ports, problems
 from tests.support.certificates import Authority

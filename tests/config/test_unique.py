@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import parse_config
 from gateway.errors import ConfigError
 
 

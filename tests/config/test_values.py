@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from gateway.config.values import ADDRESS, Address
+from gateway.config.document import Address
+from gateway.config.values import ADDRESS
 
 
 def node(text: str) -> yaml.Node:

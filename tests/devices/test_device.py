@@ -14,8 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import gateway.devices.sharing
-from gateway.config.choices import Recording, Sharing
-from gateway.config.document import OnConnect, OnDisconnect
+from gateway.config.document import OnConnect, OnDisconnect, Recording, Sharing
 from gateway.devices.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP

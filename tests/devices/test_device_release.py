@@ -14,8 +14,7 @@ import pytest
 import serial
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Opening, Sharing
-from gateway.config.document import OnAbsent
+from gateway.config.document import OnAbsent, Opening, Sharing
 from gateway.devices.device import Device, DeviceState
 from gateway.errors import ClientError, DeviceAbsentError
 from gateway.protocol.reset import BOTH, IDLE, RESET

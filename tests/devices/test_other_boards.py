@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
-from gateway.config.document import OnDisconnect
+from gateway.config.document import OnDisconnect, Sharing
 from gateway.devices.device import DeviceState
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, Lines

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 import gateway.devices.sharing
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.devices.sharing import ARRIVALS, Arrival, DeviceUser, Users
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.devices.device import Device, DeviceState
 from gateway.errors import DeviceError
 from tests.devices.test_device import User

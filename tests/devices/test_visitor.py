@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.devices.device import Device
 from gateway.devices.sharing import Users
 from gateway.devices.visitor import Visitor

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway.config.choices import Opening
-from gateway.config.document import parse_config
+from gateway.config.document import Opening
+from gateway.config.reader import parse_config
 from gateway.devices.device import Device, DeviceState
 from gateway.service import Service
 from tests.support.processes import run_tool

@@ -16,8 +16,7 @@ from threading import Thread
 
 import pytest
 
-from gateway.config.choices import Sharing
-from gateway.config.document import OnConnect
+from gateway.config.document import OnConnect, Sharing
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import Lines
 from gateway.sessions.request_queue import Conversation

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
-from gateway.config.document import OnAbsent
+from gateway.config.document import OnAbsent, Sharing
 from gateway.devices.device import Device, DeviceState
 from gateway.flash.outcome import Outcome
 from gateway.flash.user import FlashUser, NoBoardError

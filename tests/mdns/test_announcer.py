@@ -14,7 +14,7 @@ from structlog.typing import EventDict
 from zeroconf import ServiceInfo
 from zeroconf.asyncio import AsyncZeroconf
 
-from gateway.config.mdns import MdnsConfig
+from gateway.config.document import MdnsConfig
 from gateway.mdns import announcer, network, records
 from gateway.mdns.announcer import Announcer
 from gateway.mdns.records import Host, PortFacts

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gateway.config.document import parse_config
+from gateway.config.reader import parse_config
 from gateway.mdns import network
 from gateway.mdns.network import MISSING, MdnsError, OwnAddresses, own_addresses
 

@@ -19,9 +19,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import clock as gateway_clock
-from gateway.config.choices import Access
-from gateway.config.document import OnConnect, OnDisconnect
-from gateway.config.values import Address
+from gateway.config.document import Access, Address, OnConnect, OnDisconnect
 from gateway.devices.device import DeviceState
 from gateway.ports import dialer as dialer_module
 from gateway.ports.dialer import Dialer

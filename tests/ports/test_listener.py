@@ -14,8 +14,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Access
-from gateway.config.networks import Networks
+from gateway.config.document import Access, Networks
 from gateway.devices.device import DeviceState
 from gateway.ports.listener import Listener
 from gateway.tcp.acceptor import is_free

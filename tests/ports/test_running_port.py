@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from gateway.config.document import parse_config
+from gateway.config.reader import parse_config
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import start_port
 from gateway.protocol.board_kinds import UsbIds

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.devices.device import DeviceState
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, Lines

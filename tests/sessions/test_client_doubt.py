@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.sessions import client_doubt
 from gateway.tcp.client_socket import TcpLink
 from tests.support.pty_board import LoopClock, PtyBoard, pass_silence, serving, until

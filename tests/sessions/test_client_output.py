@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ClientLimits, SlowClient
+from gateway.config.document import ClientLimits, SlowClient
 from tests.support.pty_board import PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import ACCEPTS_COM_PORT

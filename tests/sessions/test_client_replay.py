@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import serial
 
-from gateway.config.choices import ClientLimits, Recording, Sharing
+from gateway.config.document import ClientLimits, Recording, Sharing
 from gateway.protocol.raw import RawPipe
 from gateway.sessions.request_queue import Conversation
 from tests.support.pty_board import (

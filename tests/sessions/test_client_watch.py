@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ClientLimits
+from gateway.config.document import ClientLimits
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.telnet import MAX_SUBNEGOTIATION_BYTES
 from gateway.sessions import client_watch

@@ -14,8 +14,7 @@ from typing import cast
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Access, Opening, Sharing
-from gateway.config.document import OnConnect
+from gateway.config.document import Access, OnConnect, Opening, Sharing
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.rfc2217 import Control
 from gateway.sessions.request_queue import Conversation

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.devices.device import DeviceState
 from gateway.protocol.rfc2217 import Control
 from gateway.tls.contexts import TlsNow

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
-from gateway.config.document import OnConnect, OnDisconnect
+from gateway.config.document import OnConnect, OnDisconnect, Sharing
 from gateway.devices.device import DeviceState
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
 from gateway.protocol.rfc2217 import Control

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ClientLimits, Sharing
+from gateway.config.document import ClientLimits, Sharing
 from gateway.devices.device import DeviceState
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.protocol.rfc2217 import Control

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.flash.esptool_process import COMMAND_VARIABLE
 from tests.support.fake_esptool import WRITES, FakeEsptool
 from tests.support.http_lab import LOOPBACK, http_server, running

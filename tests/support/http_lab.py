@@ -11,7 +11,7 @@ from typing import Any, cast
 import aiohttp
 import jsonschema
 
-from gateway.config.http import HttpConfig
+from gateway.config.document import HttpConfig
 from gateway.ports.running_port import RunningPort
 from gateway.tcp.admission import Admission, Intake
 from gateway.tls.contexts import TlsNow

@@ -27,8 +27,18 @@ from typing import Self
 import structlog
 
 from gateway import clock
-from gateway.config.choices import Access, ClientLimits, Opening, Recording, Sharing
-from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, PortConfig, Protocol
+from gateway.config.document import (
+    Access,
+    ClientLimits,
+    OnAbsent,
+    OnConnect,
+    OnDisconnect,
+    Opening,
+    PortConfig,
+    Protocol,
+    Recording,
+    Sharing,
+)
 from gateway.config.usb_match import DeviceChoice
 from gateway.devices.device import Device, DeviceState
 from gateway.ports.listener import Listener

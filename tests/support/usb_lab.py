@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import parse_config
 from gateway.devices.device import Device, DeviceState
 from gateway.service import Service
 from gateway.usb.inventory import UsbSource

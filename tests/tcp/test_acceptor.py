@@ -18,9 +18,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from gateway import descriptors
-from gateway.config.choices import ConnectionLimits
-from gateway.config.networks import Networks
-from gateway.config.values import Address
+from gateway.config.document import Address, ConnectionLimits, Networks
 from gateway.tcp.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
 from gateway.tcp.admission import ACCEPTS_PER_TURN, AcceptTurns, Admission, Intake
 from gateway.tcp.client_socket import USER_TIMEOUT_MS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import Opening
+from gateway.config.document import Opening
 from gateway.devices.device import DeviceState
 from gateway.tty import serial_tty
 from gateway.tty.close_watch import CloseWatch

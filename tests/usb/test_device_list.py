@@ -10,7 +10,8 @@ import pytest
 
 import gateway.usb.sysfs
 from gateway import cli
-from gateway.config.document import GatewayConfig, parse_config
+from gateway.config.document import GatewayConfig
+from gateway.config.reader import parse_config
 from gateway.usb.device_list import Listing, listing, look, to_json, to_table, to_yaml
 from gateway.usb.pool_store import FILE_NAME
 from gateway.usb.pool_table import PoolTable

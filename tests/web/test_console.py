@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ClientLimits, ConnectionLimits, Sharing, SlowClient
+from gateway.config.document import ClientLimits, ConnectionLimits, Sharing, SlowClient
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.config.choices import ConnectionLimits
+from gateway.config.document import ConnectionLimits
 from gateway.ports.running_port import RunningPort
 from gateway.web import events
 from tests.support.http_lab import (

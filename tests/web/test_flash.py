@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import gateway.flash.store
-from gateway.config.choices import Sharing
+from gateway.config.document import Sharing
 from gateway.flash.esptool_process import COMMAND_VARIABLE
 from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan
 from gateway.web.flash import FLASHER

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from gateway.config.http import HttpConfig
+from gateway.config.document import HttpConfig
 from gateway.web import http_answers, lab
 from gateway.web import http_server as module
 from gateway.web.http_answers import MAX_BODY_BYTES, answer, read_body, read_options, takes

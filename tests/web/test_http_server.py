@@ -10,9 +10,7 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ConnectionLimits
-from gateway.config.http import HttpConfig
-from gateway.config.networks import Networks
+from gateway.config.document import ConnectionLimits, HttpConfig, Networks
 from gateway.tcp.admission import Intake
 from gateway.web import http_server as module
 from tests.support.http_lab import client_of, http_client, http_server

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ConnectionLimits
+from gateway.config.document import ConnectionLimits
 from gateway.ports.running_port import RunningPort
 from gateway.tcp import client_socket
 from gateway.tcp.admission import Admission

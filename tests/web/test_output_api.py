@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.choices import ConnectionLimits, Recording
+from gateway.config.document import ConnectionLimits, Recording
 from gateway.web import http_answers, output_api
 from tests.support.http_lab import (
     Answered,

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.choices import Sharing
-from gateway.config.values import Address
+from gateway.config.document import Address, Sharing
 from gateway.ports.running_port import RunningPort
 from gateway.web.port_document import document_of
 from tests.support.http_lab import check_schema, running
