@@ -69,33 +69,33 @@ lint: $(TEST_STAMP) $(ESPTOOL4_STAMP)
 	@$(VENV)/bin/mypy
 
 reset-matrix: $(TEST_STAMP) $(ESPTOOL4_STAMP) ## every tool's resets over delays, as a table
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.reset_matrix
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.reset_matrix
 
 fuzz: $(TEST_STAMP) ## 10 MB of broken client streams, 40,000 broken HTTP requests (a few minutes)
-	@$(VENV)/bin/python -m tests.fuzz $(FUZZ_ARGS)
-	@$(VENV)/bin/python -m tests.http_fuzz $(HTTP_FUZZ_ARGS)
+	@$(VENV)/bin/python -m tests.tools.fuzz $(FUZZ_ARGS)
+	@$(VENV)/bin/python -m tests.tools.http_fuzz $(HTTP_FUZZ_ARGS)
 
 jitter: $(TEST_STAMP) $(ESPTOOL4_STAMP) $(LABGRID_STAMP) ## the tests on a machine that is slow at the wrong moments (5 minutes)
-	@$(TEST_ENV) $(PYTEST) --loop asyncio -p tests.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
+	@$(TEST_ENV) $(PYTEST) --loop asyncio -p tests.tools.jitter -m "not slow" --ignore tests/end_to_end $(JITTER_ARGS)
 
 mutation: $(MUTATION_STAMP) ## how many broken lines the tests of the core packages notice (half an hour)
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.mutation $(MUTATION_ARGS)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.mutation $(MUTATION_ARGS)
 
 soak: $(TEST_STAMP) ## 16 boards, dying clients, replugs: nothing lost or left (10 minutes)
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.soak $(SOAK_ARGS)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.soak $(SOAK_ARGS)
 
 hostile: $(TEST_STAMP) ## 100 attackers beside one flasher and one console (10 minutes)
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.hostile $(HOSTILE_ARGS)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.hostile $(HOSTILE_ARGS)
 
 remote-flashing: $(TEST_STAMP) ## esptool over slow networks, into docs/remote-flashing.md (hours)
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.remote_flashing $(REMOTE_FLASHING_ARGS)
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.remote_flashing $(REMOTE_FLASHING_ARGS)
 
 bench: $(TEST_STAMP) ## the gateway and its peers side by side, into docs/performance.md (two hours)
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.remote_flashing --delays 0 --again
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.benchmarks
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.remote_flashing --delays 0 --again
 
 bench-quick: $(TEST_STAMP) ## the most important of it in under a minute, printed only
-	@$(TEST_ENV) $(VENV)/bin/python -m tests.benchmarks --quick
+	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.benchmarks --quick
 
 clean: ## remove what make and the tests have made
 	rm -rf $(VENV) $(VENV4) $(VENV_LABGRID) $(PEERS) build dist *.egg-info fuzz-failures

@@ -11,14 +11,6 @@ from serial import SerialException
 
 from gateway.client.protocol_gateway import Serial
 from gateway.simulator.app import pattern
-from tests.benchmarks.servers import (
-    ESP_SERVER,
-    PYSERIAL,
-    SER2NET,
-    SER2NET_TUNED,
-    RunningServer,
-    Server,
-)
 from tests.end_to_end.test_esptool import ESPTOOL5
 from tests.end_to_end.test_tls import keys_of
 from tests.support.boards import RunningBoard, wait_until
@@ -27,6 +19,14 @@ from tests.support.gateway_client import client_env
 from tests.support.lab import Lab
 from tests.support.processes import run_tool
 from tests.support.shim import build_shim
+from tests.tools.benchmarks.servers import (
+    ESP_SERVER,
+    PYSERIAL,
+    SER2NET,
+    SER2NET_TUNED,
+    RunningServer,
+    Server,
+)
 
 SIZE = 20_000
 LIMIT_S = 300.0

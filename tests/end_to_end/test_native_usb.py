@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import serial
 
-from tests.reset_matrix import SLOW_LINK_CFG
 from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab
 from tests.support.processes import run_tool
+from tests.tools.reset_matrix import SLOW_LINK_CFG
 
 LIMIT_S = 120.0
 

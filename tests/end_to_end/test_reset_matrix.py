@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.reset_matrix import BOARDS, TOOLS, Network, run_cell
 from tests.support.lab import Lab
+from tests.tools.reset_matrix import BOARDS, TOOLS, Network, run_cell
 
 
 @pytest.mark.timeout(900)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import remote_flashing
-from tests.remote_flashing import (
+from tests.support.gateway_client import ROOT
+from tests.support.shim import Shim
+from tests.tools import remote_flashing
+from tests.tools.flashing_ways import ESPTOOL_CFG, LOCAL, ON_GATEWAY, WAYS, Reached
+from tests.tools.remote_flashing import (
     AT_ONCE,
     BEGIN,
     NOT_TRIED,
@@ -21,9 +24,6 @@ from tests.remote_flashing import (
     run,
     run_all,
 )
-from tests.support.flashing_ways import ESPTOOL_CFG, LOCAL, ON_GATEWAY, WAYS, Reached
-from tests.support.gateway_client import ROOT
-from tests.support.shim import Shim
 
 GATEWAY, PLAIN, SLOW_LINKS = WAYS[2:5]
 [NEAR_PEER] = [way for way in WAYS if way.is_only_near]

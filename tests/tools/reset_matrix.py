@@ -48,7 +48,7 @@ _KEY_LIMIT_S = 120
 _QUIET_S = 2.0
 _LOOK_S = 0.05
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "reset-matrix.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reset-matrix.md"
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _keep(case: Case, reason: str, folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     name = hashlib.sha256(to_text(case, "").encode()).hexdigest()[:12]
     path = folder / f"{name}.case"
-    command = f"python -m tests.fuzz --replay {path}"
+    command = f"python -m tests.tools.fuzz --replay {path}"
     path.write_text(to_text(case, f"{reason}\nplay again: {command}"))
     return f"{reason}\nkept in {path}; play again: {command}"
 
@@ -120,7 +120,7 @@ def _say(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the arguments say; 0 when nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.fuzz", description=__doc__)
     parser.add_argument("--bytes", type=int, default=10_000_000, help="stop after so many bytes")
     parser.add_argument("--seconds", type=float, default=1200.0, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed")

@@ -1,13 +1,14 @@
 """Measure flashing by every way to a board over networks of several delays, and write the table.
 
-    python -m tests.remote_flashing                 what is missing, then docs/remote-flashing.md
-    python -m tests.remote_flashing --delays 0      these delays only (ms each way)
-    python -m tests.remote_flashing --ways gateway  ways whose name has this in it
-    python -m tests.remote_flashing --again         measures anew what has been measured
-    python -m tests.remote_flashing --at-once 4     so many at once that wait for the network
+`make remote-flashing REMOTE_FLASHING_ARGS="..."` measures what is missing, then writes
+docs/remote-flashing.md:
 
-Each cell is kept in `.remote-flashing.json` when it is measured, so that a run that was stopped
-goes on where it was. What the ways are is `support.flashing_ways`' matter.
+    --delays 0      only these delays (ms each way)
+    --ways gateway  only ways with this in their name
+    --again         measure again what has been measured
+    --at-once 4     so many cells that wait for the network at a time
+
+Each cell is kept in `.remote-flashing.json` once it is measured, so a stopped run is resumed.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.benchmarks.__main__ import machine
-from tests.benchmarks.report import replaced
-from tests.support.flashing_ways import (
+from tests.support.gateway_client import ROOT
+from tests.support.shim import Shim, build_shim
+from tests.tools.benchmarks.__main__ import machine
+from tests.tools.benchmarks.report import replaced
+from tests.tools.flashing_ways import (
     COMMANDS,
     LOCAL,
     ON_GATEWAY,
@@ -39,8 +42,6 @@ from tests.support.flashing_ways import (
     Way,
     reached,
 )
-from tests.support.gateway_client import ROOT
-from tests.support.shim import Shim, build_shim
 
 DOCUMENT = ROOT / "docs" / "remote-flashing.md"
 RESULTS = ROOT / ".remote-flashing.json"
@@ -132,7 +133,7 @@ def _number(text: str) -> float | None:
 
 def main() -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m tests.remote_flashing")
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.remote_flashing")
     parser.add_argument("--delays", default="", help="ms each way, with commas")
     parser.add_argument("--bauds", default="", help="with commas")
     parser.add_argument("--ways", default="", help="part of a way's name")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import soak
+from tests.tools import soak
 
 
 @pytest.mark.timeout(1200)

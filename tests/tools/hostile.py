@@ -344,7 +344,7 @@ def flash_under_attack(
     lab: Lab, seconds: float, seed: int, count: int
 ) -> tuple[dict[str, int], list[str]]:
     """Flash image after image meanwhile; the attacks made, and why each flash failed, or ''."""
-    args = [sys.executable, "-m", "tests.hostile", "--attack", lab.http.rpartition(":")[2]]
+    args = [sys.executable, "-m", "tests.tools.hostile", "--attack", lab.http.rpartition(":")[2]]
     options = ["--seconds", str(seconds), "--seed", str(seed), "--attackers", str(count)]
     ports = [str(each.tcp_port) for each in lab.boards.values()]
     rng = random.Random(seed)

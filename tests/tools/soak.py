@@ -352,7 +352,7 @@ def counted_lab(folder: Path, n_boards: int) -> Iterator[Lab]:
         boards = {f"board{i}": "heartbeat_s=0" for i in range(n_boards)}
         lab = Lab(folder, boards, env={"XDG_RUNTIME_DIR": runtime, "RUNTIME_DIRECTORY": ""})
         config = folder / "gateway.yaml"
-        module = "tests.support.counted_service"
+        module = "tests.tools.counted_service"
         lab.service.args = [sys.executable, "-m", module, "run", "--config", config]
         with lab:
             deadline = time.monotonic() + _LIMIT_S
@@ -418,7 +418,7 @@ def _say(text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the arguments say; 0 when nothing is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--boards", type=int, default=BOARDS)
     parser.add_argument("--seed", type=int, default=None, help="random unless told")

@@ -1,6 +1,6 @@
 """Draws the timing diagrams of docs/reset.md from real runs.
 
-    python -m tests.draw_reset_timing [NAME ...]
+    python -m tests.tools.draw_reset_timing [NAME ...]
 
 Each picture is one run of the real esptool against the real gateway with a simulated board: what
 the client asked for is taken from the gateway's own log, what reached the board and what it did
@@ -23,7 +23,7 @@ from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab
 from tests.support.processes import run_tool
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 #: esptool waits too little for its answers over slow links: docs/reset-matrix.md.
 _ESPTOOL_CFG = "[esptool]\nsync_timeout = 3\n"

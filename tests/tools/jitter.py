@@ -1,4 +1,4 @@
-"""A machine that is slow at the wrong moment, as a plugin for pytest: `-p tests.jitter`.
+"""A machine that is slow at the wrong moment, as a plugin for pytest: `-p tests.tools.jitter`.
 
 Before some turns of an event loop, and before some results of threads, time passes; what became
 ready together is told in any order. Whatever a test or the gateway takes for granted about that

@@ -11,7 +11,7 @@ import pytest
 from gateway import event_loop
 from tests.support.processes import run_tool
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 #: Each would pass if only exceptions in the test itself counted.
 HIDE_AN_ERROR = """

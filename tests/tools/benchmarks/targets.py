@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from tests.benchmarks.report import Table
+from tests.tools.benchmarks.report import Table
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The ways to a board that `tests.remote_flashing` compares: what is run, through which server.
+"""The ways to a board that remote_flashing.py compares: commands, servers and networks.
 
 The same simulated board, its UART at its real speed, is behind every server; its lines are those of
 a circuit whose EN rises in 10 ms, so that servers that pass each line on by itself have their
@@ -13,7 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.servers import (
+from tests.support.boards import RunningBoard
+from tests.support.delay_proxy import DelayProxy
+from tests.support.gateway_client import ROOT, client_env
+from tests.support.processes import Service
+from tests.support.shim import Shim
+from tests.tools.benchmarks.servers import (
     ESP_SERVER,
     OURS,
     PYSERIAL,
@@ -21,11 +26,6 @@ from tests.benchmarks.servers import (
     RunningServer,
     Server,
 )
-from tests.support.boards import RunningBoard
-from tests.support.delay_proxy import DelayProxy
-from tests.support.gateway_client import ROOT, client_env
-from tests.support.processes import Service
-from tests.support.shim import Shim
 
 #: Commands, in the order in which one board gets them: each needs what the one before did.
 COMMANDS = ("flash-id", "write", "read")
@@ -34,7 +34,7 @@ SIZE_BYTES = 1024 * 1024
 _OFFSET = "0x10000"
 
 #: What docs/remote-flashing.md recommends for the plain client on slow links.
-ESPTOOL_CFG = ROOT / "tests" / "esptool-slow-link.cfg"
+ESPTOOL_CFG = ROOT / "tests" / "tools" / "esptool-slow-link.cfg"
 
 #: On a machine that measures several cells at once.
 _START_LIMIT_S = 120.0

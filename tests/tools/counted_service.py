@@ -1,4 +1,4 @@
-"""`python -m tests.support.counted_service ...` is `esp-gateway ...` whose tasks can be counted.
+"""`python -m tests.tools.counted_service ...` is `esp-gateway ...` whose tasks can be counted.
 
 Nothing tells of them from outside: at SIGUSR1 it says how many there are in its output.
 """

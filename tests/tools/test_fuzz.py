@@ -12,12 +12,12 @@ from gateway.protocol import telnet
 from gateway.protocol.telnet import Telnet
 from gateway.sessions.request_queue import RequestQueue
 from gateway.sessions.session import Session
-from tests import fuzz
 from tests.support.fuzz_case import Action, Case, Step, from_text, shrink, to_text
 from tests.support.fuzz_generator import CORPUS, floods, load_corpus, make_case
 from tests.support.fuzz_world import fuzz_world
 from tests.support.telnet_wire import RFC2217_CLIENT
 from tests.support.virtual_loop import NothingToWaitForError, VirtualLoop
+from tests.tools import fuzz
 
 #: More than any test here needs; `make fuzz` takes 10 MB.
 SLICE_BYTES = 250_000

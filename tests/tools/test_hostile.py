@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import hostile
+from tests.tools import hostile
 
 
 @pytest.mark.timeout(1200)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.uart import Uart
-from tests.benchmarks.wire import (
+from tests.tools.benchmarks.uart import Uart
+from tests.tools.benchmarks.wire import (
     Payload,
     escaped,
     hello,

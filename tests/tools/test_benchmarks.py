@@ -1,16 +1,16 @@
-"""The parts of tests/benchmarks that only compute; `make bench` runs the rest."""
+"""The parts of benchmarks/ that only compute; `make bench` runs the rest."""
 
 from __future__ import annotations
 
 import pytest
 import yaml
 
-from tests.benchmarks import targets
-from tests.benchmarks.report import BEGIN, END, Metric, Table, percentile, replaced
-from tests.benchmarks.rows import FULL, QUICK, rows
-from tests.benchmarks.servers import OURS, SERVERS, ser2net_config
-from tests.benchmarks.uart import BUFFER_BYTES, Uart
-from tests.benchmarks.wire import Payload, escaped, hello, payload, unescaped
+from tests.tools.benchmarks import targets
+from tests.tools.benchmarks.report import BEGIN, END, Metric, Table, percentile, replaced
+from tests.tools.benchmarks.rows import FULL, QUICK, rows
+from tests.tools.benchmarks.servers import OURS, SERVERS, ser2net_config
+from tests.tools.benchmarks.uart import BUFFER_BYTES, Uart
+from tests.tools.benchmarks.wire import Payload, escaped, hello, payload, unescaped
 
 US, PEER = "us", "peer"
 

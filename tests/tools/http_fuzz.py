@@ -38,7 +38,7 @@ async def _fuzz(seed: int, cases: int, token: str | None) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as the arguments say; 0 when nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.http_fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.http_fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed")
     options = parser.parse_args(arguments)

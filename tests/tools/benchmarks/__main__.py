@@ -11,19 +11,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks import targets
-from tests.benchmarks.report import Table, replaced
-from tests.benchmarks.rows import FULL, QUICK, Bench, Effort, LoadError, Row, rows
-from tests.benchmarks.servers import OURS, OURS_WITH_UVLOOP, SER2NET_TUNED, SERVERS, Server
 from tests.support.shim import build_shim
+from tests.tools.benchmarks import targets
+from tests.tools.benchmarks.report import Table, replaced
+from tests.tools.benchmarks.rows import FULL, QUICK, Bench, Effort, LoadError, Row, rows
+from tests.tools.benchmarks.servers import OURS, OURS_WITH_UVLOOP, SER2NET_TUNED, SERVERS, Server
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "performance.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "performance.md"
 _REFERENCE = SER2NET_TUNED.name
 
 
 def main() -> int:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.tools.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute; writes no document")
     parser.add_argument("--rounds", type=int, help="rounds to take the median of")
     parser.add_argument("--rows", default="", help="only rows whose name begins so; no document")

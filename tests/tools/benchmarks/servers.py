@@ -184,7 +184,7 @@ def _esp_server(tty: str, tcp_port: int) -> Command:
 
 
 def _pyserial_server(tty: str, tcp_port: int) -> Command:
-    return [sys.executable, "-m", "tests.benchmarks.pyserial_server", tty, str(tcp_port)]
+    return [sys.executable, "-m", "tests.tools.benchmarks.pyserial_server", tty, str(tcp_port)]
 
 
 def _socat(tty: str, tcp_port: int) -> Command:

@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.load import BLOCK_BYTES
-from tests.benchmarks.report import Metric, Table, percentile
-from tests.benchmarks.servers import RunningServer, Server
-from tests.benchmarks.wire import Payload
 from tests.support.shim import Shim
+from tests.tools.benchmarks.load import BLOCK_BYTES
+from tests.tools.benchmarks.report import Metric, Table, percentile
+from tests.tools.benchmarks.servers import RunningServer, Server
+from tests.tools.benchmarks.wire import Payload
 
 Measured = dict[str, float | None]
 
@@ -122,7 +122,7 @@ class Site:
             "limit_s": _LOAD_LIMIT_S,
         }
         with subprocess.Popen(
-            [sys.executable, "-m", "tests.benchmarks.load"],
+            [sys.executable, "-m", "tests.tools.benchmarks.load"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

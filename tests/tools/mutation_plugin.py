@@ -1,4 +1,4 @@
-"""What tests.mutation needs of pytest: `-p tests.mutation_plugin`.
+"""What tests.tools.mutation needs of pytest: `-p tests.tools.mutation_plugin`.
 
 Under coverage, tells it which test runs and writes down how long each takes; otherwise runs the
 chosen tests in their order, and ends the run when a test takes much longer than that.

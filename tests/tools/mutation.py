@@ -1,6 +1,6 @@
 """Mutation testing: break lines of the gateway, one at a time, and see whether a test fails.
 
-    python -m tests.mutation --seed 1 protocol=50 sessions=50
+    python -m tests.tools.mutation --seed 1 protocol=50 sessions=50
 
 A random sample: for each package, places are drawn over all its modules, at least one of each, and
 for each place one mutation. Most are cosmic-ray's; the removal of a statement is added. Mutants
@@ -41,7 +41,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 EQUIVALENT: Final = Path(__file__).parent / "mutation-equivalent.toml"
 
 DEFAULT: Final = ("protocol=50", "sessions=50", "devices=50", "tcp=50", "ports=20", "tty=20")
@@ -106,7 +106,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.mutation",
+        prog="python -m tests.tools.mutation",
         description=(__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -327,7 +327,7 @@ def _pytest(
         command += ["coverage", "run", f"--data-file={coverage_file}"]
         command += [f"--source={copy / 'gateway'}", "-m"]
         environment["MUTATION_COVERAGE"] = "1"
-    command += ["pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.mutation_plugin"]
+    command += ["pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.tools.mutation_plugin"]
     running = subprocess.Popen(
         [*command, *arguments],
         cwd=copy,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.processes import run_tool
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 ORDER_TAKEN_FOR_GRANTED = """
 import asyncio, socket
@@ -39,7 +39,7 @@ def test_what_takes_an_order_for_granted_fails_with_it_only(tmp_path: Path) -> N
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}"]
     env = {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "", "JITTER_SEED": "1"}
     assert run_tool([*command, str(path)], 120, env, cwd=tmp_path).returncode == 0
-    jittery = run_tool([*command, "-p", "tests.jitter", str(path)], 120, env, cwd=tmp_path)
+    jittery = run_tool([*command, "-p", "tests.tools.jitter", str(path)], 120, env, cwd=tmp_path)
     assert jittery.returncode == 1
     assert "JITTER_SEED=1" in jittery.stdout
     assert "assert [" in jittery.stdout

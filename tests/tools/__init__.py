@@ -1,0 +1,1 @@
+"""Programs that measure, attack and draw; README.md lists them."""
