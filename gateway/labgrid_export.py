@@ -2,7 +2,7 @@
 
 labgrid's places then reserve boards for people and CI jobs, and its clients connect to the gateway
 itself. Which ports there are comes from the YAML and the pools' table, or from the running service;
-reading those is `cli_lan`'s matter.
+`cli.ports` reads those.
 """
 
 from __future__ import annotations

@@ -244,8 +244,8 @@ async def serve(
     """Serve until SIGINT or SIGTERM, then stop cleanly, also while it still starts.
 
     `started` is called when all ports have been started. SIGHUP makes it `load` the configuration
-    again, if there is something to load, and open log files again. The status is served on a
-    socket at `status_path`.
+    again and open log files again; without `load` it stops. The status is served on a socket at
+    `status_path`.
     """
     loop = asyncio.get_running_loop()
     stop_requested = asyncio.Event()
@@ -263,7 +263,10 @@ async def serve(
         service.reopen_logs()
         reloader.request()
 
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    if load is not None:
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
+    elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        loop.add_signal_handler(signal.SIGHUP, stop_requested.set)
     status = StatusServer(status_path, service.snapshot) if status_path is not None else None
     report.start()
     try:

@@ -56,12 +56,12 @@ FLOORS: list[set[str]] = [
     {"web", "web.*"},
     {"http_front", "reload"},
     {"service"},
-    {"cli*", "demo", "__main__"},
+    {"cli.*", "__main__"},
 ]
 
 #: What connects sim:// devices to the rest, and who may: everybody else knows of serial ports.
 SIMULATOR_HOST = "simulator.host"
-SIMULATOR_HOST_USERS = {"ports.running_port", "cli*", "demo", "__main__"}
+SIMULATOR_HOST_USERS = {"ports.running_port", "cli.*", "__main__"}
 #: Checking a sim:// address needs no simulator.
 SIMULATOR_URL = "simulator.url"
 

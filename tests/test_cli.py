@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from gateway.cli import main
+from gateway.cli.main import main
 from tests.support.certificates import Authority
 from tests.support.processes import BackgroundProcess, Service, run_tool
 
@@ -227,24 +228,52 @@ def test_a_service_without_standard_streams_writes_its_log_nowhere_else(config: 
         assert links == [Path("/dev/null")] * 3
 
 
-@pytest.mark.parametrize("command", [["discover", "--timeout", "60"], ["status", "--watch"]])
-def test_ctrl_c_is_an_exit_code_and_no_traceback(served: Path, command: list[str]) -> None:
-    if command[0] == "status":
-        command = [*command, "--socket", f"{served}.sock"]
-    # Where it waits, whatever it waits for: it has ended its imports then.
-    script = (
-        "import signal, sys, threading, time\n"
-        "from gateway.cli import main\n"
-        "def interrupt():\n"
-        "    while not {'browser', 'status'} & {name.rpartition('.')[2] for name in sys.modules}:\n"
-        "        time.sleep(0.01)\n"
-        "    time.sleep(0.5)\n"
-        "    signal.raise_signal(signal.SIGINT)\n"
-        "threading.Thread(target=interrupt, daemon=True).start()\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    done = run_tool([sys.executable, "-c", script, *command], RUN_LIMIT_S)
-    assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
+#: Hangs when it is imported, and says so.
+BLOCKED_MODULE = "import time\nprint('importing', flush=True)\ntime.sleep(3600)\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "waits_for"),
+    [
+        (["status", "--watch", "--socket", "{}.sock"], "output"),
+        (["check", "{}"], "output"),  # of the blocked module
+        (["discover", "--timeout", "60"], "socket"),
+    ],
+)
+def test_ctrl_c_ends_a_command_without_a_word(
+    served: Path, arguments: list[str], waits_for: str
+) -> None:
+    env = dict(os.environ)
+    if arguments[0] == "check":
+        (served.parent / "yaml.py").write_text(BLOCKED_MODULE)
+        env["PYTHONPATH"] = str(served.parent)
+    with subprocess.Popen(
+        command_of(arguments, served),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    ) as process:
+        if waits_for == "output":
+            assert process.stdout is not None
+            assert process.stdout.readline()
+        else:
+            deadline = time.monotonic() + RUN_LIMIT_S
+            while not any("socket:" in target for target in targets_of(process.pid)):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=RUN_LIMIT_S)
+    assert (process.returncode, err) == (-signal.SIGINT, "")
+
+
+def targets_of(pid: int) -> list[str]:
+    """Return what the descriptors of a process stand for."""
+    targets = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(str(entry.readlink()))
+    return targets
 
 
 def test_a_user_without_an_entry_in_the_passwd_can_use_all_commands(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.flash.outcome import Outcome
 from tests.support.images import ESP32C3, image_of
 from tests.support.processes import free_tcp_port
@@ -28,7 +28,10 @@ def image(tmp_path: Path) -> str:
         (["lab:4001", "{image}", "--chip", "ESP 32"], "chip: 'ESP 32' is none of esptool's"),
         (["lab:4001", "{image}", "--http", "ftp://lab"], "is no HTTP address"),
         (["lab:4001", "{image}", "--token-file", "/nothing"], "/nothing: No such file"),
-        (["lab:4001", "{image}", "--token-file", "{image}.empty"], "found no token"),
+        (
+            ["lab:4001", "{image}", "--token-file", "{image}.empty"],
+            "no token in it: expected one line",
+        ),
         (["lab:4001", "{image}", "--http", "https://lab", "--ca", "/nothing"], "/nothing"),
     ],
 )

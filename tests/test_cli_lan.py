@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.cli import main
+from gateway.cli.main import main
 from gateway.usb.pool_store import FILE_NAME
 from gateway.usb.pool_table import PoolTable, Record
 from gateway.usb.state_file import write_state

@@ -124,7 +124,7 @@ async def test_the_service_serves_its_ports(tmp_path: Path) -> None:
 
 def test_nothing_of_it_is_loaded_unless_it_is_asked_for() -> None:
     program = (
-        "import sys, gateway.cli, gateway.service\n"
+        "import sys, gateway.cli.main, gateway.service\n"
         "print([name for name in ('aiohttp', 'multidict', 'gateway.web') if name in sys.modules])"
     )
     ran = subprocess.run(

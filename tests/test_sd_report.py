@@ -27,7 +27,7 @@ STILL_STARTING = f"EXTEND_TIMEOUT_USEC={START_LIMIT_S * 1e6:.0f}"
 #: The service as it is, but that SIGUSR1 gets its event loop stuck for good.
 SERVICE_THAT_CAN_GET_STUCK = """
 import signal, sys, time
-from gateway.cli import main
+from gateway.cli.main import main
 
 def get_stuck(*_):
     print("stuck", file=sys.stderr, flush=True)
@@ -207,6 +207,21 @@ def test_time_is_asked_for_before_anything_is_imported_and_sighup_is_survived(
             assert service.wait_for_end() == -signal.SIGTERM
         finally:
             service.kill()
+
+
+def test_sighup_is_survived_before_the_manager_can_be_asked_for_time(tmp_path: Path) -> None:
+    # The first module that is imported for it.
+    block = "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(3600)\n"
+    (tmp_path / "socket.py").write_text(block)
+    service = Service(config_for(tmp_path, 0), {"PYTHONPATH": str(tmp_path)})
+    service.start()
+    try:
+        service.wait_for_line("importing")
+        service.send_signal(signal.SIGHUP)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait_for_end() == -signal.SIGTERM
+    finally:
+        service.kill()
 
 
 def test_the_manager_is_asked_for_time_while_ports_are_started(tmp_path: Path) -> None:

@@ -41,10 +41,12 @@ class Images:
         return self.data[number][at : at + n_bytes]
 
 
-def read_images(what: Sequence[str], given: dict[str, Any]) -> Images:
-    """Read what is named; `given` are the options that were named too (fields of FlashOptions).
+def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> Images:
+    """Read the images that `what` names.
 
-    Raises WhatError, or PlanError where the gateway would.
+    `given` are options of the command line (fields of FlashOptions), which take precedence over
+    those of a build folder; `label` is the plan's. Raises WhatError, or PlanError where the gateway
+    would.
     """
     if len(what) == 1:
         path = Path(what[0])
@@ -63,7 +65,7 @@ def read_images(what: Sequence[str], given: dict[str, Any]) -> Images:
         FlashImage(offset, len(data[offset]), hashlib.sha256(data[offset]).hexdigest(), path.name)
         for offset, path in files
     ]
-    plan = checked(FlashPlan(tuple(images), replace(FlashOptions(**options), **given)))
+    plan = checked(FlashPlan(tuple(images), replace(FlashOptions(**options), **given), label))
     return Images(plan, tuple(data[image.offset] for image in plan.images))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway import cli
+from gateway.cli.main import main
 from gateway.config.device import MATCH_KEYS
 from gateway.config.reader import CONNECTION_KEYS, PORT_KEYS, load_config, parse_config
 from gateway.config.sections import REQUIRED, Key
@@ -49,7 +49,7 @@ def doc_blocks() -> list[tuple[str, str]]:
 
 def check(text: str) -> int:
     Path("gateway.yaml").write_text(text)
-    return cli.main(["check", "gateway.yaml"])
+    return main(["check", "gateway.yaml"])
 
 
 def test_the_documentation_shows_what_check_prints(

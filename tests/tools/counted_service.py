@@ -10,7 +10,7 @@ import os
 import signal
 from types import FrameType
 
-from gateway.cli import main
+from gateway.cli.main import main
 
 
 def _tell_tasks(number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import gateway.usb.sysfs
-from gateway import cli
+from gateway.cli.main import main
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
 from gateway.usb.device_list import Listing, listing, look, to_json, to_table, to_yaml
@@ -318,14 +318,14 @@ def test_the_command_tells_the_ports_that_the_pools_remember(
         file = tmp_path / "gateway.yaml"
         file.write_text("ports: [{name: shelf, tcp: 4100-4199, device: {usb: '1a86:*'}}]")
         options = ["--config", str(file), "--state-dir", str(tmp_path / "state")]
-        assert cli.main(["devices", *options, "--json"]) == 0
+        assert main(["devices", *options, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)[0]["port"] == "shelf-4107"
-        assert cli.main(["devices", *options]) == 0
+        assert main(["devices", *options]) == 0
         assert capsys.readouterr().out.splitlines()[1].endswith("shelf-4107")
         (tmp_path / "state" / FILE_NAME).write_text("damaged")
-        assert cli.main(["devices", *options]) == 0
+        assert main(["devices", *options]) == 0
         assert capsys.readouterr().out.splitlines()[1].endswith("shelf-4100")
-        assert cli.main(["devices", "--yaml"]) == 0
+        assert main(["devices", "--yaml"]) == 0
         assert 'location: "1-1"' in capsys.readouterr().out
         file.write_text("ports: []")
-        assert cli.main(["devices", "--config", str(file)]) == 2
+        assert main(["devices", "--config", str(file)]) == 2

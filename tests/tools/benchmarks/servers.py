@@ -28,7 +28,7 @@ _BAUDRATE = 115200
 
 #: Python that has uvloop installed and does not know of it.
 _WITHOUT_UVLOOP = (
-    "import sys; sys.modules['uvloop'] = None; from gateway.cli import main; sys.exit(main())"
+    "import sys; sys.modules['uvloop'] = None; from gateway.cli.main import main; sys.exit(main())"
 )
 
 

@@ -1,4 +1,4 @@
-"""`esp-gateway flash`: its arguments, and what is wrong with them."""
+"""The command `flash`: read the arguments and images, then have the gateway write them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ import os
 import shutil
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from gateway.errors import GatewayError
-from gateway.flash.display import Display, JsonLines, Lines
-from gateway.flash.files import WhatError, read_images
-from gateway.flash.image_checks import RefusedImageError, check_images
-from gateway.flash.outcome import Outcome
-from gateway.flash.plan import DEFAULT_BAUDRATE, PlanError
-from gateway.flash.target import TargetError, find_names, read_address, read_target
-
-#: What `add_subparsers` returns; argparse's own name for it is private.
-Commands = Any
+if TYPE_CHECKING:
+    from gateway.errors import GatewayError
+    from gateway.flash.display import Display
+    from gateway.flash.outcome import Outcome
 
 #: Instead of --http and --token-file.
 ADDRESS_VARIABLE = "ESP_GATEWAY_HTTP"
@@ -29,7 +22,7 @@ TOKEN_VARIABLE = "ESP_GATEWAY_TOKEN"  # noqa: S105 - where it is, not what
 
 _MAX_TOKEN_BYTES = 4096
 
-#: Fields of FlashOptions that have an option of the same name.
+#: Fields of FlashOptions that have an option of the same name, None if it is not given.
 _OPTIONS = (
     "chip",
     "baudrate",
@@ -54,7 +47,7 @@ exit codes are in docs/remote-flashing.md
 """
 
 
-def add_flash(commands: Commands) -> None:
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `flash`."""
     flash = commands.add_parser(
         "flash",
@@ -100,9 +93,9 @@ def _add_gateway_options(flash: argparse.ArgumentParser) -> None:
 
 def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
     options = flash.add_argument_group("as for esptool")
-    options.add_argument("--chip", help="default: found out")
+    options.add_argument("--chip", help="default: as the images tell, else the chip that answers")
     options.add_argument(
-        "--baud", dest="baudrate", type=int, metavar="RATE", help=f"default: {DEFAULT_BAUDRATE}"
+        "--baud", dest="baudrate", type=int, metavar="RATE", help="default: 460800"
     )
     for name in ("mode", "freq", "size"):
         options.add_argument(f"--flash-{name}", help="default: as in the image")
@@ -120,21 +113,25 @@ def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    from gateway.flash.boards import Boards  # noqa: PLC0415 - TLS takes time to load
-    from gateway.flash.client import GatewayClient, RequestError  # noqa: PLC0415 - so it does here
+    from gateway.flash.boards import Boards
+    from gateway.flash.client import GatewayClient, RequestError
+    from gateway.flash.files import WhatError, read_images
+    from gateway.flash.image_checks import RefusedImageError, check_images
+    from gateway.flash.outcome import Outcome
+    from gateway.flash.plan import PlanError
+    from gateway.flash.target import TargetError, find_names, read_address, read_target
 
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     try:
         target = read_target(arguments.target)
         address = read_address(arguments.http, target.host)
-        images = read_images(arguments.what, given)
+        images = read_images(arguments.what, given, _label())
         check_images(images.plan, images.read)
         token = _token(arguments.token_file)
     except (TargetError, WhatError, PlanError) as error:
         return _failed(Outcome.WRONG_INPUT, error)
     except RefusedImageError as error:
         return _failed(Outcome.REFUSED, error)
-    images = replace(images, plan=replace(images.plan, label=_label()))
     try:
         client = GatewayClient(address, token, arguments.ca)
         names = find_names(target, client.ports(), str(address))
@@ -153,6 +150,8 @@ def _failed(outcome: Outcome, error: GatewayError) -> int:
 
 
 def _display(arguments: argparse.Namespace, names: list[str]) -> Display:
+    from gateway.flash.display import JsonLines, Lines
+
     if arguments.json:
         return JsonLines(sys.stdout)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -160,7 +159,9 @@ def _display(arguments: argparse.Namespace, names: list[str]) -> Display:
 
 
 def _token(file: Path | None) -> str:
-    """What the gateway wants to see; never on the command line, where others could see it."""
+    """Return the gateway's token; never given on the command line, where all users can see it."""
+    from gateway.flash.files import WhatError
+
     if file is None:
         return os.environ.get(TOKEN_VARIABLE, "").strip()
     try:
@@ -169,15 +170,15 @@ def _token(file: Path | None) -> str:
     except (OSError, ValueError) as error:
         raise WhatError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     if not token or not token.isprintable():
-        raise WhatError(f"{file}: found no token, accepted: one line of text")
+        raise WhatError(f"{file}: no token in it: expected one line of text")
     return token
 
 
 def _label() -> str:
-    """Return the user's name for the client that finds the port taken."""
+    """Return the name under which other clients see that this user flashes the board."""
     try:
         user = getpass.getuser()
     except (ImportError, KeyError, OSError):  # no such user in this container
         user = f"uid {os.getuid()}"
-    # A variable of the environment may hold any bytes.
+    # An environment variable may hold any bytes.
     return f"{user}@{socket.gethostname()}".encode(errors="replace").decode()
