@@ -15,10 +15,9 @@ import structlog
 from gateway.blocking import call_blocking
 from gateway.config.document import HttpConfig
 from gateway.config.http import TokenFileError, read_token
+from gateway.net.access import AcceptOptions, Admission
+from gateway.net.tls_context import TlsContext, TlsContexts, TlsFileError
 from gateway.ports.running_port import RunningPort
-from gateway.tcp.admission import Admission, Intake
-from gateway.tls.contexts import TlsContexts, TlsNow
-from gateway.tls.files import TlsFileError
 
 if TYPE_CHECKING:
     from gateway.web.http_server import HttpServer
@@ -64,15 +63,15 @@ class HttpFront:
             # On a thread: the ports are served meanwhile.
             server_of = await call_blocking(_load, "HTTP server")
             self._config = config
-            intake = Intake(self._admission, tls)
-            self._server = server_of(config, token, self._ports, self._version, intake)
+            options = AcceptOptions(self._admission, tls)
+            self._server = server_of(config, token, self._ports, self._version, options)
             try:
                 await self._server.start()
             except BaseException:
                 await self.stop()  # so that the next reload tries again
                 raise
 
-    async def _tls_of(self, config: HttpConfig | None) -> TlsNow | None:
+    async def _tls_of(self, config: HttpConfig | None) -> TlsContext | None:
         if config is None or config.tls is None:
             return None
         return await self._contexts.server(config.tls)

@@ -21,14 +21,14 @@ from gateway.devices.device import DeviceState
 from gateway.http_front import HttpFront
 from gateway.mdns.announcer import Announcer
 from gateway.mdns.records import PortFacts
+from gateway.net.access import Admission
+from gateway.net.tls_context import TlsContexts
 from gateway.ports.running_port import RunningPort, start_port
 from gateway.reload import Reloader
 from gateway.sd_notify import Notifier
 from gateway.sd_report import Counts, SdReport
 from gateway.status import to_json
 from gateway.status_socket import SocketInUseError, StatusError, StatusServer
-from gateway.tcp.admission import Admission
-from gateway.tls.contexts import TlsContexts
 from gateway.usb.inventory import Inventory, UsbSource
 from gateway.usb.state_file import default_folder
 

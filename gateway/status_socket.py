@@ -20,9 +20,8 @@ import structlog
 
 from gateway import clock
 from gateway.errors import GatewayError
-from gateway.tcp.acceptor import AcceptLoop
-from gateway.tcp.admission import AcceptTurns
-from gateway.tcp.rejections import OncePerPeriod
+from gateway.net.acceptor import AcceptLoop
+from gateway.net.access import AcceptTurns, OncePerPeriod
 
 #: How long the service may take to answer, and a client to read the answer.
 _ANSWER_LIMIT_S: Final = 5.0

@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from gateway.config.document import HttpConfig
 from gateway.config.reader import parse_config
 from gateway.http_front import HttpFront
+from gateway.net.access import Admission
+from gateway.net.tls_context import TlsContexts
 from gateway.service import Service
-from gateway.tcp.admission import Admission
-from gateway.tls.contexts import TlsContexts
 from gateway.web.http_server import HttpServer
 from tests.support.http_lab import running
 from tests.support.pty_board import PtyBoard, serving, until

@@ -88,7 +88,7 @@ def demo_configuration() -> GatewayConfig:
     """
     from gateway.config.http import PACKAGES
     from gateway.config.reader import parse_config
-    from gateway.tcp.acceptor import is_free
+    from gateway.net.acceptor import is_free
 
     def free(tcp_port: int) -> int:
         return tcp_port if is_free(_DEMO_HOST, tcp_port) else 0

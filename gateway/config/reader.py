@@ -57,11 +57,11 @@ from gateway.config.yaml_lines import (
     whole_number,
 )
 from gateway.errors import ConfigError
+from gateway.net.tls_context import Tls
 from gateway.protocol.reset import DEFAULT_HOLD_S
 from gateway.protocol.reset_sequence import ResetSequence
 from gateway.protocol.reset_strategy import AUTO_REST, HardReset, Method, Reset, ResetChoice
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
-from gateway.tls.files import Tls
 
 _ACCESS = Access()
 _CONNECTIONS = ConnectionLimits()

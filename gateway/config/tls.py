@@ -1,6 +1,6 @@
 """How TLS is written in the YAML, which of its keys suit a port, and whether its files do.
 
-What is in the files is tls/files.py's matter.
+What is in the files is net/tls_context.py's matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import ConfigProblem
-from gateway.tls.files import Tls, TlsFileError, doubtful_files, wrong_files
+from gateway.net.tls_context import Tls, TlsFileError, doubtful_files, wrong_files
 
 #: The keys of `tls`; what each is read to is the field of Tls of that name.
 TLS_KEYS: Final = {

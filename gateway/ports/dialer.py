@@ -24,13 +24,13 @@ from gateway import clock
 from gateway.config.document import Address, PortConfig
 from gateway.devices.device import Device
 from gateway.devices.sharing import local_now
+from gateway.net.access import Rejection, Rejections
+from gateway.net.client_socket import set_options
+from gateway.net.name_lookup import look_up
+from gateway.net.tls import TlsConnection
+from gateway.net.tls_context import TlsContext
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session
-from gateway.tcp.client_socket import set_options
-from gateway.tcp.name_lookup import look_up
-from gateway.tcp.rejections import Rejection, Rejections
-from gateway.tls.connection import TlsConnection
-from gateway.tls.contexts import TlsNow
 
 #: First and longest wait before dialling again. Each is shortened at random by up to half, so
 #: that the gateways of a lab do not all come at once when the far end is there again.
@@ -64,7 +64,7 @@ class Dialer:
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
-        tls: TlsNow | None = None,
+        tls: TlsContext | None = None,
     ) -> None:
         assert config.connect is not None  # noqa: S101 - the others have a listener
         self._far_end = config.connect

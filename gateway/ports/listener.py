@@ -1,7 +1,7 @@
 """One port that clients connect to: each connection becomes a session, if there is room for it.
 
 The session asks the device for itself. What is spoken on it and whether the board is there are
-not decided here; tcp/acceptor.py accepts and secures the connections.
+not decided here; net/acceptor.py accepts and secures the connections.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import structlog
 from gateway import clock
 from gateway.config.document import Address, PortConfig
 from gateway.devices.device import Device
+from gateway.net.acceptor import Acceptor
+from gateway.net.access import AcceptOptions, Rejection
+from gateway.net.client_socket import peer_host
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session
-from gateway.tcp.acceptor import Acceptor
-from gateway.tcp.admission import Intake
-from gateway.tcp.client_socket import peer_host
-from gateway.tcp.rejections import Rejection
 
 #: How long stopping waits for the connections to be closed; sessions take up to 1 s for it.
 _STOP_LIMIT_S = 1.5
@@ -37,18 +36,18 @@ class Listener:
         device: Device,
         converse: Callable[[], Conversation],
         log: structlog.typing.FilteringBoundLogger,
-        intake: Intake,
+        options: AcceptOptions,
     ) -> None:
         self._config = config
         self._device = device
         self._converse = converse
         self._log = log
-        notice = f"{config.name}: this port is for TLS\r\n".encode()
+        notice = f"{config.name}: this port is for TLS"
         self._acceptor = Acceptor(
             Address(config.host, config.tcp_port or 0),
             self,
             log,
-            replace(intake, allow=config.access.allow, cleartext_notice=notice),
+            replace(options, allow=config.access.allow, cleartext_notice=notice),
         )
         self._sessions: dict[Session, None] = {}  # the oldest first
         self._nobody_left = asyncio.Event()

@@ -18,15 +18,14 @@ from gateway.devices.device import Device
 from gateway.devices.device_state import DeviceState
 from gateway.errors import DeviceError
 from gateway.mdns.records import PortFacts
+from gateway.net.access import AcceptOptions, Admission, Rejection
+from gateway.net.tls_context import TlsContext, TlsContexts
 from gateway.ports.dialer import Dialer
 from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.board_kinds import row_of
 from gateway.protocol.raw import RawPipe
 from gateway.status import NOT_CONNECTED, PortSnapshot
-from gateway.tcp.admission import Admission, Intake
-from gateway.tcp.rejections import Rejection
-from gateway.tls.contexts import TlsContexts, TlsNow
 from gateway.tty.lasting_port import Locate
 from gateway.tty.serial_tty import TtyLocation
 
@@ -158,7 +157,7 @@ async def start_port(
     if config.connect is not None:
         way_in = Dialer(config, device, converse, log, tls)
     else:
-        way_in = Listener(config, device, converse, log, Intake(admission, tls))
+        way_in = Listener(config, device, converse, log, AcceptOptions(admission, tls))
     port = RunningPort(config, device, way_in, board)
     try:
         device.start()
@@ -169,7 +168,7 @@ async def start_port(
     return port
 
 
-async def _tls_of(config: PortConfig, contexts: TlsContexts) -> TlsNow | None:
+async def _tls_of(config: PortConfig, contexts: TlsContexts) -> TlsContext | None:
     if config.tls is None:
         return None
     return await (contexts.server if config.connect is None else contexts.client)(config.tls)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from gateway import clock
 from gateway.devices.sharing import DeviceUser, Users
-from gateway.tcp.client_socket import probe_every_second, tcp_link
+from gateway.net.client_socket import probe_every_second, tcp_link
 
 #: Who was heard of so recently lives: the kernel probes only when nothing has come for so long.
 _HEARD_S = 1.0

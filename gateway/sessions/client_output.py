@@ -12,9 +12,9 @@ from typing import Protocol
 from gateway.config.document import ClientLimits, SlowClient
 from gateway.devices.device import Device
 from gateway.devices.sharing import DeviceUser
+from gateway.net.backlog import Backlog
 from gateway.protocol.access_server import Event
 from gateway.sessions.client_replay import ClientReplay
-from gateway.tcp.backlog import Backlog
 
 
 class OutputOwner(DeviceUser, Protocol):

@@ -11,7 +11,7 @@ import socket
 from typing import Protocol
 
 from gateway import clock
-from gateway.tcp.client_socket import (
+from gateway.net.client_socket import (
     USER_TIMEOUT_MS,
     TcpLink,
     kernel_socket,

@@ -23,14 +23,7 @@ from gateway.config.document import ClientLimits
 from gateway.devices.device import Device
 from gateway.devices.end_of_use import finish_limit
 from gateway.errors import ClientError, DeviceError
-from gateway.protocol.greeting import Greeting, Verdict, http_response, recognise
-from gateway.sessions import turns
-from gateway.sessions.client_doubt import ClientDoubt
-from gateway.sessions.client_output import ClientOutput
-from gateway.sessions.client_watch import ClientWatch
-from gateway.sessions.request_queue import Conversation, RequestQueue
-from gateway.sessions.seat import Seat
-from gateway.tcp.client_socket import (
+from gateway.net.client_socket import (
     kernel_socket,
     peer_host,
     peer_name,
@@ -38,6 +31,13 @@ from gateway.tcp.client_socket import (
     reason_of,
     sends_no_more,
 )
+from gateway.protocol.greeting import Greeting, Verdict, http_response, recognise
+from gateway.sessions import turns
+from gateway.sessions.client_doubt import ClientDoubt
+from gateway.sessions.client_output import ClientOutput
+from gateway.sessions.client_watch import ClientWatch
+from gateway.sessions.request_queue import Conversation, RequestQueue
+from gateway.sessions.seat import Seat
 
 #: One read takes at most this much; so much more than `request_queue` takes may wait there. One
 #: buffer for all sessions: what is received is copied out of it before the next read.

@@ -21,11 +21,11 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
 from gateway.config.document import ConnectionLimits
 from gateway.errors import ClientError, DeviceError
+from gateway.net.client_socket import peer_host
 from gateway.ports.running_port import RunningPort
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.seat import Seat
-from gateway.tcp.client_socket import peer_host
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.flash import FLASHER
 from gateway.web.http_access import CONSOLE_PROTOCOL

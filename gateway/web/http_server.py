@@ -1,7 +1,7 @@
 """The HTTP server's life: what speaks HTTP on each connection that comes, and its end.
 
 What it serves is added by the modules in ROOMS; what a request may do is `http_access`'s matter.
-tcp/acceptor.py accepts and secures the connections.
+net/acceptor.py accepts and secures the connections.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.document import Address, ConnectionLimits, HttpConfig
+from gateway.net.acceptor import Acceptor
+from gateway.net.access import AcceptOptions
 from gateway.ports.running_port import RunningPort
-from gateway.tcp.acceptor import Acceptor
-from gateway.tcp.admission import Intake
 from gateway.web import (
     console,
     controls_api,
@@ -61,12 +61,6 @@ ROOMS: Final[tuple[Room, ...]] = (
 #: tunnel too, which can't take the rest from the other addresses.
 CONNECTION_LIMITS: Final = ConnectionLimits(max=256, max_per_address=192)
 
-#: What a browser shows that was sent to an HTTPS port with http://.
-_CLEARTEXT_NOTICE: Final = (
-    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
-    b"This port is for HTTPS.\n"
-)
-
 #: How long a connection may be idle, and how long a request's head may take.
 _IDLE_LIMIT_S: Final = 30.0
 
@@ -83,7 +77,7 @@ class HttpServer:
         token: str | None,
         ports: Callable[[], Sequence[RunningPort]],
         version: str,
-        intake: Intake,
+        options: AcceptOptions,
     ) -> None:
         self._config = config
         self._log = structlog.get_logger()
@@ -94,10 +88,10 @@ class HttpServer:
             self,
             self._log.bind(server="http"),
             replace(
-                intake,
+                options,
                 allow=config.allow,
                 limits=CONNECTION_LIMITS,
-                cleartext_notice=_CLEARTEXT_NOTICE,
+                cleartext_notice="This port is for HTTPS.",
             ),
         )
         self._runner = web.AppRunner(

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import load_config, parse_config
-from gateway.tls.files import Tls
+from gateway.net.tls_context import Tls
 from tests.config.test_document import port, ports, problems
 from tests.support.certificates import Authority
 

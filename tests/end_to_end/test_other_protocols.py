@@ -17,10 +17,10 @@ from threading import Thread
 import pytest
 
 from gateway.config.document import OnConnect, Sharing
+from gateway.net.access import Rejection
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import Lines
 from gateway.sessions.request_queue import Conversation
-from gateway.tcp.rejections import Rejection
 from tests.sessions.test_first_bytes import COMMANDS
 from tests.sessions.test_session import rfc2217_client, settled
 from tests.support.browser import Browser

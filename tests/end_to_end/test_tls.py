@@ -16,8 +16,8 @@ import pytest
 import serial
 
 from gateway.client.protocol_gateway import Serial
+from gateway.net.tls_context import Tls
 from gateway.simulator.app import pattern
-from gateway.tls.files import Tls
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool
 from tests.support.certificates import Authority
 from tests.support.lab import Lab, LabBoard

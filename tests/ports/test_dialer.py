@@ -21,14 +21,13 @@ from structlog.testing import capture_logs
 from gateway import clock as gateway_clock
 from gateway.config.document import Access, Address, OnConnect, OnDisconnect
 from gateway.devices.device import DeviceState
+from gateway.net.tls_context import Tls, TlsContext, client_context, server_context
 from gateway.ports import dialer as dialer_module
 from gateway.ports.dialer import Dialer
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import SessionState
-from gateway.tls.contexts import TlsNow
-from gateway.tls.files import Tls, client_context, server_context
 from tests.support.certificates import Authority
 from tests.support.pty_board import (
     LoopClock,
@@ -106,7 +105,7 @@ async def dialling(
     log = structlog.get_logger().bind(device="desk")
     config = replace(port_config(), tcp_port=None, connect=address, tls=tls)
     config = replace(config, access=Access(accept_any_protocol=accept_any_protocol))
-    now = None if tls is None else TlsNow(client_context(tls))
+    now = None if tls is None else TlsContext(client_context(tls))
     dialer = Dialer(config, device, converse, log, now)
     device.start()
     await until(lambda: device.state is not DeviceState.OPENING)
@@ -427,7 +426,7 @@ async def test_a_name_is_looked_up_and_one_without_address_is_told(
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return real(names[host], tcp_port, type=type)
 
-    monkeypatch.setattr("gateway.tcp.name_lookup.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("gateway.net.name_lookup.socket.getaddrinfo", getaddrinfo)
     with PtyBoard(tmp_path) as board, FarEnd() as far_end, capture_logs() as logs:
         async with dialling(board, Address("lab.example", far_end.address.tcp_port)):
             (await far_end.accept()).close()
@@ -446,7 +445,7 @@ async def test_an_address_that_refuses_is_followed_by_the_next(
             (socket.AF_INET, socket.SOCK_STREAM, 0, "", (end.address.host, end.address.tcp_port))
             for end in (nobody, far_end)
         ]
-        monkeypatch.setattr("gateway.tcp.name_lookup.socket.getaddrinfo", lambda *_, **__: entries)
+        monkeypatch.setattr("gateway.net.name_lookup.socket.getaddrinfo", lambda *_, **__: entries)
         async with dialling(board, Address("lab.example", 1)) as dialer:
             with await far_end.accept():
                 await active(dialer)

@@ -16,10 +16,9 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import Access, Networks
 from gateway.devices.device import DeviceState
+from gateway.net.acceptor import is_free
+from gateway.net.access import AcceptOptions, Rejection
 from gateway.ports.listener import Listener
-from gateway.tcp.acceptor import is_free
-from gateway.tcp.admission import Intake
-from gateway.tcp.rejections import Rejection
 from tests.support.pty_board import (
     LoopClock,
     PtyBoard,
@@ -43,7 +42,7 @@ async def listener_without_a_board(
         device = device_of(board)
         device.start()
         await until(lambda: device.state is DeviceState.ABSENT)
-        listener = Listener(config, device, access_server, structlog.get_logger(), Intake())
+        listener = Listener(config, device, access_server, structlog.get_logger(), AcceptOptions())
         await listener.start()
         try:
             yield listener

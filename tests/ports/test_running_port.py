@@ -10,11 +10,11 @@ import structlog
 
 from gateway.config.reader import parse_config
 from gateway.devices.device import DeviceState
+from gateway.net.access import Admission
+from gateway.net.tls_context import TlsContexts
 from gateway.ports.running_port import start_port
 from gateway.protocol.board_kinds import UsbIds
 from gateway.status import to_table
-from gateway.tcp.admission import Admission
-from gateway.tls.contexts import TlsContexts
 from gateway.tty.serial_tty import TtyLocation
 from gateway.web.metrics import sample_of
 from tests.support.pty_board import PtyBoard, until

@@ -10,8 +10,8 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from gateway.config.document import Sharing
+from gateway.net.client_socket import TcpLink
 from gateway.sessions import client_doubt
-from gateway.tcp.client_socket import TcpLink
 from tests.support.pty_board import LoopClock, PtyBoard, pass_silence, serving, until
 from tests.support.quiet_client import quiet_client
 from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient

@@ -10,11 +10,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.document import ClientLimits
+from gateway.net.client_socket import USER_TIMEOUT_MS, TcpLink
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.telnet import MAX_SUBNEGOTIATION_BYTES
 from gateway.sessions import client_watch
 from gateway.sessions.session import Session
-from gateway.tcp.client_socket import USER_TIMEOUT_MS, TcpLink
 from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
 from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
 from tests.support.telnet_wire import will

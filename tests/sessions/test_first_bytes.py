@@ -15,10 +15,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.document import Access, OnConnect, Opening, Sharing
+from gateway.net.access import Rejection
 from gateway.protocol.raw import RawPipe
 from gateway.protocol.rfc2217 import Control
 from gateway.sessions.request_queue import Conversation
-from gateway.tcp.rejections import Rejection
 from tests.protocol.test_greeting import FOR_BOARDS, OTHERS
 from tests.sessions.test_session import answer, control, rfc2217_client
 from tests.support.pty_board import (

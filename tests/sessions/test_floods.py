@@ -15,9 +15,8 @@ import pytest
 
 from gateway.config.document import Sharing
 from gateway.devices.device import DeviceState
+from gateway.net.tls_context import TlsContext, server_context
 from gateway.protocol.rfc2217 import Control
-from gateway.tls.contexts import TlsNow
-from gateway.tls.files import server_context
 from tests.sessions.test_session import control, rfc2217_client
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
@@ -162,7 +161,7 @@ async def test_a_flood_delays_no_other_port(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["data and purges", "AYT", "all at once"])
 async def test_a_flood_over_tls_delays_no_other_port(tmp_path: Path, name: str) -> None:
     authority = Authority(tmp_path)
-    tls = TlsNow(server_context(authority.server()))
+    tls = TlsContext(server_context(authority.server()))
     flood = FLOODS[name] * (3 * READ_BYTES // len(FLOODS[name]))
     with PtyBoard(tmp_path) as board:
         board.start_reading()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trustme
 
-from gateway.tls.files import Tls
+from gateway.net.tls_context import Tls
 
 
 class Authority:

@@ -20,10 +20,10 @@ from structlog.testing import capture_logs
 
 from gateway import clock
 from gateway.devices.device import Device, DeviceState
+from gateway.net.access import AcceptOptions
 from gateway.ports.listener import Listener
 from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tcp.admission import Intake
 from gateway.tty.serial_tty import TtyLocation
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
@@ -266,7 +266,7 @@ async def fuzz_world() -> AsyncIterator[FuzzWorld]:
             log = structlog.get_logger().bind(device=name)
             config = port_config(name)
             devices[name] = Device(config, partial(TtyLocation, f"/dev/{name}"), log)
-            listeners[name] = Listener(config, devices[name], access_server, log, Intake())
+            listeners[name] = Listener(config, devices[name], access_server, log, AcceptOptions())
             devices[name].start()
         await asyncio.sleep(_SETTLE_S)
         world = FuzzWorld(boards, devices, listeners, logs)

@@ -12,9 +12,9 @@ import aiohttp
 import jsonschema
 
 from gateway.config.document import HttpConfig
+from gateway.net.access import AcceptOptions, Admission
+from gateway.net.tls_context import TlsContext
 from gateway.ports.running_port import RunningPort
-from gateway.tcp.admission import Admission, Intake
-from gateway.tls.contexts import TlsNow
 from gateway.web.http_server import HttpServer
 from gateway.web.page import interface
 from tests.support.pty_board import Served
@@ -127,12 +127,12 @@ async def http_server(
     ports: Sequence[RunningPort],
     token: str | None = None,
     config: HttpConfig | None = None,
-    tls: TlsNow | None = None,
+    tls: TlsContext | None = None,
     admission: Admission | None = None,
 ) -> AsyncIterator[HttpServer]:
     """A server on a free port of loopback."""
-    intake = Intake(admission or Admission(), tls)
-    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", intake)
+    options = AcceptOptions(admission or Admission(), tls)
+    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", options)
     await server.start()
     try:
         yield server

@@ -24,14 +24,14 @@ from gateway.config.document import (
 )
 from gateway.config.usb_match import DeviceChoice
 from gateway.devices.device import Device, DeviceState
+from gateway.net.access import AcceptOptions, Admission
+from gateway.net.tls_context import TlsContext
 from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.reset_strategy import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState
-from gateway.tcp.admission import Admission, Intake
-from gateway.tls.contexts import TlsNow
 from tests.support.clock import ControlledClock
 from tests.support.tty_board import LIMIT_S, LoopClock, PtyBoard, turns, until
 
@@ -176,7 +176,7 @@ async def serving(
     sharing: Sharing = Sharing.EXCLUSIVE,
     opening: Opening = Opening.ALWAYS,
     limits: ClientLimits | None = None,
-    tls: TlsNow | None = None,
+    tls: TlsContext | None = None,
     admission: Admission | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
@@ -197,7 +197,7 @@ async def serving(
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
     admission = admission or Admission()
-    listener = Listener(config, device, converse, log, Intake(admission, tls))
+    listener = Listener(config, device, converse, log, AcceptOptions(admission, tls))
     device.start()
     await until(lambda: device.state in {DeviceState.IDLE, DeviceState.RELEASED})
     await listener.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.tcp.client_socket import tcp_link
+from gateway.net.client_socket import tcp_link
 from tests.support.pty_board import Served, until
 from tests.support.tcp_client import GREETING, TcpClient
 

@@ -34,7 +34,7 @@ class Resolver:
 def resolver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     """The one that the gateway asks inside the `with`; at its end, it answers."""
     stands_in = Resolver()
-    monkeypatch.setattr("gateway.tcp.name_lookup.socket.getaddrinfo", stands_in.getaddrinfo)
+    monkeypatch.setattr("gateway.net.name_lookup.socket.getaddrinfo", stands_in.getaddrinfo)
     try:
         yield stands_in
     finally:

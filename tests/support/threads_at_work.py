@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from gateway.tcp import name_lookup
+from gateway.net import name_lookup
 from gateway.tty.control_thread import ControlThread
 
 #: For a thread that a test keeps from ending in a way that `hangs` does not know.

@@ -51,12 +51,12 @@ from gateway.config.document import PortConfig
 from gateway.config.reader import parse_config
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.flash.user import FlashUser
+from gateway.net.access import Admission
+from gateway.net.tls_context import TlsContexts
 from gateway.ports.running_port import RunningPort, start_port
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
 from gateway.protocol.rfc2217 import Control
-from gateway.tcp.admission import Admission
-from gateway.tls.contexts import TlsContexts
 from gateway.tty.serial_tty import TtyLocation
 from gateway.web.board_visit import Visit
 from tests.support.clock import ControlledClock

@@ -44,13 +44,13 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT: Final = Path(__file__).parents[2]
 EQUIVALENT: Final = Path(__file__).parent / "mutation-equivalent.toml"
 
-DEFAULT: Final = ("protocol=50", "sessions=50", "devices=50", "tcp=50", "ports=20", "tty=20")
+DEFAULT: Final = ("protocol=50", "sessions=50", "devices=50", "net=50", "ports=20", "tty=20")
 
 #: Of tty, which is not a package of the score, only what the port of an absent board is made of.
 TTY_MODULES: Final = frozenset({"away_port.py", "lasting_port.py", "retry_plan.py"})
 
 #: The tests that a mutant may be killed by, besides its package's own.
-TEST_FOLDERS: Final = ("protocol", "sessions", "devices", "tcp", "ports", "tty", "tls")
+TEST_FOLDERS: Final = ("protocol", "sessions", "devices", "net", "ports", "tty")
 
 #: These need a variable to replace, by another that the operator draws by itself.
 LEFT_OUT: Final = frozenset({"core/VariableReplacer", "core/VariableInserter"})

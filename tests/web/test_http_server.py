@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.document import ConnectionLimits, HttpConfig, Networks
-from gateway.tcp.admission import Intake
+from gateway.net.access import AcceptOptions
 from gateway.web import http_server as module
 from tests.support.http_lab import client_of, http_client, http_server
 from tests.support.pty_board import LoopClock, until
@@ -51,7 +51,7 @@ async def test_one_that_could_never_be_bound_can_be_stopped() -> None:
 
 async def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     config = HttpConfig("lab", 0)
-    server = module.HttpServer(config, None, list, "1.2.3", Intake())
+    server = module.HttpServer(config, None, list, "1.2.3", AcceptOptions())
     with resolver_that_hangs(monkeypatch) as resolver, LoopClock() as clock:
         with capture_logs() as logs:
             starting = asyncio.create_task(server.start())

@@ -17,13 +17,11 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from gateway.config.document import ConnectionLimits
+from gateway.net import client_socket
+from gateway.net.access import Admission
+from gateway.net.tls import HANDSHAKE_LIMIT_S
+from gateway.net.tls_context import TlsContext, server_context
 from gateway.ports.running_port import RunningPort
-from gateway.tcp import client_socket
-from gateway.tcp.admission import Admission
-from gateway.tls import handshakes
-from gateway.tls.connection import HANDSHAKE_LIMIT_S
-from gateway.tls.contexts import TlsNow
-from gateway.tls.files import server_context
 from gateway.web import events, page
 from gateway.web import http_server as module
 from gateway.web.http_answers import takes
@@ -68,7 +66,7 @@ async def https(
 ) -> AsyncIterator[Lab]:
     """A server whose clients need no certificate."""
     authority = Authority(folder)
-    tls = TlsNow(server_context(authority.server_for_all()))
+    tls = TlsContext(server_context(authority.server_for_all()))
     admission = admission or Admission()
     async with http_server(ports, tls=tls, admission=admission) as server:
         assert server.tcp_port is not None
@@ -82,7 +80,7 @@ async def test_a_client_that_trusts_the_certificate_is_served(tmp_path: Path) ->
 
 async def test_a_renewed_certificate_counts_for_the_next_connection(tmp_path: Path) -> None:
     old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
-    tls = TlsNow(server_context(old.server_for_all()))
+    tls = TlsContext(server_context(old.server_for_all()))
     async with http_server([], tls=tls) as server:
         assert server.tcp_port is not None
         await Lab(server.tcp_port, old, Admission()).get()
@@ -99,7 +97,7 @@ async def test_files_are_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 async def test_a_client_without_the_certificate_that_is_wanted_is_rejected(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    tls = TlsNow(server_context(authority.server()))
+    tls = TlsContext(server_context(authority.server()))
     with capture_logs() as logs:
         async with http_server([], tls=tls) as server:
             assert server.tcp_port is not None
@@ -155,7 +153,7 @@ async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
 async def test_idle_connections_keep_no_client_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr("gateway.net.tls.MAX_HANDSHAKES", 4)
     async with https(tmp_path) as lab:
         with ExitStack() as idle:
             for _ in range(12):

@@ -1,8 +1,7 @@
-"""Accept connections on one address of the configuration and secure them: the same for ports and
-for HTTP.
+"""Accept connections on an address and secure them: the same for ports, HTTP and the status socket.
 
-bind, again until it works -> accept -> access list -> limits -> TLS handshake -> the owner, which
-puts its protocol on the connection.
+bind, retried until it succeeds -> accept -> access list -> limits -> TLS handshake -> the owner,
+which puts its protocol on the connection.
 """
 
 from __future__ import annotations
@@ -21,28 +20,34 @@ import structlog
 
 from gateway import clock
 from gateway.config.document import Address
-from gateway.tcp.admission import AcceptTurns, ClientSocket, ConnectionCounter, Intake
-from gateway.tcp.client_socket import set_options
-from gateway.tcp.name_lookup import Addresses, look_up
-from gateway.tcp.rejections import Rejection, Rejections
-from gateway.tls.connection import TlsConnection
+from gateway.net.access import (
+    AcceptOptions,
+    AcceptTurns,
+    ClientSocket,
+    ConnectionCounter,
+    Rejection,
+    Rejections,
+)
+from gateway.net.client_socket import reason_of, set_options
+from gateway.net.name_lookup import Addresses, look_up
+from gateway.net.tls import TlsConnection
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
-#: to an interface that is not up yet, or to the process before.
+#: to an interface that is not up yet, or to a process that is about to end.
 _RETRY_FIRST_S: Final = 0.25
 _RETRY_LONGEST_S: Final = 5.0
 
-#: How long the name of an address may be looked up.
+#: Limit for looking up the name of an address.
 _LOOKUP_LIMIT_S: Final = 5.0
 
 #: Connections that may wait in the kernel to be accepted, for each listening socket.
 BACKLOG: Final = 128
 
-#: How long a listening socket is left alone when the kernel can't accept: it would be reported as
-#: readable all the time. Clients wait in the backlog meanwhile.
+#: Pause of a listening socket after the kernel could not accept: it stays readable, and the loop
+#: would spin. Clients wait in the backlog.
 ACCEPT_RETRY_S: Final = 0.5
 
-#: What accept(2) reports of a connection that has failed before it was accepted.
+#: Errors of accept(2) that concern a connection that has failed before it was accepted.
 _CONNECTION_ERRORS: Final = frozenset(
     {
         errno.ECONNABORTED,
@@ -62,11 +67,11 @@ _CONNECTION_ERRORS: Final = frozenset(
 
 
 class AcceptLoop:
-    """Accepts on listening sockets, which it owns, one connection per turn of `turns`.
+    """Accept on listening sockets, which it owns, one connection per turn of `turns`.
 
     The servers of the event loops are not used: without descriptors asyncio's logs a traceback for
-    each try and uvloop's closes clients without a word; on other shortages uvloop's spins; and
-    neither rejects a connection before a transport has been made for it.
+    each try and uvloop's closes clients silently; on other shortages uvloop's spins; and neither
+    can reject a connection before it has made a transport for it.
     """
 
     def __init__(
@@ -78,13 +83,14 @@ class AcceptLoop:
     ) -> None:
         """`accepted` gets each connection, non-blocking, and its peer's address.
 
-        `failed` gets the reason when the kernel can't accept. It is tried again.
+        `failed` gets the reason each time that the kernel can't accept or make a transport.
         """
         self.sockets = tuple(sockets)
         self._turns = turns
         self._accepted = accepted
         self._failed = failed
         self._timers: set[clock.Timer] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         for each in self.sockets:
             self._watch(each)
@@ -96,6 +102,26 @@ class AcceptLoop:
         for each in self.sockets:
             self._loop.remove_reader(each)
             each.close()
+
+    async def wait_closed(self) -> None:
+        """Wait for transports that are being made, a loop turn or two."""
+        if self._connecting:  # cancelled, uvloop would leave them open
+            await asyncio.wait(self._connecting)
+
+    def connect(self, connection: socket.socket, protocol: asyncio.BaseProtocol) -> None:
+        """Make a transport of an accepted connection; close it if that fails."""
+        task = self._loop.create_task(self._connect(connection, protocol))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, connection: socket.socket, protocol: asyncio.BaseProtocol) -> None:
+        try:
+            if connection.family != socket.AF_UNIX:
+                set_options(connection)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError as error:  # disconnected, or a shortage
+            connection.close()
+            self._failed(reason_of(error))
 
     def _watch(self, listening: socket.socket) -> None:
         self._loop.add_reader(listening, self._wait_for_turn, listening)
@@ -117,7 +143,7 @@ class AcceptLoop:
             if error.errno in _CONNECTION_ERRORS:
                 return True
             self._wait_for_resources(listening)
-            self._failed((error.strerror or str(error)).lower())
+            self._failed(reason_of(error))
             return False
         connection.setblocking(False)
         self._accepted(connection, address)
@@ -133,24 +159,22 @@ class AcceptLoop:
 
 
 class AcceptorOwner(Protocol):
-    """The port, or the HTTP server; called on the loop."""
+    """A port or the HTTP server; called on the loop."""
 
     def listening(self) -> None:
-        """Clients can connect from now on."""
+        """Clients can connect."""
 
     def not_listening(self, reason: str) -> None:
-        """The address can't be bound; reported once as long as the reason stays the same."""
+        """The address can't be bound; repeated only for another reason."""
 
     def connected(self, transport: asyncio.Transport) -> None:
-        """Put a protocol on a connection that is ready for use, or abort it."""
+        """Set a protocol on a connection that is ready for use, or abort it."""
 
 
 class Acceptor:
-    """Accepts connections for one owner, from `open` to `close`; made and used on the loop.
+    """Accept connections for one owner, from `open` to `close`; made and used on the loop.
 
-    Port 0 is any free one. Of `intake`, `admission` is shared with other acceptors, `limits` are
-    for the connections that the owner has, `tls` is None for plain TCP, and a client that does
-    not speak TLS where it should is sent `cleartext_notice`.
+    TCP port 0 means any free port.
     """
 
     def __init__(
@@ -158,26 +182,25 @@ class Acceptor:
         address: Address,
         owner: AcceptorOwner,
         log: structlog.typing.FilteringBoundLogger,
-        intake: Intake,
+        options: AcceptOptions,
     ) -> None:
         self._address = address
         self._owner = owner
         self._log = log
-        self._intake = intake
-        self._admission = intake.admission
-        self._owned = ConnectionCounter(intake.limits) if intake.limits is not None else None
-        #: The connections that were closed before the owner got them, and those it rejects.
+        self._options = options
+        self._admission = options.admission
+        self._owned = ConnectionCounter(options.limits) if options.limits is not None else None
+        #: Connections closed before the owner had them, and those that the owner rejects.
         self.rejections = Rejections(log)
         self._accept_loop: AcceptLoop | None = None
-        self._arriving: set[_Arriving] = set()
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._handshakes: set[TlsConnection] = set()
         self._binding: asyncio.Task[None] | None = None
         self._last_failure = ""
         self._is_closed = False
 
     @property
     def tcp_port(self) -> int | None:
-        """The port that is listened on, None while it could not be bound."""
+        """The bound port, None without one."""
         if self._accept_loop is None:
             return None
         tcp_port: int = self._accept_loop.sockets[0].getsockname()[1]
@@ -185,30 +208,28 @@ class Acceptor:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The IP addresses that are listened at, of which a host name may have several."""
+        """The bound IP addresses, of which a host name may have several."""
         sockets = () if self._accept_loop is None else self._accept_loop.sockets
         return tuple(sorted(each.getsockname()[0] for each in sockets))
 
     async def open(self) -> None:
-        """Listen; an address that can't be bound now is tried again until it can."""
+        """Listen; an address that can't be bound is tried again until it can."""
         if not await self._bind():
             self._binding = asyncio.create_task(self._bind_later())
 
     async def close(self) -> None:
-        """Stop listening, and close connections that the owner has not got yet."""
+        """Stop listening, and close connections that the owner does not have yet."""
         self._is_closed = True
         if self._binding is not None:
             self._binding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._binding
-        if self._accept_loop is not None:
-            self._accept_loop.close()
-            self._accept_loop = None
-        if self._connecting:  # a turn or two of the loop: cancelled, uvloop would leave them open
-            await asyncio.wait(self._connecting)
-        for arriving in tuple(self._arriving):
-            if arriving.transport is not None:
-                arriving.transport.abort()
+        accept_loop, self._accept_loop = self._accept_loop, None
+        if accept_loop is not None:
+            accept_loop.close()
+            await accept_loop.wait_closed()
+        for connection in tuple(self._handshakes):
+            connection.abort()
         self.rejections.close()
 
     # --- listening
@@ -247,15 +268,14 @@ class Acceptor:
 
     def _accepted(self, accepted: socket.socket, address: tuple[Any, ...]) -> None:
         connection = ClientSocket(accepted, address[0])
-        if not self._intake.allow.have(connection.host):
+        if not self._options.allow.have(connection.host):
             self._reject(connection, Rejection.NOT_ALLOWED, "address not in allow")
         elif reason := self._admission.reason_against(connection):
             self._reject(connection, Rejection.TOO_MANY, reason)
         else:
+            assert self._accept_loop is not None  # noqa: S101 - it is the caller
             self._admission.connections.add(connection)
-            task = asyncio.get_running_loop().create_task(self._connect(connection))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+            self._accept_loop.connect(connection, _Arriving(self, connection))
 
     def _reject(self, connection: ClientSocket, rejection: Rejection, reason: str) -> None:
         connection.close()
@@ -265,35 +285,25 @@ class Acceptor:
         if self._admission.accept_failures.is_due():
             self._log.warning("accept_failed", reason=reason)
 
-    async def _connect(self, connection: ClientSocket) -> None:
-        try:
-            set_options(connection)
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Arriving(self, connection), connection
-            )
-        except OSError as error:  # the client has left, or the kernel is out of something
-            connection.close()
-            self._accept_failed((error.strerror or str(error)).lower())
-
-    def arrived(self, arriving: _Arriving, transport: asyncio.Transport) -> None:
+    def connected(self, arriving: _Arriving, transport: asyncio.Transport) -> None:
         """Begin the handshake on a new connection, if there is to be one."""
         if self._is_closed:
             transport.abort()
-        elif self._intake.tls is None:
-            self.ready(arriving, transport)
+        elif self._options.tls is None:
+            self.secured(arriving, transport)
         else:
-            self._arriving.add(arriving)
-            arriving.transport = self._admission.handshakes.begin(
-                self._intake.tls.context,
-                transport,
-                arriving.connection.holder,
+            handshakes = self._admission.handshakes
+            connection = TlsConnection(
+                self._options.tls.context,
                 arriving,
-                self._intake.cleartext_notice,
+                handshakes=handshakes,
+                cleartext_notice=self._options.cleartext_notice,
             )
+            self._handshakes.add(connection)
+            handshakes.begin(connection, transport, arriving.connection.holder)
 
-    def ready(self, arriving: _Arriving, transport: asyncio.Transport) -> None:
+    def secured(self, arriving: _Arriving, transport: asyncio.Transport) -> None:
         """Hand over a connection that is ready for use, if there is room for it."""
-        self._arriving.discard(arriving)
         connection = arriving.connection
         if self._owned is not None and (reason := self._owned.reason_against(connection.holder)):
             self.rejections.add(Rejection.TOO_MANY, connection.host, reason)
@@ -303,40 +313,39 @@ class Acceptor:
             self._owned.add(connection)
         self._owner.connected(transport)
 
-    def left(self, arriving: _Arriving) -> None:
-        """A connection is closed, and the owner has never had it."""
-        self._arriving.discard(arriving)
+    def handshake_ended(self, connection: TlsConnection) -> None:
+        """Forget a handshake that is complete, or whose connection is closed."""
+        self._handshakes.discard(connection)
 
 
 class _Arriving(asyncio.Protocol):
-    """A connection from accept to its owner (tls.handshakes.HandshakeOwner)."""
+    """A connection from accept until the owner has it (asyncio.Protocol, tls.TlsOwner)."""
 
     def __init__(self, acceptor: Acceptor, connection: ClientSocket) -> None:
         self.connection = connection
-        #: During its handshake, the TLS side of it.
-        self.transport: asyncio.Transport | None = None
         self._acceptor = acceptor
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Go on; before anything is read, the connection has another protocol."""
-        # uvloop's transports are none by their class.
-        self._acceptor.arrived(self, cast("asyncio.Transport", transport))
+        """Get another protocol before anything is read."""
+        # uvloop's transports have another base class.
+        self._acceptor.connected(self, cast("asyncio.Transport", transport))
 
-    def handshake_complete(self, connection: TlsConnection) -> None:
-        """See HandshakeOwner."""
-        self._acceptor.ready(self, connection)
+    def tls_secured(self, connection: TlsConnection) -> None:
+        """See TlsOwner."""
+        self._acceptor.handshake_ended(connection)
+        self._acceptor.secured(self, connection)
 
-    def handshake_failed(self, connection: TlsConnection, reason: str) -> None:  # noqa: ARG002
-        """See HandshakeOwner."""
+    def tls_failed(self, connection: TlsConnection, reason: str) -> None:  # noqa: ARG002
+        """See TlsOwner."""
         self._acceptor.rejections.add(Rejection.NOT_SECURED, self.connection.host, f"TLS: {reason}")
 
-    def handshake_closed(self) -> None:
-        """See HandshakeOwner."""
-        self._acceptor.left(self)
+    def tls_closed(self, connection: TlsConnection) -> None:
+        """See TlsOwner."""
+        self._acceptor.handshake_ended(connection)
 
 
 async def _addresses_of(wanted: Address) -> Addresses:
-    """The families and addresses to bind: of an IP address itself, of a name by the resolver."""
+    """Return the families and addresses to bind; the resolver is asked for names only."""
     host, tcp_port = wanted.host, wanted.tcp_port
     try:
         address = ipaddress.ip_address(host)
@@ -353,7 +362,7 @@ def _scope_number(scope_id: str) -> int:
 
 
 def _listening_sockets(addresses: Addresses) -> list[socket.socket]:
-    """Listen at all of these that this machine has; OSError if it has none or one is taken."""
+    """Listen on those addresses that this machine has; OSError if it has none or one is in use."""
     sockets: list[socket.socket] = []
     missing = OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     try:
@@ -378,14 +387,14 @@ def _listening_socket(
     family: int, address: tuple[Any, ...], others: Sequence[socket.socket]
 ) -> socket.socket:
     host, tcp_port, *rest = address
-    if not tcp_port and others:  # any free port, but the same at each address of a name
+    if not tcp_port and others:  # any free port, but the same on each address of a name
         tcp_port = others[0].getsockname()[1]
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # 0.0.0.0 and :: at the same port are two entries of the configuration.
+            # 0.0.0.0 and :: on the same port are two entries of the configuration.
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind((host, tcp_port, *rest))
         listening.listen(BACKLOG)
@@ -396,7 +405,7 @@ def _listening_socket(
 
 
 def is_free(host: str, tcp_port: int) -> bool:
-    """Return whether an IPv4 address could be listened on now."""
+    """Return whether an IPv4 address can be bound now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -409,4 +418,4 @@ def is_free(host: str, tcp_port: int) -> bool:
 def _bind_failure(error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "no interface of this machine has the address"
-    return (error.strerror or str(error)).lower()
+    return reason_of(error)

@@ -1,22 +1,24 @@
-"""From the files that the operator names to an `ssl.SSLContext`, with a name for every mistake.
-
-All of it blocks, on files and on arithmetic: it is called before the loop runs or on a thread.
-How the names are written is config/tls.py's matter, when files are read again contexts.py's.
-"""
+"""TLS contexts from the operator's files: checked, shared by ports, read again on reload."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
+from weakref import WeakValueDictionary
 
+import structlog
+
+from gateway.blocking import call_blocking
 from gateway.errors import GatewayError
 from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
 
-#: A chain takes 10 KB, all authorities of the world 250 KB.
+#: A chain takes 10 KB, a bundle of all public authorities 250 KB.
 MAX_FILE_BYTES: Final = 1_000_000
 
 _CERT: Final = "a PEM file with the certificate, those between it and its authority behind it"
@@ -28,19 +30,19 @@ _BLOCK: Final = re.compile(
     r"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", re.ASCII | re.DOTALL
 )
 
-#: What OpenSSL says of a certificate when certificate and key are loaded: all else is the key's.
+#: OpenSSL's reasons against a certificate when it loads certificate and key; others mean the key.
 _CERT_REASONS: Final = {"EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"}
 _OTHER_KEY_REASONS: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """TLS of a port: files and names, as the operator wrote them.
+    """The `tls` section of a port or of the HTTP server.
 
-    Who listens shows `cert` and lets in who shows a certificate of `client_ca`, or everybody
-    without one. Who connects wants a certificate of `ca` (None: of an authority that the machine
-    trusts) for `server_name` (None: for the host it connects to), and shows `cert`, if any.
-    Without `cert` there is no `key`. `lines` is where the keys stand in the file.
+    A listener presents `cert` and accepts clients with a certificate of `client_ca`, or all
+    clients without one. A dialer requires a certificate of `ca` (None: of an authority that the
+    machine trusts) for `server_name` (None: for the host it connects to), and presents `cert`, if
+    any. `key` is set if `cert` is. `lines` has the line of each key in the YAML.
     """
 
     cert: str | None = None
@@ -52,7 +54,7 @@ class Tls:
 
 
 class TlsFileError(GatewayError):
-    """For the operator: why the file `path` of the key `key` of `tls` can't be used."""
+    """The file `path` of the key `key` of `tls` is unusable."""
 
     def __init__(self, key: str, path: str, reason: str, expected: str) -> None:
         super().__init__(f"tls: invalid {key} '{path}' ({reason}): expected {expected}")
@@ -63,13 +65,10 @@ class TlsFileError(GatewayError):
 
 
 def server_context(tls: Tls) -> ssl.SSLContext:
-    """For who listens: shows `cert`; with `client_ca` nobody gets in without a certificate of it.
-
-    Blocks; raises TlsFileError for the first file that can't be used.
-    """
+    """Return the context of a listener. Blocks; raises TlsFileError for the first unusable file."""
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     _load_own(context, tls)
-    # Nothing is resumed: a client that is not let in any more would be, for the ticket's life.
+    # Without resumption: a ticket would admit a client whose certificate is no longer accepted.
     context.num_tickets = 0
     if tls.client_ca is not None:
         _load_authorities(context, "client_ca", tls.client_ca)
@@ -78,10 +77,7 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 
 def client_context(tls: Tls) -> ssl.SSLContext:
-    """For who connects: the far end must have a certificate of `ca`; `cert` is shown, if any.
-
-    Blocks; raises TlsFileError for the first file that can't be used.
-    """
+    """Return the context of a dialer. Blocks; raises TlsFileError for the first unusable file."""
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if tls.cert is not None:
         _load_own(context, tls)
@@ -93,7 +89,7 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 
 def wrong_files(tls: Tls) -> Iterator[TlsFileError]:
-    """What is wrong with any of the files; blocks."""
+    """Yield an error for each unusable file; blocks."""
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     if tls.cert is not None:
         try:
@@ -108,13 +104,13 @@ def wrong_files(tls: Tls) -> Iterator[TlsFileError]:
 
 
 def doubtful_files(tls: Tls, now: datetime) -> Iterator[TlsFileError]:
-    """Files that can be used and won't do: certificates that are not valid at `now`; blocks."""
+    """Yield an error for each certificate in a usable file that is not valid at `now`; blocks."""
     files = [] if tls.cert is None else [("cert", tls.cert)]
     for key, path in (*files, *_authorities(tls)):
         try:
             certificates = _certificates(key, path, _CERT)
         except TlsFileError:
-            continue  # reported as wrong
+            continue  # in wrong_files
         for certificate in certificates:
             begin, end = _validity(certificate)
             if now < begin:
@@ -139,7 +135,7 @@ def _context(protocol: ssl._SSLMethod) -> ssl.SSLContext:
 
 
 def _load_own(context: ssl.SSLContext, tls: Tls) -> None:
-    assert tls.cert is not None  # noqa: S101 - config/tls.py sees to it
+    assert tls.cert is not None  # noqa: S101 - checked by config
     assert tls.key is not None  # noqa: S101
     _certificates("cert", tls.cert, _CERT)
     if "ENCRYPTED" in _text("key", tls.key, _KEY):
@@ -167,7 +163,7 @@ def _load_authorities(context: ssl.SSLContext, key: str, path: str) -> None:
 
 
 def _certificates(key: str, path: str, expected: str) -> list[bytes]:
-    """The certificates of a file in DER, one at least, all of which OpenSSL takes for one."""
+    """Return the certificates of a file in DER, at least one, all accepted by OpenSSL."""
     blocks = _BLOCK.findall(_text(key, path, expected))
     if not blocks:
         raise TlsFileError(key, path, "no certificate in PEM", expected)
@@ -181,7 +177,7 @@ def _certificates(key: str, path: str, expected: str) -> list[bytes]:
 
 
 def _text(key: str, path: str, expected: str) -> str:
-    """Read a regular file of moderate size; a key must not be open to other users."""
+    """Return the content of a regular file; a key must not be open to other users."""
     try:
         content = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
@@ -198,7 +194,7 @@ def _unreadable(error: OSError) -> str:
 
 
 def _validity(certificate: bytes) -> tuple[datetime, datetime]:
-    """From when until when a certificate is valid (RFC 5280, 4.1.2.5)."""
+    """Return the begin and end of a certificate's validity (RFC 5280 section 4.1.2.5)."""
     # Certificate > tbsCertificate > [version] serialNumber signature issuer validity
     parts = list(_der_parts(next(_der_parts(next(_der_parts(certificate))[1]))[1]))
     has_version = parts[0][0] == 0xA0
@@ -207,7 +203,7 @@ def _validity(certificate: bytes) -> tuple[datetime, datetime]:
 
 
 def _der_parts(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Tag and content of each element, in order; `data` is DER that OpenSSL has taken."""
+    """Yield tag and content of each element; `data` is DER that OpenSSL has accepted."""
     at = 0
     while at < len(data):
         tag, length, start = data[at], data[at + 1], at + 2
@@ -220,6 +216,52 @@ def _der_parts(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _der_time(tag: int, content: bytes) -> datetime:
     text = content.decode("ascii")
-    if tag == 0x17:  # UTCTime has two digits of the year, from 1950 to 2049
+    if tag == 0x17:  # UTCTime has a two-digit year, 1950 to 2049
         text = ("20" if text < "5" else "19") + text
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+# --- contexts in use
+
+_Make = Callable[[Tls], ssl.SSLContext]
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class TlsContext:
+    """The context for the next connection, replaced when the files are read again."""
+
+    context: ssl.SSLContext
+
+
+class TlsContexts:
+    """The contexts in use, shared by ports with equal settings; made and used on the loop."""
+
+    def __init__(self, log: structlog.typing.FilteringBoundLogger) -> None:
+        self._log = log
+        self._lock = asyncio.Lock()  # so that each is made once
+        self._in_use: WeakValueDictionary[tuple[_Make, Tls], TlsContext] = WeakValueDictionary()
+
+    async def server(self, tls: Tls) -> TlsContext:
+        """Return the context of a listener; raises TlsFileError."""
+        return await self._get(server_context, tls)
+
+    async def client(self, tls: Tls) -> TlsContext:
+        """Return the context of a dialer; raises TlsFileError."""
+        return await self._get(client_context, tls)
+
+    async def renew(self) -> None:
+        """Read all files again; where that fails, log it and keep the context."""
+        async with self._lock:
+            for (make, tls), current in tuple(self._in_use.items()):
+                try:
+                    current.context = await call_blocking(partial(make, tls), "TLS files")
+                except TlsFileError as error:
+                    self._log.error("tls_not_renewed", reason=str(error))
+
+    async def _get(self, make: _Make, tls: Tls) -> TlsContext:
+        async with self._lock:
+            current = self._in_use.get((make, tls))
+            if current is None:
+                current = TlsContext(await call_blocking(partial(make, tls), "TLS files"))
+                self._in_use[make, tls] = current
+            return current

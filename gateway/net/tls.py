@@ -1,11 +1,11 @@
-"""TLS between a TCP connection and its protocol: plain bytes above, records below.
+"""TLS between a TCP connection and its protocol, and bounded handshakes for accepted connections.
 
 asyncio's own layer is not used: of what a client has sent before it closes, it delivers one buffer
 to a BufferedProtocol that had paused and forgets the rest; it has no write_eof, so that the last
 line is lost for a client that is still sending; and a write buffer limit of 0, which is what keeps
 output where it can be purged, makes it pause indefinitely. uvloop's delivers a ClientHello that
 comes with the connection before `start_tls` takes effect, to the protocol before. Sessions and
-aiohttp both run on this one; handshakes.py and the dialer decide which peers get that far.
+aiohttp both run on this one.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections import deque
 from collections.abc import Callable
+from email.utils import formatdate
 from enum import Enum
 from typing import Any, Final, Protocol, cast
 
 from gateway import clock
+from gateway.protocol.greeting import http_response, recognise
+
+#: Handshakes at a time over all listeners. Each takes about 50 KB, most of it OpenSSL's; 256 are a
+#: lab whose clients all reconnect at once. One more replaces the oldest of the address with most.
+MAX_HANDSHAKES: Final = 256
 
 #: From the TCP connection to the end of the handshake: six round trips of a bad link.
 HANDSHAKE_LIMIT_S: Final = 10.0
 
-#: How long a client whose handshake has failed may take to read why.
+#: How long a client whose handshake has failed may take to read the reason.
 _LINGER_S: Final = 1.0
 
 #: One read takes at most this much. One buffer for all connections: what is received is copied
@@ -30,44 +37,44 @@ _LINGER_S: Final = 1.0
 _RECEIVE_BYTES: Final = 65536
 _RECEIVE_BUFFER: Final = memoryview(bytearray(_RECEIVE_BYTES))
 
-#: No more is read from a peer that leaves so much unread. TLS has questions that are answered
-#: without asking who uses it (KeyUpdate).
+#: Nothing more is read from a peer that leaves so much unread: TLS answers some of its messages by
+#: itself (KeyUpdate).
 _UNREAD_LIMIT_BYTES: Final = 524288
 
-#: The first byte of TLS (RFC 8446, 5.1).
+#: The first byte of TLS (RFC 8446 section 5.1).
 _HANDSHAKE_RECORD: Final = 0x16
 
 _MAX_IDENTITY_CHARS: Final = 64
 
 
 class TlsState(Enum):
-    """What is true of a connection."""
+    """States of a TLS connection."""
 
-    HANDSHAKE = "handshake"  # nobody uses it yet
+    HANDSHAKE = "handshake"  # it has no protocol yet
     OPEN = "open"  # bytes go both ways
-    ENDED = "ended"  # the peer has been told that no more comes; what it sends is dropped
+    ENDED = "ended"  # its end is announced to the peer; received bytes are dropped
     LOST = "lost"  # the TCP connection is closed
 
 
 class TlsOwner(Protocol):
-    """Who has made a connection, until it is secured."""
+    """The creator of a connection, until the handshake is complete."""
 
     def tls_secured(self, connection: TlsConnection) -> None:
-        """The peer is known: set a protocol, of either kind, or abort the connection."""
+        """Set a protocol, of either kind, or abort: the handshake is complete."""
 
     def tls_failed(self, connection: TlsConnection, reason: str) -> None:
-        """The handshake has failed; the peer may still read why."""
+        """Note the reason: the handshake has failed; the peer has a moment to read the alert."""
 
     def tls_closed(self, connection: TlsConnection) -> None:
-        """A connection without a protocol is gone."""
+        """Forget a connection that is lost without ever having had a protocol."""
 
 
 class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
-    """A transport for the protocol above it, the protocol of the TCP connection under it.
+    """A transport for the protocol above it, and the protocol of the TCP connection below it.
 
-    It is the client's end if the far end's `server_name` is given. A client that does not speak
-    TLS is sent `cleartext_notice`. `run_later` delays each step of the handshake; without it, a
-    step is made as soon as bytes for it have come.
+    It is the client's end if the far end's `server_name` is given. Else `handshakes` bounds its
+    handshake, and a client that does not speak TLS gets `cleartext_notice`, as an HTTP response if
+    it has sent an HTTP request.
     """
 
     def __init__(
@@ -76,17 +83,17 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         owner: TlsOwner,
         *,
         server_name: str | None = None,
-        cleartext_notice: bytes = b"",
-        run_later: Callable[[Callable[[], None]], None] | None = None,
+        handshakes: Handshakes | None = None,
+        cleartext_notice: str = "",
     ) -> None:
         super().__init__()
         self.state = TlsState.HANDSHAKE
-        #: Who the peer is by its certificate; empty if it has shown none.
+        #: The name in the peer's certificate; empty without one.
         self.identity = ""
         self._owner = owner
         self._context = context
         self._cleartext_notice = cleartext_notice
-        self._run_later = run_later
+        self._handshakes = handshakes
         self._step_is_due = False
         self._is_server = server_name is None
         self._incoming = ssl.MemoryBIO()
@@ -103,7 +110,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._timer: clock.Timer | None = None
 
-    # --- what the TCP connection reports (asyncio.BufferedProtocol)
+    # --- callbacks of the TCP connection (asyncio.BufferedProtocol)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the handshake."""
@@ -115,18 +122,17 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._shake_hands()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
-        """Where the loop puts what the peer sends."""
+        """Return the buffer for the next read."""
         return _RECEIVE_BUFFER
 
     def buffer_updated(self, nbytes: int) -> None:
-        """The peer has sent records."""
+        """Take records."""
         if self.state is TlsState.HANDSHAKE:
             if self._cleartext_notice:
                 if _RECEIVE_BUFFER[0] != _HANDSHAKE_RECORD:
-                    self._tcp.write(self._cleartext_notice)
-                    self.fail("the client does not speak TLS")
+                    self._reject_cleartext(bytes(_RECEIVE_BUFFER[:nbytes]))
                     return
-                self._cleartext_notice = b""
+                self._cleartext_notice = ""
             self._incoming.write(_RECEIVE_BUFFER[:nbytes])
             self._shake_hands_later()
         elif self.state is TlsState.OPEN:
@@ -134,22 +140,22 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._deliver()
 
     def eof_received(self) -> bool:
-        """The peer sends no more: most leave so, without a word of TLS about it."""
+        """Deliver the rest; most peers close like this, without a close_notify."""
         if self.state is TlsState.HANDSHAKE:
             self.fail("hung up during the handshake")
         elif self.state is TlsState.OPEN:
             self._peer_left = True
             self._deliver()  # uvloop's connection may end while it is paused: then when it is not
         else:
-            return False  # nothing is left to be done: close
+            return False  # close
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The TCP connection is gone; what had come before is still passed on."""
+        """Deliver the rest of what was received, and report the end."""
         if self._timer is not None:
             self._timer.cancel()
         if self._aborted:
-            pass  # by us, who know why
+            pass
         elif self.state is TlsState.HANDSHAKE:
             reason = "closed" if exc is None else str(exc).lower()
             self.fail(f"{reason} during the handshake")
@@ -159,31 +165,29 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self.state = TlsState.LOST
         if self._timer is not None:
             self._timer.cancel()
+        self._end_handshake()
         if self._protocol is None:
             self._owner.tls_closed(self)
         else:
             self._protocol.connection_lost(self._error or exc)
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """See asyncio.BaseProtocol."""
         if self._protocol is not None:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Pass it on, and read what was not read meanwhile."""
+        """Continue reading as well if a peer that did not read had stopped it."""
         if self._protocol is not None:
             self._protocol.resume_writing()
         if self._choked:
             self._choked = False
             self._loop.call_soon(self._read_on)
 
-    # --- what who uses it asks for (asyncio.Transport)
+    # --- calls of the protocol (asyncio.Transport)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What the TCP connection has, and what asyncio's own TLS has that aiohttp asks for.
-
-        `peer_identity` is the name in the peer's certificate.
-        """
+        """See asyncio.BaseTransport; `peer_identity` is the name in the peer's certificate."""
         match name:
             case "peer_identity":
                 return self.identity
@@ -194,47 +198,47 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         return self._tcp.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Report to `protocol` from now on."""
+        """See asyncio.BaseTransport."""
         self._protocol = cast("asyncio.BufferedProtocol | asyncio.Protocol", protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return the protocol."""
-        assert self._protocol is not None  # noqa: S101 - asked for by the one that has set it
+        """See asyncio.BaseTransport."""
+        assert self._protocol is not None  # noqa: S101 - only its user asks
         return self._protocol
 
     def is_closing(self) -> bool:
-        """Whether nothing can be written any more."""
+        """Return whether writing is over."""
         return self.state is not TlsState.OPEN or self._tcp.is_closing()
 
     def is_reading(self) -> bool:
-        """Whether the protocol wants what the peer sends."""
+        """Return whether the protocol accepts data."""
         return self._reading
 
     def pause_reading(self) -> None:
-        """Pass nothing on; up to one read of it is kept here."""
+        """Deliver nothing; up to one read of records is kept here."""
         self._reading = False
         self._tcp.pause_reading()
 
     def resume_reading(self) -> None:
-        """Go on, from the next turn of the loop."""
+        """Deliver again, from the next loop turn on."""
         if not self._reading:
             self._reading = True
             self._loop.call_soon(self._read_on)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """As of the TCP connection, where records wait; none wait here."""
+        """Set those of the TCP connection, where records wait; none wait here."""
         self._tcp.set_write_buffer_limits(high, low)
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        """As of the TCP connection."""
+        """Return those of the TCP connection."""
         return self._tcp.get_write_buffer_limits()
 
     def get_write_buffer_size(self) -> int:
-        """Records that wait for the kernel, in bytes."""
+        """Return the size in bytes of the records that wait for the kernel."""
         return self._tcp.get_write_buffer_size()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes."""
+        """See asyncio.WriteTransport."""
         if self.state is not TlsState.OPEN:
             return
         rest = memoryview(data)
@@ -247,53 +251,60 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._flush()
 
     def can_write_eof(self) -> bool:
-        """It can."""
+        """See asyncio.WriteTransport."""
         return True
 
     def write_eof(self) -> None:
-        """Send no more, and say so; what the peer still sends is read and dropped."""
+        """Announce the end; what the peer still sends is read and dropped."""
         self._end()
         self._tcp.write_eof()
 
     def close(self) -> None:
-        """End the connection when all that was written is sent."""
+        """Close the connection when all that was written is sent."""
         self._end()
         self._tcp.close()
 
     def abort(self) -> None:
-        """End the connection at once."""
+        """Close the connection at once."""
         self._aborted = True
         self._tcp.abort()
 
     # --- the handshake
 
     def fail(self, reason: str) -> None:
-        """Give up the handshake; the peer is left a moment to read why."""
+        """Give up the handshake; the peer has a moment to read the alert."""
         if self.state is not TlsState.HANDSHAKE:
             return
         self.state = TlsState.ENDED
         if self._timer is not None:
             self._timer.cancel()
         self._flush()  # the alert
-        with contextlib.suppress(OSError):  # it is gone already, which is reported soon
+        with contextlib.suppress(OSError):  # lost already, which is reported soon
             self._tcp.write_eof()
         # Closing at once would reset the connection, and the alert with it, if more had come.
         self._timer = clock.call_later(_LINGER_S, self._tcp.abort)
         self._owner.tls_failed(self, reason)
 
+    def _reject_cleartext(self, data: bytes) -> None:
+        answer = f"{self._cleartext_notice}\r\n".encode()
+        if recognise(data).wants_http:
+            answer = http_response(data, self._cleartext_notice, formatdate(usegmt=True))
+        self._tcp.write(answer)
+        self.fail("the client does not speak TLS")
+
     def _shake_hands_later(self) -> None:
-        if self._run_later is None:
+        if self._handshakes is None:
             self._shake_hands()
         elif not self._step_is_due:
             self._step_is_due = True
-            self._tcp.pause_reading()  # what waits for the step is one read, and no end of it
-            self._run_later(self._step)
+            self._tcp.pause_reading()  # so that one read at most waits for the step
+            self._handshakes.run_later(self._step)
 
     def _step(self) -> None:
         self._step_is_due = False
         if self.state is TlsState.HANDSHAKE:
             self._shake_hands()
-        # What follows a failed handshake is read, too: unread, it would reset the connection.
+        # What follows a failed handshake is read too: unread, it would reset the connection.
         if self.state in {TlsState.HANDSHAKE, TlsState.ENDED}:
             self._tcp.resume_reading()
 
@@ -304,35 +315,40 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._flush()
             return
         except ssl.SSLError as error:
-            self.fail(reason_of(error))
+            self.fail(_reason_of(error))
             return
         self._flush()
         if self._timer is not None:
             self._timer.cancel()
         self.state = TlsState.OPEN
         self.identity = _identity(self._tls.getpeercert() or {})
+        self._end_handshake()
         self._owner.tls_secured(self)
-        # What came behind the handshake is here already.
+        # Data behind the handshake is here already.
         self._loop.call_soon(self._read_on)
+
+    def _end_handshake(self) -> None:
+        if self._handshakes is not None:
+            self._handshakes.remove(self)
 
     # --- bytes
 
     def _read_on(self) -> None:
         if self._reading and self.state is TlsState.OPEN:
             self._deliver()
-        # Who has it may have paused again, and it may be at its end.
+        # The protocol may have paused again, and the connection may be at its end.
         if self._reading and not self._choked and self.state is not TlsState.LOST:
             self._tcp.resume_reading()
 
     def _deliver(self) -> None:
-        """Pass on what has come, as far as it is wanted."""
+        """Decrypt and deliver while the protocol accepts data."""
         while self._reading and self.state is TlsState.OPEN and self._protocol is not None:
             if isinstance(self._protocol, asyncio.BufferedProtocol):
                 buffer = memoryview(self._protocol.get_buffer(-1))
                 if n_bytes := self._decrypt_into(buffer):
                     self._protocol.buffer_updated(n_bytes)
             else:
-                # The records that came in it are in `_incoming`, so the buffer is free.
+                # Its records are in `_incoming`, so the buffer is free.
                 buffer = _RECEIVE_BUFFER
                 if n_bytes := self._decrypt_into(buffer):
                     self._protocol.data_received(bytes(buffer[:n_bytes]))
@@ -340,7 +356,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
                 break
         self._flush()
         if self._peer_left and self._reading:
-            self._leave_it_to_protocol()
+            self._deliver_eof()
         if self._tcp.get_write_buffer_size() > _UNREAD_LIMIT_BYTES:
             self._choked = True
             self._tcp.pause_reading()
@@ -349,8 +365,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         filled = 0
         try:
             while filled < len(buffer):
-                # Typeshed knows the form without a buffer only.
-                rest: Any = buffer[filled:]
+                rest: Any = buffer[filled:]  # typeshed has the form without a buffer only
                 n_bytes = cast("int", self._tls.read(len(rest), rest))
                 if not n_bytes:
                     self._peer_left = True
@@ -364,8 +379,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._break(error)
         return filled
 
-    def _leave_it_to_protocol(self) -> None:
-        """The peer sends no more: close, unless the protocol has something left to say."""
+    def _deliver_eof(self) -> None:
         self._peer_left = False
         if self._protocol is None or not self._protocol.eof_received():
             self.close()
@@ -375,8 +389,8 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._tcp.write(self._outgoing.read())
 
     def _break(self, error: ssl.SSLError) -> None:
-        """The peer does not keep to TLS, or says that we do not."""
-        self._error = ConnectionAbortedError(f"TLS: {reason_of(error)}")
+        """Abort after a violation of TLS by the peer, or one that it reports."""
+        self._error = ConnectionAbortedError(f"TLS: {_reason_of(error)}")
         self._flush()
         self.abort()
 
@@ -389,15 +403,80 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         self._flush()
 
 
-def reason_of(error: ssl.SSLError) -> str:
-    """What OpenSSL says, without its file names."""
+class Handshakes:
+    """The handshakes of accepted connections that are not complete; made and used on the loop.
+
+    One for all listeners of a service, so that its bounds hold for the process.
+    """
+
+    def __init__(self) -> None:
+        #: By holder, the oldest first. Failed ones count until their connection is closed.
+        self._pending: dict[str, dict[TlsConnection, None]] = {}
+        self._holders: dict[TlsConnection, str] = {}
+        self._steps: deque[Callable[[], None]] = deque()
+
+    @property
+    def count(self) -> int:
+        """The number of handshakes."""
+        return len(self._holders)
+
+    def begin(self, connection: TlsConnection, transport: asyncio.Transport, holder: str) -> None:
+        """Begin a handshake on a transport that has just been accepted, counted under `holder`."""
+        if self.count >= MAX_HANDSHAKES:
+            self._evict(holder)
+        self._pending.setdefault(holder, {})[connection] = None
+        self._holders[connection] = holder
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+
+    def run_later(self, step: Callable[[], None]) -> None:
+        """Run a step of a handshake in a later loop turn, one step per turn.
+
+        A step takes up to 5 ms on a Raspberry Pi, and a client chooses when those of all of its
+        connections are due.
+        """
+        self._steps.append(step)
+        if len(self._steps) == 1:
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def remove(self, connection: TlsConnection) -> None:
+        """Stop counting a handshake, if it is counted."""
+        holder = self._holders.pop(connection, None)
+        if holder is not None:
+            del self._pending[holder][connection]
+            if not self._pending[holder]:
+                del self._pending[holder]
+
+    def _run(self) -> None:
+        step = self._steps[0]
+        try:
+            step()
+        finally:
+            self._steps.popleft()
+            if self._steps:
+                asyncio.get_running_loop().call_soon(self._run)
+
+    def _evict(self, newcomer: str) -> None:
+        """Abort the oldest handshake of the address with the most, the new one counted."""
+
+        def count_of(holder: str) -> int:
+            return len(self._pending[holder]) + (holder == newcomer)
+
+        oldest = next(iter(self._pending[max(self._pending, key=count_of)]))
+        oldest.fail("evicted by newer handshakes")
+        oldest.abort()
+        self.remove(oldest)
+
+
+def _reason_of(error: ssl.SSLError) -> str:
+    """Return OpenSSL's reason without its file names."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}".rstrip(".").lower()
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
 def _identity(certificate: dict[str, Any]) -> str:
-    """The common name of a certificate that `ssl` has verified, else its first other name."""
+    """Return the common name of a verified certificate, else its first alternative name."""
     names = [
         value
         for part in certificate.get("subject", ())

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.tcp import name_lookup
-from gateway.tcp.name_lookup import MOST_THREADS, look_up
+from gateway.net import name_lookup
+from gateway.net.name_lookup import MOST_THREADS, look_up
 from tests.support.pty_board import until
 from tests.support.resolver import Resolver, resolver_that_hangs
 

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.net.tls import TlsConnection
+from gateway.net.tls_context import TlsContext, server_context
 from gateway.protocol.raw import RawPipe
 from gateway.sessions.session import SessionState
-from gateway.tls.connection import TlsConnection
-from gateway.tls.contexts import TlsNow
-from gateway.tls.files import server_context
 from tests.sessions.test_session import KEPT_BYTES, MUCH, ONE_READ_BYTES
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
@@ -33,7 +32,7 @@ async def secured(
 ) -> AsyncIterator[tuple[Served, ssl.SSLContext]]:
     """A board behind TLS, and what its clients use."""
     authority = Authority(folder)
-    now = TlsNow(server_context(authority.server()))
+    now = TlsContext(server_context(authority.server()))
     converse = {"converse": RawPipe} if raw else {}
     async with serving(board, tls=now, **converse) as served:  # type: ignore[arg-type]
         yield served, authority.client()

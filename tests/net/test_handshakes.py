@@ -14,13 +14,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.net.access import Admission, Rejection
+from gateway.net.tls import TlsConnection
+from gateway.net.tls_context import TlsContext, server_context
 from gateway.protocol.raw import RawPipe
-from gateway.tcp.admission import Admission
-from gateway.tcp.rejections import Rejection
-from gateway.tls import handshakes
-from gateway.tls.connection import TlsConnection
-from gateway.tls.contexts import TlsNow
-from gateway.tls.files import server_context
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient
@@ -30,8 +27,8 @@ from tests.support.tls_client import TlsClient
 KERNEL_BYTES = 16 << 20
 
 
-def tls_of(authority: Authority) -> TlsNow:
-    return TlsNow(server_context(authority.server()))
+def tls_of(authority: Authority) -> TlsContext:
+    return TlsContext(server_context(authority.server()))
 
 
 async def refused(served: Served, context: ssl.SSLContext) -> ssl.SSLError:
@@ -104,7 +101,7 @@ async def test_who_has_no_certificate_of_the_authority_is_refused_counted_and_lo
 
 async def test_without_a_client_ca_everybody_is_let_in(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-    now = TlsNow(server_context(authority.server_for_all()))
+    now = TlsContext(server_context(authority.server_for_all()))
     with PtyBoard(tmp_path) as board:
         async with serving(board, tls=now) as served:
             with await TlsClient.connect_tls(served.tcp_port, authority.client(None)) as client:
@@ -112,15 +109,31 @@ async def test_without_a_client_ca_everybody_is_let_in(tmp_path: Path) -> None:
                 assert served.device.users.names == client.name
 
 
-async def test_a_client_that_speaks_no_tls_is_told_so_in_one_line(tmp_path: Path) -> None:
+NOTICE = b"desk: this port is for TLS"
+
+
+@pytest.mark.parametrize(
+    ("sent", "begin", "end"),
+    [
+        (b"\xff\xfb\x2c", NOTICE, b"\r\n"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", NOTICE, b"\r\n"),
+        (b"GE", NOTICE, b"\r\n"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"\r\n\r\n" + NOTICE + b"\n"),
+        (b"HEAD / HTTP/1.0\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"\r\n\r\n"),
+    ],
+)
+async def test_a_client_that_does_not_speak_tls_gets_the_reason_as_text_or_http(
+    tmp_path: Path, sent: bytes, begin: bytes, end: bytes
+) -> None:
     with PtyBoard(tmp_path) as board, capture_logs() as logs:
         async with serving(board, tls=tls_of(Authority(tmp_path))) as served:
             with await TcpClient.connect(served.tcp_port) as client:
-                await client.send(b"\xff\xfb\x2c")
-                await client.receive_to_end()
-                assert client.received == b"desk: this port is for TLS\r\n"
-    (told,) = [entry for entry in logs if entry["event"] == "client_rejected"]
-    assert told["reason"] == "TLS: the client does not speak TLS"
+                await client.send(sent)
+                answer = await client.receive_to_end()
+    assert answer.startswith(begin)
+    assert answer.endswith(end)
+    (rejected,) = [entry for entry in logs if entry["event"] == "client_rejected"]
+    assert rejected["reason"] == "TLS: the client does not speak TLS"
 
 
 async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
@@ -155,7 +168,7 @@ async def test_handshakes_that_do_not_go_on_end_in_time_and_disturb_nobody(
 async def test_silent_connections_over_all_ports_keep_no_client_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr("gateway.net.tls.MAX_HANDSHAKES", 4)
     authority = Authority(tmp_path)
     admission = Admission()
     (tmp_path / "other").mkdir()
@@ -195,7 +208,7 @@ async def test_silent_connections_over_all_ports_keep_no_client_out(
 async def test_a_flood_from_one_address_drops_its_own_handshakes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 8)
+    monkeypatch.setattr("gateway.net.tls.MAX_HANDSHAKES", 8)
     authority = Authority(tmp_path)
     with PtyBoard(tmp_path) as board, ExitStack() as connections:
         async with serving(board, tls=tls_of(authority)) as served:
@@ -211,7 +224,7 @@ async def test_a_flood_from_one_address_drops_its_own_handshakes_only(
 async def test_of_two_addresses_with_as_many_the_one_that_wants_another_gives_one_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr("gateway.net.tls.MAX_HANDSHAKES", 4)
     authority = Authority(tmp_path)
     with PtyBoard(tmp_path) as board, ExitStack() as connections, LoopClock():
         async with serving(board, tls=tls_of(authority)) as served:
@@ -261,7 +274,7 @@ async def test_the_loop_makes_one_step_of_a_handshake_per_turn(
 async def test_a_client_is_not_read_while_a_step_of_its_handshake_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handshakes.Handshakes, "run_later", lambda *_: None)
+    monkeypatch.setattr("gateway.net.tls.Handshakes.run_later", lambda *_: None)
     taken_bytes = 0
     with PtyBoard(tmp_path) as board:
         async with serving(board, tls=tls_of(Authority(tmp_path))) as served:

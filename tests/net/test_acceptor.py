@@ -19,10 +19,16 @@ from structlog.typing import EventDict
 
 from gateway import descriptors
 from gateway.config.document import Address, ConnectionLimits, Networks
-from gateway.tcp.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
-from gateway.tcp.admission import ACCEPTS_PER_TURN, AcceptTurns, Admission, Intake
-from gateway.tcp.client_socket import USER_TIMEOUT_MS
-from gateway.tcp.rejections import PERIOD_S, Rejection
+from gateway.net.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
+from gateway.net.access import (
+    ACCEPTS_PER_TURN,
+    PERIOD_S,
+    AcceptOptions,
+    AcceptTurns,
+    Admission,
+    Rejection,
+)
+from gateway.net.client_socket import USER_TIMEOUT_MS
 from tests.support.processes import free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until
 from tests.support.resolver import Resolver, resolver_that_hangs
@@ -56,11 +62,13 @@ class Owner:
 
 @asynccontextmanager
 async def acceptor(
-    tcp_port: int = 0, host: str = "127.0.0.1", intake: Intake | None = None
+    tcp_port: int = 0, host: str = "127.0.0.1", options: AcceptOptions | None = None
 ) -> AsyncIterator[tuple[Acceptor, Owner]]:
     """An acceptor that is not opened yet; at the end all is closed."""
     owner = Owner()
-    accepting = Acceptor(Address(host, tcp_port), owner, structlog.get_logger(), intake or Intake())
+    accepting = Acceptor(
+        Address(host, tcp_port), owner, structlog.get_logger(), options or AcceptOptions()
+    )
     try:
         yield accepting, owner
     finally:
@@ -71,9 +79,11 @@ async def acceptor(
 
 
 @asynccontextmanager
-async def accepting_at(intake: Intake | None = None) -> AsyncIterator[tuple[int, Acceptor, Owner]]:
+async def accepting_at(
+    options: AcceptOptions | None = None,
+) -> AsyncIterator[tuple[int, Acceptor, Owner]]:
     """One that listens, and its TCP port."""
-    async with acceptor(intake=intake) as (accepting, owner):
+    async with acceptor(options=options) as (accepting, owner):
         await accepting.open()
         assert accepting.tcp_port is not None
         yield accepting.tcp_port, accepting, owner
@@ -171,7 +181,7 @@ async def test_a_name_that_is_not_found_in_time_is_looked_up_again(
 
 
 async def test_a_peer_that_is_not_allowed_gets_no_byte_and_the_owner_no_connection() -> None:
-    others = Intake(allow=Networks((ip_network("192.0.2.0/24"),)))
+    others = AcceptOptions(allow=Networks((ip_network("192.0.2.0/24"),)))
     with capture_logs() as logs:
         async with accepting_at(others) as (tcp_port, accepting, owner):
             with await TcpClient.connect(tcp_port) as client:
@@ -289,9 +299,9 @@ async def test_all_addresses_of_a_name_share_one_free_port(resolver: Resolver) -
 
 
 async def test_one_address_has_no_more_than_its_share_and_its_place_is_free_again() -> None:
-    intake = Intake(limited(100, 3))
+    options = AcceptOptions(limited(100, 3))
     with capture_logs() as logs, ExitStack() as held:
-        async with accepting_at(intake) as (tcp_port, accepting, owner):
+        async with accepting_at(options) as (tcp_port, accepting, owner):
             mine = [held.enter_context(await TcpClient.connect(tcp_port)) for _ in range(3)]
             for client in mine:
                 await client.receive_data(b"hello")
@@ -300,7 +310,7 @@ async def test_one_address_has_no_more_than_its_share_and_its_place_is_free_agai
             with await TcpClient.connect(tcp_port, source="127.0.0.2") as other:
                 await other.receive_data(b"hello")
             mine[0].close()
-            await until(lambda: intake.admission.connections.count == 2)
+            await until(lambda: options.admission.connections.count == 2)
             with await TcpClient.connect(tcp_port) as again:
                 await again.receive_data(b"hello")
             assert accepting.rejections.counts == {Rejection.TOO_MANY: 1}
@@ -309,9 +319,9 @@ async def test_one_address_has_no_more_than_its_share_and_its_place_is_free_agai
 
 
 async def test_all_addresses_have_no_more_than_the_limit_over_all_acceptors() -> None:
-    intake = Intake(limited(4, 2))
+    options = AcceptOptions(limited(4, 2))
     with capture_logs() as logs, ExitStack() as held:
-        async with accepting_at(intake) as (first, _, _), accepting_at(intake) as (second, _, _):
+        async with accepting_at(options) as (first, _, _), accepting_at(options) as (second, _, _):
             for number, tcp_port in enumerate((first, second, first, second)):
                 client = await TcpClient.connect(tcp_port, source=f"127.0.0.{number + 1}")
                 await held.enter_context(client).receive_data(b"hello")
@@ -322,15 +332,15 @@ async def test_all_addresses_have_no_more_than_the_limit_over_all_acceptors() ->
 
 
 async def test_limits_that_are_lowered_reject_new_connections_and_keep_the_others() -> None:
-    intake = Intake(limited(100, 100))
-    async with accepting_at(intake) as (tcp_port, _, owner):
+    options = AcceptOptions(limited(100, 100))
+    async with accepting_at(options) as (tcp_port, _, owner):
         with (
             await TcpClient.connect(tcp_port) as one,
             await TcpClient.connect(tcp_port) as two,
         ):
             await one.receive_data(b"hello")
             await two.receive_data(b"hello")
-            intake.admission.connections.limits = ConnectionLimits(1, 1)
+            options.admission.connections.limits = ConnectionLimits(1, 1)
             with await TcpClient.connect(tcp_port) as three:
                 assert await three.receive_to_end() == b""
             assert not any(each.is_closing() for each in owner.connections)
@@ -338,11 +348,11 @@ async def test_limits_that_are_lowered_reject_new_connections_and_keep_the_other
 
 async def test_limits_of_one_acceptor_leave_the_others_alone() -> None:
     admission = Admission()
-    few = Intake(admission, limits=ConnectionLimits(4, 2))
+    few = AcceptOptions(admission, limits=ConnectionLimits(4, 2))
     with ExitStack() as held:
         async with (
             accepting_at(few) as (first, accepting, _),
-            accepting_at(Intake(admission)) as (
+            accepting_at(AcceptOptions(admission)) as (
                 second,
                 _,
                 _,
@@ -364,11 +374,11 @@ async def test_limits_of_one_acceptor_leave_the_others_alone() -> None:
 
 @pytest.mark.parametrize("ends", ["client", "abort", "close", "reset"])
 async def test_a_connection_counts_until_its_descriptor_is_closed(ends: str) -> None:
-    intake = Intake()
-    async with accepting_at(intake) as (tcp_port, _, owner):
+    options = AcceptOptions()
+    async with accepting_at(options) as (tcp_port, _, owner):
         client = await TcpClient.connect(tcp_port)
         await client.receive_data(b"hello")
-        assert intake.admission.connections.count == 1
+        assert options.admission.connections.count == 1
         match ends:
             case "client":
                 client.close()
@@ -378,7 +388,7 @@ async def test_a_connection_counts_until_its_descriptor_is_closed(ends: str) -> 
                 owner.connections[0].abort()
             case _:
                 owner.connections[0].close()
-        await until(lambda: intake.admission.connections.count == 0)
+        await until(lambda: options.admission.connections.count == 0)
         client.close()
 
 
@@ -394,9 +404,9 @@ async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_port
         if len(tries) < 122:
             loop.call_soon(note_turn)
 
-    intake = Intake()
+    options = AcceptOptions()
     with ExitStack() as held:
-        one_of, other_of = accepting_at(intake), accepting_at(intake)
+        one_of, other_of = accepting_at(options), accepting_at(options)
         async with one_of as (first, _, one), other_of as (second, _, two):
             for tcp_port in 100 * [first] + 20 * [second]:
                 held.enter_context(socket.create_connection(("127.0.0.1", tcp_port)))
@@ -472,7 +482,7 @@ async def test_connections_leave_descriptors_to_the_rest(
 ) -> None:
     admission = Admission()
     with capture_logs() as logs, ExitStack() as held:
-        async with accepting_at(Intake(admission)) as (tcp_port, accepting, owner):
+        async with accepting_at(AcceptOptions(admission)) as (tcp_port, accepting, owner):
             clients = [held.enter_context(socket.socket()) for _ in range(30)]
             with descriptors_left(30) as limit:
                 if rule == "reserved":
@@ -562,12 +572,12 @@ async def test_without_any_descriptor_clients_wait_until_there_is_one(
 async def test_a_shortage_is_logged_once_a_minute_over_all_acceptors_and_survived(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = Intake()
+    options = AcceptOptions()
     shortage = OSError(number, os.strerror(number))
     with capture_logs() as logs, ExitStack() as held, LoopClock() as clock:
         async with (
-            accepting_at(intake) as (first, _, one),
-            accepting_at(intake) as (second, _, two),
+            accepting_at(options) as (first, _, one),
+            accepting_at(options) as (second, _, two),
         ):
             tries = counted_accepts(monkeypatch, *[shortage] * 6)
             for tcp_port in (first, second):
@@ -578,7 +588,7 @@ async def test_a_shortage_is_logged_once_a_minute_over_all_acceptors_and_survive
             await until(lambda: one.connections and two.connections)
             assert len(logs) == 1
             await clock.advance(PERIOD_S)
-            assert intake.admission.accept_failures.is_due()
+            assert options.admission.accept_failures.is_due()
     assert logs[0]["reason"] == os.strerror(number).lower()
 
 

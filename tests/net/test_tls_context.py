@@ -9,8 +9,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.tls.contexts import TlsContexts
-from gateway.tls.files import Tls, TlsFileError
+from gateway.net.tls_context import Tls, TlsContexts, TlsFileError
 from tests.support.certificates import Authority
 
 

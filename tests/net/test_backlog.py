@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.tcp.backlog import Backlog
+from gateway.net.backlog import Backlog
 
 
 def test_chunks_are_taken_in_order() -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from gateway.regular_file import OPEN_TO_OTHERS
-from gateway.tls.files import (
+from gateway.net.tls_context import (
     MAX_FILE_BYTES,
     Tls,
     TlsFileError,
@@ -22,6 +21,7 @@ from gateway.tls.files import (
     server_context,
     wrong_files,
 )
+from gateway.regular_file import OPEN_TO_OTHERS
 from tests.support.certificates import Authority
 
 NOW = datetime.now(UTC)

@@ -7,7 +7,7 @@ import socket
 import time
 from typing import cast
 
-from gateway.tcp.client_socket import (
+from gateway.net.client_socket import (
     kernel_socket,
     peer_host,
     peer_name,

@@ -1,0 +1,1 @@
+"""Accept and secure client connections: sockets, access control, limits, TLS, name lookup."""
