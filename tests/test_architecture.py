@@ -33,8 +33,7 @@ FLOORS: list[set[str]] = [
         "protocol.serial_settings",
         "protocol.rfc2217",
         "protocol.reset*",
-        "protocol.iac",
-        "protocol.telnet",
+        "protocol.telnet*",
         "protocol.board*",
         "protocol.greeting",
     },
@@ -77,7 +76,7 @@ WAITS_ON_THE_LOOPS_CLOCK = re.compile(
 KEEPS_ITS_OWN_TIME = {"clock", "simulator.*", "client.*"}
 
 #: What the client, which runs inside of others' programs, may import of the package.
-CLIENT_MAY_IMPORT = {"client.*", "protocol.rfc2217", "protocol.iac"}
+CLIENT_MAY_IMPORT = {"client.*", "protocol.rfc2217", "protocol.telnet_stream"}
 
 #: Third-party packages that one room keeps to itself, so that replacing one touches one room.
 ONLY_IMPORTED_BY = {

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from ..protocol import rfc2217
-from ..protocol.iac import double
 from ..protocol.rfc2217 import Control, Modemstate, PurgeBuffers
+from ..protocol.telnet_stream import double
 from .address import Address
 from .received import ConnectionEndedError, Received
 from .tcp_link import Link, SendTimeoutError

@@ -16,6 +16,7 @@ from gateway.protocol import rfc2217, telnet
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate, PurgeBuffers
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.protocol.telnet_stream import ProtocolViolation
 
 #: RFC 2217: no line state is reported until the client asks, all of the modem state is.
 _DEFAULT_LINESTATE_MASK = 0
@@ -221,7 +222,7 @@ class AccessServer:
     def receive_data(self, data: bytes) -> list[Event]:
         """Take what came from the client; return what it asks for, in stream order.
 
-        What it leaves for the next call (`telnet.COMMANDS_PER_CALL`) is in `unparsed_bytes`.
+        What it leaves for the next call (`telnet_stream.COMMANDS_PER_CALL`) is in `unparsed_bytes`.
         """
         events: list[Event] = []
         for event in self._telnet.receive_data(data):
@@ -235,7 +236,7 @@ class AccessServer:
                     events.append(self._states_watched())
                 case telnet.ControlFunction(function):
                     events.append(_console_event(function))
-                case telnet.ProtocolViolation(reason, fatal):
+                case ProtocolViolation(reason, fatal):
                     events.append(Violation(reason, fatal))
         self.unparsed_bytes = self._telnet.unparsed_bytes
         return events

@@ -1,8 +1,4 @@
-"""RFC 2217 COM-PORT-OPTION commands as dataclasses: codes, encode, decode.
-
-Knows the wire only. What a command does to a serial port is `access_server`'s matter,
-how a subnegotiation is found in a telnet stream is `telnet`'s.
-"""
+"""RFC 2217 COM-PORT-OPTION commands as dataclasses: codes, encode, decode."""
 
 from __future__ import annotations
 
@@ -11,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-COM_PORT_OPTION = 44
+from .telnet_stream import DOUBLED, IAC, SB, SE
 
-IAC = b"\xff"
-_SB = b"\xfa"
-_SE = b"\xf0"
+COM_PORT_OPTION = 44
 
 #: Added to a client's command code to make the access server's (RFC 2217 section 2).
 _SERVER_OFFSET = 100
@@ -266,5 +260,5 @@ def encode(command: Command, *, from_server: bool = True) -> bytes:
             | PurgeData(octet)
         ):
             value = bytes([octet])
-    body = bytes([COM_PORT_OPTION, code]) + value.replace(IAC, IAC + IAC)
-    return IAC + _SB + body + IAC + _SE
+    body = bytes([COM_PORT_OPTION, code]) + value.replace(IAC, DOUBLED)
+    return b"%b%c%b%b%c" % (IAC, SB, body, IAC, SE)

@@ -1,8 +1,7 @@
-"""Telnet for one connection: option negotiation and IAC framing (RFC 854, 856, 1143).
+"""The server's end of one telnet connection: option negotiation (RFC 854, 856, 1143).
 
-Bytes in, events and bytes out. Data is split from commands in bulk; the negotiations among them
-are handed, whole, to telnetlib3's `TelnetWriter`, which decides what is agreed. What a
-COM-PORT-OPTION subnegotiation means is `rfc2217`'s and `access_server`'s matter.
+Bytes in, events and bytes out. `telnet_stream` splits the stream; each negotiation is handed,
+whole, to telnetlib3's `TelnetWriter`, which decides what is agreed.
 """
 
 from __future__ import annotations
@@ -13,40 +12,25 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, cast
 
 from telnetlib3.stream_writer import TelnetWriter
-from telnetlib3.telopt import (
-    AO,
-    AYT,
-    BINARY,
-    BRK,
-    COM_PORT_OPTION,
-    DO,
-    DONT,
-    EC,
-    ECHO,
-    EL,
-    IP,
-    SB,
-    SE,
-    SGA,
-    TM,
-    WILL,
-    WONT,
-)
+from telnetlib3.telopt import BINARY, COM_PORT_OPTION, DO, DONT, ECHO, SGA, TM, WILL, WONT
 
-from gateway.protocol.iac import DOUBLED, IAC, double, end_of_data, undouble
+from gateway.protocol import telnet_stream
+from gateway.protocol.telnet_stream import (
+    IAC,
+    Command,
+    Negotiation,
+    ProtocolViolation,
+    Splitter,
+    Subnegotiation,
+    double,
+)
 
 if TYPE_CHECKING:
     import asyncio
 
-#: A COM-PORT-OPTION subnegotiation has 2 to 6 octets, a SIGNATURE a line of text. telnetlib3
-#: would collect up to 1 MB.
-MAX_SUBNEGOTIATION_BYTES = 256
-
 #: What each side may enable. Every other option is refused.
 _WE_MAY = frozenset({BINARY, SGA, ECHO, COM_PORT_OPTION})
 _THEY_MAY = frozenset({BINARY, SGA, COM_PORT_OPTION})
-
-_NEGOTIATIONS = frozenset({WILL[0], WONT[0], DO[0], DONT[0]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +75,16 @@ class ComPortDisabled:
     """The client has taken its agreement to COM-PORT-OPTION back."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProtocolViolation:
-    """The stream is no telnet that can be followed; `fatal` when it can't be resynchronised."""
-
-    reason: str
-    fatal: bool
-
-
 Event = Data | ComPort | ControlFunction | ComPortEnabled | ComPortDisabled | ProtocolViolation
 
-_FUNCTIONS: dict[bytes, Function] = {
-    AYT: Function.ARE_YOU_THERE,
-    BRK: Function.BREAK,
-    IP: Function.INTERRUPT_PROCESS,
-    AO: Function.ABORT_OUTPUT,
-    EC: Function.ERASE_CHARACTER,
-    EL: Function.ERASE_LINE,
+_FUNCTIONS = {
+    telnet_stream.AYT: Function.ARE_YOU_THERE,
+    telnet_stream.BRK: Function.BREAK,
+    telnet_stream.IP: Function.INTERRUPT_PROCESS,
+    telnet_stream.AO: Function.ABORT_OUTPUT,
+    telnet_stream.EC: Function.ERASE_CHARACTER,
+    telnet_stream.EL: Function.ERASE_LINE,
 }
-
-#: No client negotiates more than some twenty times. One that goes on is in a loop (RFC 1143), or
-#: keeps the event loop busy: telnetlib3 takes 10 us for a command.
-MAX_NEGOTIATIONS = 1000
-
-
-#: Commands that one call of `receive_data` takes from a stream: 0.3 to 1 ms of CPU. No client sends
-#: as many at once.
-COMMANDS_PER_CALL = 64
 
 
 class _Outbox:
@@ -149,18 +116,14 @@ class _Negotiator(TelnetWriter):
         super().__init__(cast("asyncio.Transport", outbox), None, server=True)
         self._events = events
         self._refused_binary: set[bytes] = set()
-        self._refused_com_port = False  # the client wants no COM-PORT-OPTION from us any more
+        self._refused_com_port = False  # the client has sent DONT COM-PORT-OPTION
         self._com_port = False
         self.always_will = {COM_PORT_OPTION}
 
-    def offer(self, verb: bytes, option: bytes) -> None:
-        self.iac(verb, option)
-
-    def refuse(self, command: bytes) -> None:
-        """Answer a negotiation of an option that is never enabled; DONT and WONT need none."""
-        refusals = {WILL: DONT, DO: WONT}
-        if (refusal := refusals.get(command[1:2])) is not None:
-            self.send_iac(IAC + refusal + command[2:])
+    def refuse(self, verb: bytes, option: bytes) -> None:
+        """Answer a negotiation of an option that is never enabled; DONT and WONT need no answer."""
+        if (refusal := {WILL: DONT, DO: WONT}.get(verb)) is not None:
+            self.send_iac(IAC + refusal + option)
 
     def handle_do(self, opt: bytes) -> bool:
         if opt == COM_PORT_OPTION:
@@ -230,11 +193,10 @@ class _Negotiator(TelnetWriter):
 class Telnet:
     """The access server's end of one telnet connection.
 
-    `receive_data` never raises on what a client sends. Memory is bounded: at most one
-    command of MAX_SUBNEGOTIATION_BYTES is kept between calls besides what has had no turn
-    (`unparsed_bytes`), and all answers together are at most 6 bytes longer than what was received
+    `receive_data` never raises on what a client sends. Memory is bounded by that of
+    `telnet_stream.Splitter`; all answers together are at most 6 bytes longer than what was received
     (the BINARY offers to an RFC 2217 client). After a fatal `ProtocolViolation` nothing more is
-    taken.
+    returned.
     """
 
     def __init__(self) -> None:
@@ -242,17 +204,14 @@ class Telnet:
         self.unsent = self._outbox.unsent  # what `data_to_send` returns
         self._events: list[Event] = []
         self._negotiator = _Negotiator(self._outbox, self._events)
-        self._is_telnet = False  # the client has sent a telnet command
-        self._receives_nvt = self._sends_nvt = False  # of a telnet client without BINARY
-        #: What has been received and had no turn: if there is any, call `receive_data` again.
+        self._splitter = Splitter()
+        #: Input that waits for the next call of `receive_data`.
         self.unparsed_bytes = 0
-        self._stream = b""  # what has had no turn, from `_position` on
-        self._position = 0
-        self._partial = b""  # an unfinished command, from its IAC on
+        self._is_telnet = False  # the client has sent a telnet command
+        # Line ends are NVT's: those of a telnet client without BINARY.
+        self._receives_nvt = self._sends_nvt = False
         self._received_cr = False
         self._sent_cr = False
-        self._negotiations = 0
-        self._failed = False
 
     def offer_console(self) -> None:
         """Offer what a terminal needs to type at a board.
@@ -261,17 +220,17 @@ class Telnet:
         the board echoes. With DO BINARY (RFC 856) Enter is CR alone in PuTTY and `telnet`; in NVT
         it is CR LF or CR NUL.
         """
-        self._negotiator.offer(WILL, ECHO)
-        self._negotiator.offer(WILL, SGA)
-        self._negotiator.offer(DO, BINARY)
+        self._negotiator.iac(WILL, ECHO)
+        self._negotiator.iac(WILL, SGA)
+        self._negotiator.iac(DO, BINARY)
 
     @property
     def is_amid_command(self) -> bool:
         """Whether the client has begun a command and not ended it."""
-        return bool(self._partial)
+        return self._splitter.is_amid_command
 
     def data_to_send(self) -> bytes:
-        """Telnet answers that wait to be sent, as they go on the wire."""
+        """Return the telnet answers that wait to be sent, as they go on the wire."""
         data = bytes(self.unsent)
         self.unsent.clear()
         return data
@@ -284,8 +243,8 @@ class Telnet:
         """Frame data from the serial port for the wire: IACs doubled, NVT line ends if not BINARY.
 
         In NVT a CR that is not followed by LF is sent as CR NUL (RFC 854, "The NVT printer"). A
-        client that has sent no telnet command yet may be none: its CRs are left as they are. Its
-        IACs are doubled all the same, for a telnet client takes any other for a command.
+        client that has sent no telnet command yet may not speak telnet: its CRs are left as they
+        are. Its IACs are doubled all the same, since a telnet client takes any other for a command.
         """
         escaped = double(data)
         if not self._sends_nvt:
@@ -301,117 +260,61 @@ class Telnet:
         return prefix + escaped
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take what came from the client, return what it means, in stream order.
+        """Return the events that are complete with `data`, in stream order.
 
-        At most COMMANDS_PER_CALL commands are taken; the rest waits for the next call, whose `data`
-        may be empty.
+        At most `telnet_stream.COMMANDS_PER_CALL` commands are handled. While `unparsed_bytes` is
+        not 0, call again; `data` may be empty then.
         """
-        if self._failed:
-            return []
-        if self.unparsed_bytes:
-            self._stream, self._position = self._stream[self._position :] + data, 0
-            self._take_commands()
-        elif not self._partial and IAC not in data:
+        splitter = self._splitter
+        if splitter.is_in_data and IAC not in data:
             return self._data_of(data)
+        events = self._events
+        for piece in splitter.split(data):
+            if isinstance(piece, bytes):
+                events += self._data_of(piece)
+            else:
+                self._handle_command(piece)
+        self.unparsed_bytes = splitter.unsplit_bytes
+        taken = events.copy()
+        events.clear()
+        return taken
+
+    def _handle_command(
+        self, command: Command | Negotiation | Subnegotiation | ProtocolViolation
+    ) -> None:
+        if isinstance(command, Subnegotiation):
+            self._handle_subnegotiation(command)
+        elif isinstance(command, Command):
+            if (function := _FUNCTIONS.get(command.code)) is not None:
+                self._events.append(ControlFunction(function))
+        elif isinstance(command, ProtocolViolation):
+            self._events.append(command)
         else:
-            self._split(self._partial + data if self._partial else data)
-        events = self._events.copy()
-        self._events.clear()
-        return events
-
-    def _split(self, stream: bytes) -> None:
-        if (only_data := undouble(stream)) is not None:
-            data, self._partial = only_data
-            self._events += self._data_of(data)
-            return
-        self._partial = b""
-        self._stream, self._position = stream, 0
-        self._take_commands()
-
-    def _take_commands(self) -> None:
-        """Take commands from the stream, and the data before and between them."""
-        stream, position = self._stream, self._position
-        for _ in range(COMMANDS_PER_CALL):
-            end = end_of_data(stream, position)
-            if end > position:
-                self._events += self._data_of(stream[position:end].replace(DOUBLED, IAC))
-            position = self._take_command(stream, end) if end < len(stream) else end
-            if position == len(stream):
-                break
-        self.unparsed_bytes = len(stream) - position
-        self._stream, self._position = (stream, position) if self.unparsed_bytes else (b"", 0)
-
-    def _take_command(self, stream: bytes, start: int) -> int:
-        """Handle the command whose IAC stands at `start`; return where the data goes on."""
-        code = stream[start + 1 : start + 2]
-        if not code:
-            self._partial = stream[start:]
-            return len(stream)
+            self._negotiate(bytes((command.verb,)), bytes((command.option,)))
+            self._choose_line_ends()
         if not self._is_telnet:
             self._is_telnet = True
             self._choose_line_ends()
-        if code == SB:
-            return self._take_subnegotiation(stream, start)
-        length = 3 if code[0] in _NEGOTIATIONS else 2
-        command = stream[start : start + length]
-        if len(command) < length:
-            self._partial = command
-            return len(stream)
-        if length == 3:
-            return len(stream) if self._is_loop() else self._negotiate(command, start)
-        if (function := _FUNCTIONS.get(code)) is not None:
-            self._events.append(ControlFunction(function))
-        return start + length
-
-    def _negotiate(self, command: bytes, start: int) -> int:
-        if command[2:] == IAC:
-            # telnetlib3 would take this option code (255, RFC 861) for the start of a command.
-            self._negotiator.refuse(command)
-        else:
-            for index in range(3):
-                self._negotiator.feed_byte(command[index : index + 1])
-            self._choose_line_ends()
-        return start + 3
 
     def _choose_line_ends(self) -> None:
         self._receives_nvt = not self._negotiator.inbinary
         self._sends_nvt = not self._negotiator.outbinary
 
-    def _is_loop(self) -> bool:
-        """Whether the client negotiates without end; there is no following it then."""
-        self._negotiations += 1
-        if self._negotiations > MAX_NEGOTIATIONS:
-            self._fail(f"more than {MAX_NEGOTIATIONS} option negotiations")
-        return self._failed
-
-    def _fail(self, reason: str) -> None:
-        self._failed = True
-        self._events.append(ProtocolViolation(reason, fatal=True))
-
-    def _take_subnegotiation(self, stream: bytes, start: int) -> int:
-        body = start + 2
-        end = end_of_data(stream, body)
-        if end - body > MAX_SUBNEGOTIATION_BYTES:
-            self._fail(f"subnegotiation longer than {MAX_SUBNEGOTIATION_BYTES} bytes")
-            return len(stream)
-        if end + 1 >= len(stream):
-            self._partial = stream[start:]
-            return len(stream)
-        if stream[end + 1 : end + 2] != SE:
-            # RFC 855 leaves it open; the command that broke in is the better guess.
-            self._events.append(ProtocolViolation("subnegotiation without its end", fatal=False))
-            return end
-        if end > body:
-            self._take_option(stream[body : body + 1], stream[body + 1 : end])
-        return end + 2
-
-    def _take_option(self, option: bytes, parameters: bytes) -> None:
-        if option == COM_PORT_OPTION:
-            self._events.append(ComPort(parameters.replace(DOUBLED, IAC)))
+    def _negotiate(self, verb: bytes, option: bytes) -> None:
+        if option == IAC:
+            # telnetlib3 would take this option code (255, RFC 861) for the start of a command.
+            self._negotiator.refuse(verb, option)
         else:
-            self._events.append(
-                ProtocolViolation(f"subnegotiation of refused option {option[0]}", fatal=False)
-            )
+            for byte in (IAC, verb, option):
+                self._negotiator.feed_byte(byte)
+
+    def _handle_subnegotiation(self, command: Subnegotiation) -> None:
+        option = command.option
+        if option == COM_PORT_OPTION:
+            self._events.append(ComPort(command.parameters))
+        elif option:
+            reason = f"subnegotiation of refused option {option[0]}"
+            self._events.append(ProtocolViolation(reason, fatal=False))
 
     def _data_of(self, data: bytes) -> list[Event]:
         if self._receives_nvt:

@@ -65,8 +65,8 @@ class ClientWatch:
     A client in the middle of a command of which no byte comes for UNFINISHED_LIMIT_S, and up to
     one look more, is closed, while it is read from: it holds the port, and what it would send is
     taken for the rest of the command. Each byte starts the time anew, so a slow link closes
-    nobody; `telnet.MAX_SUBNEGOTIATION_BYTES` bounds how many there may be. A `conversation` of
-    None has no commands that can be left open.
+    nobody; `telnet_stream.MAX_SUBNEGOTIATION_BYTES` bounds how many there may be. A `conversation`
+    of None has no commands that can be left open.
 
     Linux ends a connection whose TCP_USER_TIMEOUT is over also while the peer acknowledges
     everything and has only no room for more (seen on 6.18): a monitor stopped by Ctrl-Z would be

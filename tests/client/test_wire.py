@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-import random
-
 import pytest
+from hypothesis import given
 
-from gateway.client.wire import MAX_NEGOTIATIONS, MAX_SUBNEGOTIATION_BYTES, Event, Wire, WireError
+from gateway.client.wire import Event, Wire, WireError
 from gateway.protocol import rfc2217
-from gateway.protocol.iac import double
 from gateway.protocol.rfc2217 import Control
+from gateway.protocol.telnet_stream import COMMANDS_PER_CALL, MAX_SUBNEGOTIATION_BYTES, double
+from tests.support.telnet_wire import cut
 
 WILL, WONT, DO, DONT = (bytes([255, code]) for code in (0xFB, 0xFC, 0xFD, 0xFE))
 COM_PORT, BINARY, SGA, ECHO = b"\x2c", b"\x00", b"\x03", b"\x01"
@@ -19,16 +19,16 @@ def greeted() -> Wire:
     return wire
 
 
-def joined(events: list[Event]) -> list[Event]:
-    """Neighbouring pieces of data as one: where a stream is cut says nothing."""
-    result: list[Event] = []
-    for event in events:
-        last = result[-1] if result else None
+def receive(wire: Wire, *chunks: bytes) -> list[Event]:
+    """The events of these chunks, neighbouring data as one: where data is cut says nothing."""
+    events: list[Event] = []
+    for event in (event for chunk in chunks for event in wire.receive(chunk)):
+        last = events[-1] if events else None
         if isinstance(event, bytes) and isinstance(last, bytes):
-            result[-1] = last + event
+            events[-1] = last + event
         else:
-            result.append(event)
-    return result
+            events.append(event)
+    return events
 
 
 def answer(command: rfc2217.Command) -> bytes:
@@ -47,14 +47,14 @@ def test_agreement_to_what_was_asked_for_needs_no_answer() -> None:
     wire = greeted()
     assert not wire.takes_commands
     agreed = b"".join(DO + option + WILL + option for option in (COM_PORT, BINARY, SGA))
-    assert wire.receive(agreed) == []
+    assert receive(wire, agreed) == []
     assert wire.takes_commands
     assert wire.data_to_send() == b""
 
 
 def test_a_server_that_refuses_com_port_option_is_no_rfc2217_server() -> None:
     wire = greeted()
-    wire.receive(DONT + COM_PORT)
+    assert receive(wire, DONT + COM_PORT) == []
     assert wire.refuses_commands
     assert not wire.takes_commands
 
@@ -75,14 +75,14 @@ def test_a_server_that_refuses_com_port_option_is_no_rfc2217_server() -> None:
 )
 def test_each_negotiation_gets_the_answer_that_ends_it(asked: bytes, answered: bytes) -> None:
     wire = greeted()
-    assert wire.receive(asked) == []
+    assert receive(wire, asked) == []
     assert wire.data_to_send() == answered
 
 
 def test_data_and_answers_keep_their_order() -> None:
     purged = rfc2217.PurgeData(1)
     stream = b"old" + answer(purged) + b"new"
-    assert greeted().receive(stream) == [b"old", purged, b"new"]
+    assert receive(greeted(), stream) == [b"old", purged, b"new"]
 
 
 STREAM = (
@@ -101,27 +101,28 @@ STREAM = (
 )
 
 
-def test_a_stream_means_the_same_wherever_it_is_cut() -> None:
-    whole = greeted()
-    expected = whole.receive(STREAM)
-    assert expected == [
-        b"boot \xff\xff log\r\n",
-        rfc2217.SetBaudrate(0x00FF_FF00),
-        rfc2217.NotifyModemstate(255),
-        bytes(range(256)),
-        rfc2217.SetControl(Control.DTR_ON),
-        rfc2217.Signature(b"a\xffb"),
-        b"\xff",
-    ]
-    answered = whole.data_to_send()
-    for cut in range(len(STREAM) + 1):
-        wire = greeted()
-        events = [*wire.receive(STREAM[:cut]), *wire.receive(STREAM[cut:])]
-        assert joined(events) == expected, cut
-        assert wire.data_to_send() == answered
+EVENTS = [
+    b"boot \xff\xff log\r\n",
+    rfc2217.SetBaudrate(0x00FF_FF00),
+    rfc2217.NotifyModemstate(255),
+    bytes(range(256)),
+    rfc2217.SetControl(Control.DTR_ON),
+    rfc2217.Signature(b"a\xffb"),
+    b"\xff",
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_a_stream_means_the_same_wherever_it_is_cut(size: int) -> None:
     wire = greeted()
-    one_by_one = [event for byte in STREAM for event in wire.receive(bytes([byte]))]
-    assert joined(one_by_one) == expected
+    chunks = [STREAM[start : start + size] for start in range(0, len(STREAM), size)]
+    assert receive(wire, *chunks) == EVENTS
+    assert wire.data_to_send() == DONT + ECHO
+
+
+def test_all_answers_of_one_segment_are_taken() -> None:
+    answers = [rfc2217.PurgeData(1)] * (3 * COMMANDS_PER_CALL)
+    assert receive(greeted(), b"".join(map(answer, answers))) == answers
 
 
 def test_what_is_no_answer_is_passed_over() -> None:
@@ -133,30 +134,26 @@ def test_what_is_no_answer_is_passed_over() -> None:
         + b"\xff\xfa\x2c\x65\x00\xff\xf1"  # broken off by a NOP
         + b"b"
     )
-    assert joined(greeted().receive(stream)) == [b"ab"]
+    assert receive(greeted(), stream) == [b"ab"]
 
 
-def test_a_subnegotiation_without_end_is_given_up() -> None:
+def test_a_stream_that_can_not_be_followed_is_an_error_behind_what_came_before() -> None:
     wire = greeted()
-    wire.receive(b"\xff\xfa\x2c" + b"x" * (MAX_SUBNEGOTIATION_BYTES - 1))
+    events = wire.receive(b"last words\xff\xfa\x2c" + b"x" * MAX_SUBNEGOTIATION_BYTES)
+    assert next(events) == b"last words"
     with pytest.raises(WireError, match="subnegotiation longer"):
-        wire.receive(b"x")
+        next(events)
 
 
-def test_negotiation_without_end_is_given_up() -> None:
-    wire = greeted()
-    wire.receive((DO + ECHO) * MAX_NEGOTIATIONS)
-    with pytest.raises(WireError, match="negotiations"):
-        wire.receive(DO + ECHO)
-
-
-def test_random_bytes_never_do_anything_but_raise_wire_error() -> None:
-    rng = random.Random(2217)
-    codes = bytes([255, 0xFA, 0xF0, 0xFB, 0xFC, 0xFD, 0xFE, 44, 0, 3, 101, 105, 107, 65])
-    for _ in range(300):
-        wire = Wire()
-        try:
-            for _ in range(20):
-                wire.receive(bytes(rng.choices(codes, k=rng.randrange(40))))
-        except WireError:
-            continue
+@given(cut())
+def test_any_bytes_do_nothing_but_raise_wire_error(chunks: list[bytes]) -> None:
+    wire = Wire()
+    wire.data_to_send()
+    received = 0
+    try:
+        for chunk in chunks:
+            received += len(chunk)
+            list(wire.receive(chunk))
+    except WireError:
+        pass
+    assert len(wire.data_to_send()) <= received

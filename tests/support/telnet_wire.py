@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import strategies as st
+
 from gateway.protocol.telnet import (
-    MAX_SUBNEGOTIATION_BYTES,
     ComPort,
     ComPortDisabled,
     ComPortEnabled,
@@ -11,8 +12,8 @@ from gateway.protocol.telnet import (
     Data,
     Event,
     Function,
-    ProtocolViolation,
 )
+from gateway.protocol.telnet_stream import MAX_SUBNEGOTIATION_BYTES, ProtocolViolation
 
 BINARY, ECHO, SGA, STATUS, TM, NAWS, LOGOUT, LINEMODE, COM_PORT = 0, 1, 3, 5, 6, 31, 18, 34, 44
 SE, NOP, DM, BRK, IP, AO, AYT, EC, EL, GA, SB = range(240, 251)
@@ -215,3 +216,23 @@ WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
         do(BINARY) + dont(BINARY),
     ),
 }
+
+#: Options and tokens of which streams for property tests are made.
+OPTIONS = st.sampled_from([BINARY, ECHO, SGA, STATUS, TM, NAWS, LINEMODE, COM_PORT, 255])
+_TOKENS = st.one_of(
+    st.binary(max_size=8),
+    st.sampled_from([b"\xff", b"\xff\xff", b"\r", b"\0", b"\n", command(SB), command(SE), b"\x2c"]),
+    st.builds(command, st.sampled_from(NEGOTIATIONS), OPTIONS),
+    st.builds(command, st.integers(0, 255)),
+    st.binary(max_size=8).map(subnegotiation),
+    st.just(b"x" * (MAX_SUBNEGOTIATION_BYTES - 2)),
+)
+STREAMS = st.lists(_TOKENS, max_size=40).map(b"".join)
+
+
+@st.composite
+def cut(draw: st.DrawFn, streams: st.SearchStrategy[bytes] = STREAMS) -> list[bytes]:
+    """A stream in pieces."""
+    stream = draw(streams)
+    cuts = sorted(draw(st.sets(st.integers(0, len(stream)), max_size=20)))
+    return [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]

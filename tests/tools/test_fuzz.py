@@ -91,8 +91,8 @@ def planted_defect_is_found(folder: Path) -> str:
 
 
 def test_an_exception_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raises(_self: Telnet, command: bytes, _start: int) -> int:
-        raise ValueError(command)
+    def raises(_self: Telnet, verb: bytes, option: bytes) -> None:
+        raise ValueError(verb + option)
 
     monkeypatch.setattr(Telnet, "_negotiate", raises)
     assert "ValueError" in planted_defect_is_found(tmp_path)
@@ -104,7 +104,7 @@ def test_a_byte_that_is_lost_at_a_cut_is_found(
     receive_data = Telnet.receive_data
 
     def forgetful(self: Telnet, data: bytes) -> list[telnet.Event]:
-        self._partial = b""
+        self._splitter._kept = b""
         return receive_data(self, data)
 
     monkeypatch.setattr(Telnet, "receive_data", forgetful)
