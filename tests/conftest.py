@@ -1,8 +1,8 @@
 """Rules that hold for every test: it leaves nothing behind, and it ends.
 
-`async def` tests run in an event loop of their own; async fixtures are not supported, an
-`async with` in the test does the same with one scope fewer to think about. Which loop that is, of
-the services that tests start as well, `--loop` says: uvloop, as people run it, or asyncio.
+`async def` tests run in an event loop of their own. A fixture for them that needs the loop is an
+`@asynccontextmanager` function: its context is entered and left in the test's loop. `--loop`
+chooses the loop, also of services that tests start: uvloop, as people run it, or asyncio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import inspect
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gateway import clock, event_loop
 from tests.support import loops
 from tests.support.clock import ControlledClock
 from tests.support.failures import LoggedErrors
+from tests.support.pty_board import PtyBoard, Served, serving
 
 # No test is timed: on a busy machine a single example may take long.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -106,12 +108,33 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 async def _run_async_test(item: pytest.Function, arguments: dict[str, Any]) -> None:
     with clock.use(ControlledClock()):
-        await item.obj(**arguments)
+        async with AsyncExitStack() as contexts:
+            for name, value in arguments.items():
+                if isinstance(value, AbstractAsyncContextManager):
+                    arguments[name] = await contexts.enter_async_context(value)
+            await item.obj(**arguments)
     for _ in range(TASK_GRACE_TURNS):
         await asyncio.sleep(0)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
         pytest.fail("the test left tasks: " + ", ".join(sorted(map(repr, left))), pytrace=False)
+
+
+@pytest.fixture
+@asynccontextmanager
+async def board(tmp_path: Path) -> AsyncIterator[PtyBoard]:
+    """A board that the test plays, plugged in at `tmp_path / "tty"`."""
+    with PtyBoard(tmp_path) as board:
+        yield board
+
+
+@pytest.fixture
+@asynccontextmanager
+async def desk(tmp_path: Path) -> AsyncIterator[Served]:
+    """A board that the test plays (`desk.board`), behind a listener with the default settings."""
+    with PtyBoard(tmp_path) as board:
+        async with serving(board) as served:
+            yield served
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.support.peers import program
-from tests.support.pty_board import PtyBoard, serving, until
+from tests.support.pty_board import Served, until
 from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,7 +34,7 @@ def command_of(entry: tuple[list[str], str], tcp_port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TERMINALS)
-async def test_enter_is_one_cr_for_the_board(tmp_path: Path, name: str) -> None:
+async def test_enter_is_one_cr_for_the_board(desk: Served, name: str) -> None:
     def type_at(command: list[str], typed: bytes, shown: bytes) -> None:
         with Terminal(command) as terminal:
             terminal.wait_for(b"board says hello")
@@ -43,45 +42,43 @@ async def test_enter_is_one_cr_for_the_board(tmp_path: Path, name: str) -> None:
             terminal.type(typed)
             terminal.wait_for(shown)
 
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            board.start_reading()
-            command = command_of(TERMINALS[name], served.tcp_port)
-            typing = asyncio.create_task(
-                asyncio.to_thread(type_at, command, b"help\r\rversion\r", b"that was all")
-            )
-            session = await served.session()
-            # Terminals that agree to binary data have said so by then.
-            await until(lambda: session.received_bytes >= 9)
-            await board.write(b"board says hello\r\n")
-            await until(lambda: board.received.count(b"\r") == 3)
-            await board.write(b"that was all\r\n")
-            await typing
-            assert bytes(board.received) == b"help\r\rversion\r"
+    board = desk.board
+    board.start_reading()
+    command = command_of(TERMINALS[name], desk.tcp_port)
+    typing = asyncio.create_task(
+        asyncio.to_thread(type_at, command, b"help\r\rversion\r", b"that was all")
+    )
+    session = await desk.session()
+    # Terminals that agree to binary data have said so by then.
+    await until(lambda: session.received_bytes >= 9)
+    await board.write(b"board says hello\r\n")
+    await until(lambda: board.received.count(b"\r") == 3)
+    await board.write(b"that was all\r\n")
+    await typing
+    assert bytes(board.received) == b"help\r\rversion\r"
 
 
 @pytest.mark.parametrize("name", PIPES)
-async def test_a_pipe_passes_text_both_ways_as_it_is(tmp_path: Path, name: str) -> None:
+async def test_a_pipe_passes_text_both_ways_as_it_is(desk: Served, name: str) -> None:
     sent = b"AT\r\nline\nraw \r\0\x01\xfe" + "grün\r".encode()
     said = b"\x1b[31mred\x1b[0m 50 %\r60 %\r\n\0\x80 " + "grün".encode() + b"\r"
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            board.start_reading()
-            pipe = await asyncio.create_subprocess_exec(
-                *command_of(PIPES[name], served.tcp_port),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
-            assert pipe.stdin is not None
-            assert pipe.stdout is not None
-            pipe.stdin.write(sent)
-            await pipe.stdin.drain()
-            await until(lambda: len(board.received) >= len(sent))
-            assert bytes(board.received) == sent
-            await board.write(said + b"\xff|end")
-            shown = await pipe.stdout.readuntil(b"|end")
-            # The gateway's offers come first; 255 alone would be a command for a telnet client.
-            assert shown == b"\xff\xfb\x01\xff\xfb\x03\xff\xfd\x00" + said + b"\xff\xff|end"
-            pipe.stdin.close()
-            pipe.terminate()
-            await pipe.wait()
+    board = desk.board
+    board.start_reading()
+    pipe = await asyncio.create_subprocess_exec(
+        *command_of(PIPES[name], desk.tcp_port),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert pipe.stdin is not None
+    assert pipe.stdout is not None
+    pipe.stdin.write(sent)
+    await pipe.stdin.drain()
+    await until(lambda: len(board.received) >= len(sent))
+    assert bytes(board.received) == sent
+    await board.write(said + b"\xff|end")
+    shown = await pipe.stdout.readuntil(b"|end")
+    # The gateway's offers come first; 255 alone would be a command for a telnet client.
+    assert shown == b"\xff\xfb\x01\xff\xfb\x03\xff\xfd\x00" + said + b"\xff\xff|end"
+    pipe.stdin.close()
+    pipe.terminate()
+    await pipe.wait()

@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -97,7 +96,7 @@ def check_untouched(board: PtyBoard, served: Served, lines: list[Lines]) -> None
 
 @CONVERSATIONS
 async def test_an_http_client_is_told_what_the_port_is(
-    tmp_path: Path, converse: Callable[[], Conversation]
+    board: PtyBoard, converse: Callable[[], Conversation]
 ) -> None:
     def ask(method: str, tcp_port: int) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", tcp_port, timeout=60)
@@ -108,15 +107,14 @@ async def test_an_http_client_is_told_what_the_port_is(
         finally:
             connection.close()
 
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, converse=converse) as served:
-            board.start_reading()
-            lines = list(board.lines)
-            for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "X-RESET"):
-                status, text = await asyncio.to_thread(ask, method, served.tcp_port)
-                assert status == 400
-                assert "serial port of a board" in text
-            check_untouched(board, served, lines)
+    async with serving(board, converse=converse) as served:
+        board.start_reading()
+        lines = list(board.lines)
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "X-RESET"):
+            status, text = await asyncio.to_thread(ask, method, served.tcp_port)
+            assert status == 400
+            assert "serial port of a board" in text
+        check_untouched(board, served, lines)
 
 
 @CONVERSATIONS
@@ -124,26 +122,25 @@ async def test_an_http_client_is_told_what_the_port_is(
     "options", [[], ["--http2-prior-knowledge"], ["-k"], ["--haproxy-protocol"]]
 )
 async def test_curl_is_told_or_closed(
-    tmp_path: Path, converse: Callable[[], Conversation], options: list[str]
+    board: PtyBoard, converse: Callable[[], Conversation], options: list[str]
 ) -> None:
     curl = program("curl", "curl")
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, converse=converse) as served:
-            board.start_reading()
-            lines = list(board.lines)
-            scheme = "https" if options == ["-k"] else "http"
-            url = f"{scheme}://127.0.0.1:{served.tcp_port}/"
-            command = [curl, "-sS", "-m", "60", *options, "-d", "reset", url]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
-            assert ("serial port of a board" in done.stdout) is (options == [])
-            assert (done.returncode == 0) is (options == [])
-            await until(lambda: served.listener.rejected[Rejection.OTHER_PROTOCOL] == 1)
-            check_untouched(board, served, lines)
+    async with serving(board, converse=converse) as served:
+        board.start_reading()
+        lines = list(board.lines)
+        scheme = "https" if options == ["-k"] else "http"
+        url = f"{scheme}://127.0.0.1:{served.tcp_port}/"
+        command = [curl, "-sS", "-m", "60", *options, "-d", "reset", url]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+        assert ("serial port of a board" in done.stdout) is (options == [])
+        assert (done.returncode == 0) is (options == [])
+        await until(lambda: served.listener.rejected[Rejection.OTHER_PROTOCOL] == 1)
+        check_untouched(board, served, lines)
 
 
 @CONVERSATIONS
 async def test_ssh_and_tls_clients_are_closed(
-    tmp_path: Path, converse: Callable[[], Conversation]
+    board: PtyBoard, converse: Callable[[], Conversation]
 ) -> None:
     def shake_hands(tcp_port: int) -> None:
         context = ssl.create_default_context()
@@ -155,24 +152,23 @@ async def test_ssh_and_tls_clients_are_closed(
             context.wrap_socket(connection, server_hostname="desk")
 
     ssh = program("ssh", "openssh-client")
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, converse=converse) as served:
-            board.start_reading()
-            lines = list(board.lines)
-            await asyncio.to_thread(shake_hands, served.tcp_port)
-            command = [ssh, "-F", "/dev/null", "-v", "-p", str(served.tcp_port), "127.0.0.1"]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
-            assert done.returncode == 255
-            assert "serial port of a board" in done.stderr
-            await until(lambda: served.listener.rejected[Rejection.OTHER_PROTOCOL] == 2)
-            check_untouched(board, served, lines)
+    async with serving(board, converse=converse) as served:
+        board.start_reading()
+        lines = list(board.lines)
+        await asyncio.to_thread(shake_hands, served.tcp_port)
+        command = [ssh, "-F", "/dev/null", "-v", "-p", str(served.tcp_port), "127.0.0.1"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+        assert done.returncode == 255
+        assert "serial port of a board" in done.stderr
+        await until(lambda: served.listener.rejected[Rejection.OTHER_PROTOCOL] == 2)
+        check_untouched(board, served, lines)
 
 
 @pytest.mark.parametrize(
     ("converse", "on_connect"), [(access_server, OnConnect.NOTHING), (RawPipe, OnConnect.RESET)]
 )
 async def test_a_web_page_can_do_nothing_to_a_board(
-    tmp_path: Path, converse: Callable[[], Conversation], on_connect: OnConnect
+    board: PtyBoard, converse: Callable[[], Conversation], on_connect: OnConnect
 ) -> None:
     def attack(tcp_port: int) -> list[str]:
         with hostile_site() as url, Browser() as browser, browser.new_page() as page:
@@ -184,18 +180,17 @@ async def test_a_web_page_can_do_nothing_to_a_board(
             page.wait_for_text("body", "serial port of a board")
             return list(done)
 
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, converse=converse, on_connect=on_connect) as served:
-            board.start_reading()
-            lines = list(board.lines)
-            done = await asyncio.to_thread(attack, served.tcp_port)
-            assert done[:3] == ["opaque", "opaque", "opaque"]
-            assert set(done[3:]) == {"TypeError"}
-            assert served.listener.rejected[Rejection.OTHER_PROTOCOL] >= 8
-            check_untouched(board, served, lines)
+    async with serving(board, converse=converse, on_connect=on_connect) as served:
+        board.start_reading()
+        lines = list(board.lines)
+        done = await asyncio.to_thread(attack, served.tcp_port)
+        assert done[:3] == ["opaque", "opaque", "opaque"]
+        assert set(done[3:]) == {"TypeError"}
+        assert served.listener.rejected[Rejection.OTHER_PROTOCOL] >= 8
+        check_untouched(board, served, lines)
 
 
-async def test_a_web_page_takes_no_port_from_its_client(tmp_path: Path) -> None:
+async def test_a_web_page_takes_no_port_from_its_client(board: PtyBoard) -> None:
     def attack(tcp_port: int) -> None:
         with hostile_site() as url, Browser() as browser, browser.new_page() as page:
             page.open(url)
@@ -208,13 +203,12 @@ async def test_a_web_page_takes_no_port_from_its_client(tmp_path: Path) -> None:
                 ".then(() => 1)"
             )
 
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, sharing=Sharing.PREEMPT) as served:
-            board.start_reading()
-            with await rfc2217_client(served) as owner:
-                await asyncio.to_thread(attack, served.tcp_port)
-                await until(lambda: len(served.sessions) == 1)
-                assert served.device.users.names == owner.name
-                assert served.device.sessions == 1
-                await settled(owner)
-                assert owner.data == b""
+    async with serving(board, sharing=Sharing.PREEMPT) as served:
+        board.start_reading()
+        with await rfc2217_client(served) as owner:
+            await asyncio.to_thread(attack, served.tcp_port)
+            await until(lambda: len(served.sessions) == 1)
+            assert served.device.users.names == owner.name
+            assert served.device.sessions == 1
+            await settled(owner)
+            assert owner.data == b""

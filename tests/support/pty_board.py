@@ -66,6 +66,7 @@ async def pass_silence(sessions: Callable[[], Iterable[Session]]) -> None:
 class Served:
     """A board behind a listener."""
 
+    board: PtyBoard
     device: Device
     listener: Listener
     admission: Admission
@@ -202,6 +203,6 @@ async def serving(
     await until(lambda: device.state in {DeviceState.IDLE, DeviceState.RELEASED})
     await listener.start()
     try:
-        yield Served(device, listener, admission)
+        yield Served(board, device, listener, admission)
     finally:
         await asyncio.gather(listener.stop("the test is over"), device.stop())
