@@ -15,7 +15,7 @@ from tests.end_to_end.test_esptool import ESPTOOL5, boots_of_one_command, esptoo
 from tests.end_to_end.test_interop_tools import FIRMWARE_TEST, python_module
 from tests.support.gateway_client import client_env, gateway_url
 from tests.support.lab import Lab, LabBoard
-from tests.support.micropython_board import MicroPythonBoard
+from tests.support.played_ttys import MicroPythonBoard
 from tests.support.processes import Service, free_tcp_port, run_tool
 from tests.support.terminal import Terminal
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.lab import Lab
 from tests.support.peers import program
+from tests.support.played_ttys import Stk500Board
 from tests.support.processes import START_LIMIT_S, Service, free_tcp_port, run_tool
-from tests.support.stk500_board import Stk500Board
 from tests.support.terminal import Terminal
 
 _LIMIT_S = 100

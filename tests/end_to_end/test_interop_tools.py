@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import Lab
-from tests.support.micropython_board import MicroPythonBoard
+from tests.support.played_ttys import MicroPythonBoard
 from tests.support.processes import Service, free_tcp_port, run_tool
 from tests.support.shim import build_shim
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.echoing_tty import EchoingTty
+from tests.support.played_ttys import PlayedTty
 from tests.support.processes import Service, free_tcp_port, run_tool
 from tests.support.shim import Shim, build_shim
 
@@ -108,8 +108,8 @@ def plugged(tmp_path: Path) -> Shim:
 
 def test_pyserials_suite_on_the_tty_itself(plugged: Shim) -> None:
     suite_folder()
-    with EchoingTty() as board:
-        check_suite("local", board.path, plugged.env())
+    with PlayedTty() as board:
+        check_suite("local", board.tty_path, plugged.env())
 
 
 @pytest.mark.parametrize("scheme", ["gateway", "rfc2217"])
@@ -117,10 +117,10 @@ def test_pyserials_suite_behind_the_gateway(scheme: str, plugged: Shim, tmp_path
     suite_folder()
     tcp_port = free_tcp_port()
     config = tmp_path / "gateway.yaml"
-    with EchoingTty() as board:
+    with PlayedTty() as board:
         # No ESP: DTR and RTS reach the plug as the suite sets them.
         config.write_text(
-            f"ports: [{{name: desk, tcp: {tcp_port}, device: {board.path}, reset: none}}]\n"
+            f"ports: [{{name: desk, tcp: {tcp_port}, device: {board.tty_path}, reset: none}}]\n"
         )
         with Service(config, env=plugged.env()) as service:
             service.wait_for_line("device_opened")
