@@ -46,7 +46,7 @@ def _open_standard_streams() -> None:
 
 
 def _report_to_manager() -> None:
-    from gateway.sd_notify import Notifier  # noqa: PLC0415 - other commands do without
+    from gateway.systemd import Notifier  # noqa: PLC0415 - other commands do without
 
     notifier = Notifier()
     notifier.still_starting(IMPORT_LIMIT_S)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.blocking import call_blocking
 from gateway.config.document import HttpConfig
 from gateway.config.http import TokenFileError, read_token
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext, TlsContexts, TlsFileError
 from gateway.ports.running_port import RunningPort
+from gateway.runtime import call_blocking
 
 if TYPE_CHECKING:
     from gateway.web.http_server import HttpServer

@@ -10,9 +10,9 @@ from typing import Final
 import structlog
 
 from gateway import clock
-from gateway.blocking import call_blocking
 from gateway.config.document import GatewayConfig
 from gateway.errors import ConfigError, GatewayError
+from gateway.runtime import call_blocking
 
 #: How long reading the file may take before the reload is given up. Parsing the largest file that
 #: is accepted takes 13 s on a PC; a file on a network mount that is gone never ends.

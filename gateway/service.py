@@ -15,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway import __version__, descriptors
+from gateway import __version__
 from gateway.config.document import GatewayConfig, PortConfig
 from gateway.devices.device import DeviceState
 from gateway.http_front import HttpFront
@@ -25,10 +25,10 @@ from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
 from gateway.ports.running_port import RunningPort, start_port
 from gateway.reload import Reloader
-from gateway.sd_notify import Notifier
-from gateway.sd_report import Counts, SdReport
+from gateway.runtime import raise_descriptor_limit, reserved_descriptors
 from gateway.status import to_json
 from gateway.status_socket import SocketInUseError, StatusError, StatusServer
+from gateway.systemd import Counts, ManagerReports, Notifier
 from gateway.usb.inventory import Inventory, UsbSource
 from gateway.usb.state_file import default_folder
 
@@ -187,7 +187,7 @@ class Service:
         self._ports_are_old = False
         wanted = {port.name: port for port in self._inventory.ports()}
         self._n_wanted, self._entries_known = len(wanted), True
-        self._admission.reserved_descriptors = descriptors.reserved_for(len(wanted))
+        self._admission.reserved_descriptors = reserved_descriptors(len(wanted))
         leaving = [port for port in self._ports if wanted.get(port.config.name) != port.config]
         # First those that go: their addresses and devices may be wanted by others.
         await asyncio.gather(*(port.stop("its configuration has changed") for port in leaving))
@@ -252,9 +252,9 @@ async def serve(
     # Before anything that takes time: until then these signals kill the process.
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop_requested.set)
-    descriptors.raise_limit()
+    raise_descriptor_limit()
     service = Service(state_folder)
-    report = SdReport(Notifier(), service.counts)
+    report = ManagerReports(Notifier(), service.counts)
     reloader = Reloader(
         load or (lambda: config), service.reload, report.reload_started, report.reload_ended
     )

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from gateway import clock, event_loop
+from gateway import clock, runtime
 from tests.support import loops
 from tests.support.clock import ControlledClock
 from tests.support.failures import LoggedErrors
@@ -48,7 +48,7 @@ _stderr_fd = pytest.StashKey[int]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--loop",
-        choices=event_loop.LOOPS,
+        choices=runtime.LOOPS,
         default="uvloop",
         help="event loop of asynchronous tests and of services that tests start",
     )
@@ -58,8 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     loop = config.getoption("--loop")
     try:
         # With its first loop, libuv opens a pipe for the whole process.
-        event_loop.loop_factory({event_loop.VARIABLE: loop})().close()
-    except event_loop.EventLoopError as error:
+        runtime.loop_factory({runtime.LOOP_VARIABLE: loop})().close()
+    except runtime.EventLoopError as error:
         raise pytest.UsageError(f"{error} (make lint), or use --loop asyncio") from error
     config.addinivalue_line(
         "markers",
@@ -67,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         " s, with a traceback of every thread",
     )
     # Nothing named means uvloop, as for a service that an operator has installed.
-    os.environ[event_loop.VARIABLE] = "" if loop == "uvloop" else loop
+    os.environ[runtime.LOOP_VARIABLE] = "" if loop == "uvloop" else loop
     # A shell's job in the background ignores it, and so would all that a test starts and ends.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,17 +17,12 @@ PACKAGE = "gateway"
 #: it in this list; `*` stands for any name. The simulator has rules of its own, below.
 FLOORS: list[set[str]] = [
     {
-        "blocking",
-        "child_process",
         "clock",
-        "descriptors",
         "errors",
-        "event_loop",
+        "inputs",
         "log",
-        "log_writer",
-        "regular_file",
-        "sd_notify",
-        "strict_json",
+        "runtime",
+        "systemd",
     },
     {
         "protocol.serial_settings",
@@ -48,7 +43,6 @@ FLOORS: list[set[str]] = [
     {"sessions.*"},
     {"mdns.*"},
     {"flash.*"},
-    {"sd_report"},
     {"status", "status_socket"},
     {"labgrid_export"},
     {"ports.*"},
@@ -221,7 +215,7 @@ def test_the_simulator_knows_nothing_of_the_gateway(name: str) -> None:
     wrong = {
         imported
         for imported in imported_modules(name)
-        if imported not in {"child_process", "errors"} and not imported.startswith("simulator")
+        if imported not in {"errors", "runtime"} and not imported.startswith("simulator")
     }
     assert not wrong
 

@@ -123,10 +123,9 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
     """Run the coroutine that `service.serve` has returned to its end, with the log configured."""
     import structlog
 
-    from gateway import event_loop, log
-    from gateway.log_writer import LogWriter
+    from gateway import log, runtime
 
-    writer = LogWriter(sys.stderr.fileno())
+    writer = log.LogWriter(sys.stderr.fileno())
     log.configure(writer, verbose=verbose)
 
     async def serve() -> None:
@@ -137,7 +136,7 @@ def _serve(serving: Coroutine[None, None, None], *, verbose: bool) -> None:
             signal.signal(number, signal.SIG_IGN)
 
     try:
-        event_loop.run(serve())
+        runtime.run(serve())
     except OSError:
         structlog.get_logger().exception("service_failed")
         raise

@@ -29,7 +29,7 @@ from gateway.config.yaml_lines import (
     scalar_text,
 )
 from gateway.errors import GatewayError
-from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
+from gateway.inputs import OPEN_TO_OTHERS, PRIVATE, read_regular_file
 
 #: The Python packages that the server is made with, and how they are installed.
 PACKAGES: Final = ("aiohttp", "prometheus_client")

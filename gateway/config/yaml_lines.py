@@ -20,7 +20,7 @@ import yaml
 from gateway.config.wording import MAX_REASON_CHARS, clipped, did_you_mean, meant_key, quoted
 from gateway.config.yaml_causes import likely_cause
 from gateway.errors import ConfigError, ConfigProblem
-from gateway.regular_file import read_regular_file
+from gateway.inputs import read_regular_file
 
 #: A port takes some 100 bytes: room for thousands. PyYAML reads that in about 4 s (measured on a
 #: PC), the worst text of this size that it reads at all in 13 s.

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import structlog
 
 from gateway import clock
-from gateway.blocking import call_blocking
 from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, Opening, PortConfig
 from gateway.devices.device_controls import DeviceControls
 from gateway.devices.device_state import HAS_PORT, MAY_CLOSE, DeviceState, HasState
@@ -25,6 +24,7 @@ from gateway.devices.recorder import Recorder
 from gateway.devices.sharing import TAKE_BACK_AFTER_S, Arrival, DeviceUser, Users
 from gateway.devices.waiting_line import WaitingLine
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
+from gateway.runtime import call_blocking
 from gateway.tty.lasting_port import Locate
 from gateway.tty.lendable_port import LendablePort
 from gateway.tty.line_driver import LineDriver

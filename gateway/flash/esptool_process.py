@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway import clock
-from gateway.child_process import start_process
 from gateway.errors import GatewayError
+from gateway.runtime import start_process
 
 #: Names a command to run instead of the esptool that would be found.
 COMMAND_VARIABLE = "ESP_GATEWAY_ESPTOOL"

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from gateway.errors import ClientError
-from gateway.strict_json import parse_json
+from gateway.inputs import parse_json
 
 #: Raised when a field changes its meaning or goes.
 FORMAT = 1

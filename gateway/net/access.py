@@ -22,9 +22,9 @@ from gateway.config.document import (
     peer_holder,
     peer_network,
 )
-from gateway.descriptors import has_room, reserved_for
 from gateway.net.tls import Handshakes
 from gateway.net.tls_context import TlsContext
+from gateway.runtime import may_have_descriptor, reserved_descriptors
 
 #: How long after a log line about an event the same event is only counted.
 PERIOD_S: Final = 60.0
@@ -247,13 +247,15 @@ class Admission:
         self.handshakes = Handshakes()
         self.accept_turns = AcceptTurns()
         #: Descriptors that connections leave to everything else.
-        self.reserved_descriptors = reserved_for(0)
+        self.reserved_descriptors = reserved_descriptors(0)
         #: For the log, over all listeners: the kernel can't accept.
         self.accept_failures = OncePerPeriod()
 
     def reason_against(self, connection: ClientSocket) -> str:
         """Return why an accepted connection can't be served; empty if it can."""
-        if not has_room(connection.fileno(), self.connections.count, self.reserved_descriptors):
+        if not may_have_descriptor(
+            connection.fileno(), self.connections.count, self.reserved_descriptors
+        ):
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             return f"file descriptors are running out (limit {limit})"
         return self.connections.reason_against(connection.holder)

@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from gateway.blocking import call_blocking
 from gateway.errors import GatewayError
-from gateway.regular_file import OPEN_TO_OTHERS, PRIVATE, read_regular_file
+from gateway.inputs import OPEN_TO_OTHERS, PRIVATE, read_regular_file
+from gateway.runtime import call_blocking
 
 #: A chain takes 10 KB, a bundle of all public authorities 250 KB.
 MAX_FILE_BYTES: Final = 1_000_000

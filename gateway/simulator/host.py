@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import gateway
-from gateway.child_process import start_process
 from gateway.errors import DeviceError
+from gateway.runtime import start_process
 from gateway.simulator.process import (
     CONTROL_NAME,
     EXIT_WITH_STDIN,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.regular_file import read_regular_file
+from gateway.inputs import read_regular_file
 
 #: A pool table of 4096 records takes 0.6 MB.
 MAX_BYTES = 4_000_000

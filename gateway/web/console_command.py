@@ -14,9 +14,9 @@ from typing import Any, Final
 from gateway import clock
 from gateway.devices.device import Device
 from gateway.errors import GatewayError
+from gateway.inputs import parse_json
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 from gateway.sessions.seat import Seat
-from gateway.strict_json import parse_json
 
 #: How long one may take; then the next is heard all the same.
 _LIMIT_S: Final = 15.0

@@ -26,7 +26,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway import clock
 from gateway.config.document import ConnectionLimits, peer_holder
 from gateway.errors import GatewayError
-from gateway.strict_json import parse_json
+from gateway.inputs import parse_json
 from gateway.web.http_access import JSON, SAFE_METHODS, Asked
 from gateway.web.lab import LAB
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.child_process import start_process
 from gateway.errors import GatewayError
+from gateway.runtime import start_process
 
 MAX_PATTERN_CHARS: Final = 1000
 

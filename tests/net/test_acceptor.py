@@ -17,7 +17,7 @@ import structlog
 from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
-from gateway import descriptors
+from gateway import runtime
 from gateway.config.document import Address, ConnectionLimits, Networks
 from gateway.net.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
 from gateway.net.access import (
@@ -486,10 +486,10 @@ async def test_connections_leave_descriptors_to_the_rest(
             clients = [held.enter_context(socket.socket()) for _ in range(30)]
             with descriptors_left(30) as limit:
                 if rule == "reserved":
-                    monkeypatch.setattr(descriptors, "BASE_DESCRIPTORS", 0)
+                    monkeypatch.setattr(runtime, "BASE_DESCRIPTORS", 0)
                     admission.reserved_descriptors = limit - room
                 else:
-                    monkeypatch.setattr(descriptors, "BASE_DESCRIPTORS", 30 - room)
+                    monkeypatch.setattr(runtime, "BASE_DESCRIPTORS", 30 - room)
                     admission.reserved_descriptors = 0
                 for client in clients:
                     client.connect(("127.0.0.1", tcp_port))
@@ -512,18 +512,18 @@ async def test_connections_leave_descriptors_to_the_rest(
 
 
 def test_a_service_with_more_ports_than_descriptors_takes_some_connections() -> None:
-    reserved = descriptors.reserved_for(256)
+    reserved = runtime.reserved_descriptors(256)
     with descriptors_left(0) as limit:
         assert reserved > limit
-        assert descriptors.has_room(3, limit // 8 - 1, reserved)
-        assert not descriptors.has_room(3, limit // 8, reserved)
+        assert runtime.may_have_descriptor(3, limit // 8 - 1, reserved)
+        assert not runtime.may_have_descriptor(3, limit // 8, reserved)
 
 
 def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
-        assert descriptors.raise_limit() == hard
+        runtime.raise_descriptor_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -540,7 +540,8 @@ def test_a_process_that_may_not_raise_its_limit_goes_on_with_it(
     try:
         with monkeypatch.context() as patched:
             patched.setattr(resource, "setrlimit", setrlimit)
-            assert descriptors.raise_limit() == min(soft, hard - 1)
+            runtime.raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(soft, hard - 1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

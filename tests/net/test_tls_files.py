@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from gateway.inputs import OPEN_TO_OTHERS
 from gateway.net.tls_context import (
     MAX_FILE_BYTES,
     Tls,
@@ -21,7 +22,6 @@ from gateway.net.tls_context import (
     server_context,
     wrong_files,
 )
-from gateway.regular_file import OPEN_TO_OTHERS
 from tests.support.certificates import Authority
 
 NOW = datetime.now(UTC)

@@ -9,14 +9,14 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gateway import event_loop
+from gateway import runtime
 
 T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run it to its end in a loop of its own, for tests that are not asynchronous themselves."""
-    runner = asyncio.Runner(loop_factory=event_loop.loop_factory())
+    runner = asyncio.Runner(loop_factory=runtime.loop_factory())
     try:
         result = runner.run(main)
     except BaseException:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import event_loop
+from gateway import runtime
 from tests.support.processes import run_tool
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ async def test_loop():
 """
 
 
-@pytest.mark.parametrize("loop", event_loop.LOOPS)
+@pytest.mark.parametrize("loop", runtime.LOOPS)
 def test_errors_that_are_only_logged_fail_their_tests(tmp_path: Path, loop: str) -> None:
     code = HIDE_AN_ERROR + HIDE_NOTHING + NAME_THE_LOOP
     path = tmp_path / "test_it.py"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from gateway import event_loop
+from gateway import runtime
 from tests.support.http_fuzz import TOKEN, http_fuzz_world, make_http_case
 
 _REPORT_CASES = 5000
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # With a token on asyncio's loop, without on uvloop's, if that is installed.
     asyncio.run(fuzz(TOKEN))
-    event_loop.run(fuzz(None))
+    runtime.run(fuzz(None))
     print(f"2 x {options.cases} cases in {time.monotonic() - started:.0f} s: {found}")
     return 0 if all(found) else 1
 

@@ -13,7 +13,7 @@ from tests.support.shim import Shim, TtyCall, build_shim
 
 PROGRAM = """
 import asyncio, os, sys
-from gateway import event_loop
+from gateway import runtime
 from gateway.tty import serial_port
 from gateway.errors import DeviceError
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
@@ -185,7 +185,7 @@ async def use(port, owner):
     await made(port.read_states)
     port.close()
 
-event_loop.run(main())
+runtime.run(main())
 """
     assert line_changes(calls_of(shim, board, PORT_PROGRAM + program)) == [
         ("open", True, True),
@@ -214,7 +214,7 @@ async def use(port, owner):
     print(await owner.lost, tty.is_open)
     set_delay_ms(0)
 
-event_loop.run(main())
+runtime.run(main())
 """
     command = [sys.executable, "-c", PROGRAM + PORT_PROGRAM + program, board.path]
     result = run_tool(command, LIMIT_S, shim.env())

@@ -1,14 +1,15 @@
-"""Read small files without waiting for a writer, a device or an end that never comes."""
+"""Read files and JSON that others have written: bounded, without waiting, one line per error."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 
-#: The reason why a file with a secret in it is refused, and the remedy. Its group may read it:
+#: Why a file with a secret in it is rejected, and what is expected instead. Its group may read it:
 #: several services share a key in this way.
 OPEN_TO_OTHERS: Final = "all users of this host may read or write it"
 PRIVATE: Final = "a file for its owner and group only (chmod o= FILE)"
@@ -65,3 +66,28 @@ def _check_kind(status: os.stat_result) -> None:
         return
     kind = next((name for test, name in _KINDS if test(status.st_mode)), "something else")
     raise NotRegularError(0, f"it is {kind}")
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return the value of JSON from the network; ValueError, in one line, for everything else.
+
+    Stricter than `json.loads`: no NaN or Infinity, no UTF-16, no half of a surrogate pair (which no
+    file name, log line or argument of a process can have). The caller bounds the length.
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode()
+        value = json.loads(decoded, parse_constant=_reject_constant)
+        # Only an escape can be half of a pair. This raises UnicodeEncodeError for one.
+        if "\\u" in decoded:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
