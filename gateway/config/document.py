@@ -14,7 +14,7 @@ from typing import Final
 from gateway.config.usb_match import DeviceChoice
 from gateway.errors import ConfigProblem
 from gateway.net.tls_context import Tls
-from gateway.protocol.reset_strategy import ResetChoice
+from gateway.protocol.reset import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 
 #: With the longest name of a port and " on " it fills a label of DNS, which has 63 bytes.

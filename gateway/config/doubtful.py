@@ -11,7 +11,7 @@ from gateway.config.document import tcp_text
 from gateway.config.unique import Section
 from gateway.config.wording import quoted
 from gateway.errors import ConfigProblem
-from gateway.protocol.reset_strategy import Reset
+from gateway.protocol.reset import Reset
 from gateway.protocol.serial_settings import FlowControl
 
 #: Numbers that the kernel gives out in the order in which it detects devices.

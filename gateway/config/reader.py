@@ -58,9 +58,15 @@ from gateway.config.yaml_lines import (
 )
 from gateway.errors import ConfigError
 from gateway.net.tls_context import Tls
-from gateway.protocol.reset import DEFAULT_HOLD_S
-from gateway.protocol.reset_sequence import ResetSequence
-from gateway.protocol.reset_strategy import AUTO_REST, HardReset, Method, Reset, ResetChoice
+from gateway.protocol.reset import (
+    AUTO_REST,
+    DEFAULT_HOLD_S,
+    HardReset,
+    Method,
+    Reset,
+    ResetChoice,
+    ResetSequence,
+)
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 
 _ACCESS = Access()

@@ -23,9 +23,7 @@ from gateway.config.yaml_lines import (
     refuse,
     scalar_text,
 )
-from gateway.protocol.reset import Lines
-from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import AUTO_REST, HardReset, LinesAtRest, Reset
+from gateway.protocol.reset import AUTO_REST, HardReset, Lines, LinesAtRest, Reset, parse_sequence
 
 
 def _read_name(node: yaml.Node) -> str:

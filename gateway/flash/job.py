@@ -26,7 +26,7 @@ from gateway.flash.outcome import Outcome
 from gateway.flash.plan import FlashPlan
 from gateway.flash.store import ImageStore
 from gateway.flash.user import FlashUser, NoBoardError
-from gateway.protocol.reset_strategy import Reset
+from gateway.protocol.reset import Reset
 
 #: esptool takes 40 MB of memory, and all the CPU of a small computer while it starts.
 _AT_ONCE = 8

@@ -22,9 +22,8 @@ from gateway.net.access import AcceptOptions, Admission, Rejection
 from gateway.net.tls_context import TlsContext, TlsContexts
 from gateway.ports.dialer import Dialer
 from gateway.ports.listener import Listener
-from gateway.protocol.access_server import AccessServer
+from gateway.protocol.access_server import AccessServer, RawPipe
 from gateway.protocol.board_kinds import row_of
-from gateway.protocol.raw import RawPipe
 from gateway.status import NOT_CONNECTED, PortSnapshot
 from gateway.tty.lasting_port import Locate
 from gateway.tty.serial_tty import TtyLocation

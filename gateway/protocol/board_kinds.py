@@ -1,7 +1,7 @@
 """Which kind of board is behind a USB device: one table of vendor and product ids.
 
 To add a board, add a row with its source; a product's row goes before its vendor's. What a kind
-needs is in `reset_strategy`.
+needs is in `reset`.
 """
 
 from __future__ import annotations

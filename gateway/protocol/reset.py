@@ -1,33 +1,35 @@
-"""DTR and RTS of one ESP board: the line controller that makes resets survive a network.
+"""How boards are reset, as data: line states, sequences of them, and which board needs which.
 
-The auto-reset circuit of ESP boards (two transistors) holds EN low only while RTS is on and
-DTR off, and IO0 low only while DTR is on and RTS off. EN rises over an RC; the chip samples IO0
-at that moment. A client moves one line at a time, and over a network 50 ms and more lie between
-two moves, so the pair passes through states that a local client never dwells in. The controller
-keeps what the client wants apart from what the wire shows and lets only the meant states through.
+The auto-reset circuit of ESP boards (two transistors) holds EN low only while RTS is on and DTR
+off, and IO0 low only while DTR is on and RTS off. EN rises over an RC; the chip samples IO0 at that
+moment. Other boards act on other sequences; `ResetChoice` makes a strategy of what the operator
+writes as `reset`, `hard_reset` and `rest`. `line_controller` plays them.
 
-Pure logic: times are arguments (seconds of any monotonic clock), the line changes to make are
-fetched with `lines_to_set`. Who sets them, and what a board needs beyond the classic circuit,
-is others' matter.
+The notation of sequences is that of esptool's `custom_reset_sequence` (esptool documentation,
+"Configuration File"; esp_pylib.serial_reset), steps separated by `|`:
+
+    D0 D1     DTR off, on
+    R0 R1     RTS off, on
+    U1,0      DTR (first) and RTS (second) in one step
+    W0.1      a pause of 0.1 s
+
+and one step of our own, for boards that enter their bootloader at a change of the baud rate:
+
+    B1200     set 1200 baud; the rate that was set before is set again at the end
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import Enum
+
+from gateway.protocol.board_kinds import BoardKind, UsbIds, kind_of
 
 #: How long an edge may be held back for the client's next command. pyserial looks for the answer
 #: every 50 ms, so two commands are up to the round trip and 76 ms apart (measured): 1.5 s serves
 #: links of 1 s round trip with jitter. Holding a reset longer is harmless.
 DEFAULT_HOLD_S = 1.5
-
-#: Shortest reset that is put on the wire, and shortest time that IO0 then stays for the boot
-#: ROM to sample it. Clients wait 100 and 50 ms; a network that delivers their commands in a bunch
-#: would shrink that to nothing. EN of the slowest common board (10 ms RC) crosses the chip's
-#: threshold (0.75 VDD) after 14 ms.
-MIN_RESET_S = 0.05
-MIN_STRAP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,223 +59,353 @@ RESET = Lines(dtr=False, rts=True)
 #: IO0 low: a chip that comes out of reset now enters its bootloader.
 STRAP = Lines(dtr=True, rts=False)
 
-#: The two edges that a client may be only half way through, and what is held back with them:
-#: RESET -> BOTH: the first half of "release EN with IO0 low" (`DTR on` before `RTS off`). Let
-#:   through, EN is up long before IO0 is low: the chip boots its app.
-#: BOTH -> RESET: either the first half of "both off" (`DTR off` before `RTS off`, as clients do
-#:   right after open) or the start of a reset. Let through, attaching a monitor resets the board.
-_HELD_EDGES = frozenset({(RESET, BOTH), (BOTH, RESET)})
-
-#: What Espressif's tools send for a hard reset straight after open, when both lines are on: each
-#: RTS command with the DTR in force behind it (esp_pylib.serial_reset.set_rts). No other client
-#: says RTS on again, and nobody wants IO0 low at the end of it.
-_HARD_RESET_WITH_DTR_ON = [("rts", True), ("dtr", True), ("rts", False), ("dtr", True)]
-
-#: Both lines off and on again, one after the other: how PlatformIO (`pio test`) and scripts for
-#: Arduino boards reset a board. At a local port the first step is the reset, since RTS is on while
-#: DTR goes off. An attach ends with lines that are off, or never has them off.
-_TOGGLE = [("dtr", False), ("rts", False), ("dtr", True), ("rts", True)]
+#: Far above any sequence in use; a client waits for its answer from the board meanwhile.
+MAX_PAUSES_S = 10.0
+MAX_STEPS = 100
 
 
-class LineController:
-    """Turns a client's DTR and RTS commands into the line states that the board shall see.
+@dataclass(frozen=True, slots=True)
+class Baudrate:
+    """A baud rate to be set; None is the one that was set before the sequence."""
 
-    `wanted` is the client's target, `applied` what has been handed out by `lines_to_set`.
-    While `busy`, a state waits for its time: the caller keeps the client's further bytes and
-    commands back, so that order holds and no queue grows. A held edge does not make it busy,
-    for only the client's next command tells what was meant.
+    bps: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a step makes of the lines; None leaves a line as it is."""
+
+    dtr: bool | None = None
+    rts: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One thing to do, so many seconds after the sequence's start."""
+
+    after_s: float
+    what: Lines | Baudrate
+
+
+@dataclass(frozen=True, slots=True)
+class ResetSequence:
+    """A sequence that has been checked; `text` is its notation."""
+
+    text: str
+    steps: tuple[_Change | _Pause | Baudrate, ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def duration_s(self) -> float:
+        """The sum of its pauses."""
+        return sum(step.seconds for step in self.steps if isinstance(step, _Pause))
+
+    def timed(self, before: Lines, rest: Lines) -> list[Timed]:
+        """What to do when, the lines being `before` at the start and `rest` at the end.
+
+        Each entry is one step on the wire; what changes nothing is left out. A baud rate that
+        the sequence has set is undone at its end.
+        """
+        plan: list[Timed] = []
+        lines, after_s, baud_changed = before, 0.0, False
+        for step in (*self.steps, _Change(rest.dtr, rest.rts)):
+            match step:
+                case _Pause(seconds):
+                    after_s += seconds
+                case Baudrate():
+                    plan.append(Timed(after_s, step))
+                    baud_changed = True
+                case _Change(dtr, rts):
+                    after = Lines(
+                        lines.dtr if dtr is None else dtr, lines.rts if rts is None else rts
+                    )
+                    if after != lines:
+                        plan.append(Timed(after_s, after))
+                    lines = after
+        if baud_changed:
+            plan.append(Timed(after_s, Baudrate(None)))
+        return plan
+
+
+def parse_sequence(text: str) -> ResetSequence:
+    """Read the notation; ValueError says in one line what is wrong with it.
+
+    As esptool does, letters of either case, blanks around steps and empty steps are taken.
+    """
+    tokens = [token for part in text.split("|") if (token := "".join(part.split()).upper())]
+    if not tokens:
+        raise ValueError("a reset sequence without steps")
+    if len(tokens) > MAX_STEPS:
+        raise ValueError(f"a reset sequence of {len(tokens)} steps, at most {MAX_STEPS}")
+    sequence = ResetSequence("|".join(tokens), tuple(_step(token) for token in tokens))
+    if not any(isinstance(step, _Change | Baudrate) for step in sequence.steps):
+        raise ValueError("a reset sequence that only waits")
+    if sequence.duration_s > MAX_PAUSES_S:
+        raise ValueError(
+            f"a reset sequence that waits {sequence.duration_s:g} s, at most {MAX_PAUSES_S:g}"
+        )
+    return sequence
+
+
+def _step(token: str) -> _Change | _Pause | Baudrate:
+    argument = token[1:]
+    match token[0]:
+        case "D" if argument in {"0", "1"}:
+            return _Change(dtr=argument == "1")
+        case "R" if argument in {"0", "1"}:
+            return _Change(rts=argument == "1")
+        case "U" if re.fullmatch("[01],[01]", argument):
+            return _Change(dtr=argument[0] == "1", rts=argument[2] == "1")
+        case "W" if re.fullmatch(r"[0-9]{1,9}\.?[0-9]{0,9}|\.[0-9]{1,9}", argument):
+            return _Pause(float(argument))
+        case "B" if re.fullmatch("[1-9][0-9]{1,6}", argument):
+            return Baudrate(int(argument))
+    shown = token if len(token) <= 20 else f"{token[:20]}..."
+    raise ValueError(f"{shown!r} is no step: D0 D1 R0 R1 U1,0 W0.1 B1200 are")
+
+
+# Each is what its source plays, written down anew; the states in the remarks are (DTR, RTS).
+
+#: Boards with the two-transistor circuit. esp_pylib.serial_reset.classic_bootloader_reset, which
+#: esptool plays on Windows and over the network.
+CLASSIC = parse_sequence("D0|R1|W0.1|D1|R0|W0.05|D0")
+#: The same, both lines at once, so that IO0 is low when EN rises whatever the board's RC.
+#: esp_pylib.serial_reset.unix_tight_bootloader_reset, which esptool plays on a port of its own.
+CLASSIC_TIGHT = parse_sequence("U0,1|W0.1|U1,0|W0.05|U0,0")
+#: Bridges whose RTS is moved by hardware flow control (CP2102C): DTR stays on while the board
+#: runs, or a move of RTS would pull EN low. The same, with flow_control=True.
+CLASSIC_FLOW_CONTROL = parse_sequence("U0,1|W0.1|U1,0|W0.05|U1,1")
+#: The USB-Serial/JTAG peripheral: (on, off) sets its download flag, (off, on) resets the chip,
+#: (on, on) does neither. esp_pylib.serial_reset.usb_jtag_bootloader_reset.
+USB_JTAG = parse_sequence("U0,0|W0.1|U1,0|W0.1|U1,1|U0,1|W0.1|U0,0")
+#: Firmware that opens the bootloader at 1200 baud: arduino-esp32 (USBCDC.cpp) at the rate itself,
+#: TinyUSB cores, MicroPython (mp_usbd_cdc.c) and CircuitPython when both lines go off at that rate.
+TOUCH_1200 = parse_sequence("U1,1|B1200|W0.05|U0,0|W0.35")
+#: USB-OTG: what the ROM's and ESP-IDF's console (usb_console.c: RTS goes off while DTR is on) and
+#: MicroPython (mp_usbd_cdc.c: (off, on) to (on, off) at once) take; when the device is still there
+#: half a second later, arduino-esp32's four states (USBCDC.cpp); then the touch.
+USB_OTG = parse_sequence(
+    "U0,1|W0.1|U1,0|W0.05|U0,0|W0.5|"
+    "U0,1|W0.05|U1,1|W0.05|U1,0|W0.05|U0,0|W0.3|"
+    "U1,1|B1200|W0.05|U0,0|W0.35"
+)
+
+#: Boards with an AVR behind a bridge: DTR going on pulls RESET low for a moment, through a
+#: capacitor. The bootloader waits about 1 s for avrdude, then starts the sketch.
+DTR_PULSE = parse_sequence("U1,1|W0.1|U0,0")
+#: For boards that no line resets.
+NOTHING = ResetSequence("", ())
+
+#: EN low for 0.1 s. esp_pylib.serial_reset.hard_reset.
+HARD = parse_sequence("U0,1|W0.1|U0,0")
+#: The same for bridges with hardware flow control: EN rises by DTR, which stays on.
+HARD_FLOW_CONTROL = parse_sequence("U0,1|W0.1|U1,1")
+#: Chips on their own USB port need longer. The same, as esptool plays it with uses_usb=True.
+HARD_USB = parse_sequence("U0,1|W0.2|U0,0")
+
+
+class Reset(Enum):
+    """What the operator may choose by name for a board's bootloader."""
+
+    AUTO = "auto"  # by the device's USB ids
+    CLASSIC = "classic"  # the two-transistor circuit
+    USB_JTAG = "usb-jtag"  # USB-Serial/JTAG
+    USB_OTG = "usb-otg"  # USB-OTG, whatever firmware runs
+    TOUCH_1200 = "touch-1200"  # USB-OTG, firmware that knows nothing but the 1200 baud touch
+    NONE = "none"  # the client's lines as they come; boards known not to be ESPs have it by `auto`
+
+
+class HardReset(Enum):
+    """What the operator may choose by name for restarting a board's app."""
+
+    AUTO = "auto"  # what goes with `reset`
+    CLASSIC = "classic"
+    USB_JTAG = "usb-jtag"  # as for every chip on its own USB port
+
+
+class Method(Enum):
+    """What becomes of the client's lines."""
+
+    CIRCUIT = "circuit"  # they are the board's, but for the edges that a network breaks
+    INTENT = "intent"  # they are understood, and the board gets its own sequence
+    AS_THEY_COME = "as they come"
+
+
+@dataclass(frozen=True, slots=True)
+class ResetStrategy:
+    """How one board is reset.
+
+    `rest` is where the lines are while no client moves them. `follows_usb_jtag` says that a client
+    which plays USB-Serial/JTAG's own sequence is followed line by line, `takes_touch` that DTR
+    going off at 1200 baud, at a client's command or because it disconnects, is to reach the board.
+    `has_circuit` is False for boards on which (off, on) is no reset. A sequence without steps is a
+    reset that the board does not have.
     """
 
-    def __init__(self, hold_s: float = DEFAULT_HOLD_S) -> None:
-        self.wanted = IDLE
-        self.applied = IDLE
-        self._hold_s = hold_s
-        self._steps: deque[Lines] = deque()
-        self._out: list[Lines] = []
-        self._resets: list[Starts] = []
-        self._earliest = float("-inf")  # when the next step may be applied
-        self._held_until: float | None = None  # `wanted` is held back until then
-        self.strap_follows_reset = False  # `applied` is STRAP, and was RESET before
-        self._since_both: list[tuple[str, bool]] = []  # commanded since both lines are on
-        self._latest: list[tuple[str, bool]] = []  # as many commands as a toggle has, and one more
-        self._commanded_at = float("-inf")
+    name: str
+    method: Method
+    bootloader: ResetSequence
+    hard: ResetSequence
+    rest: Lines = IDLE
+    follows_usb_jtag: bool = False
+    takes_touch: bool = False
+    has_circuit: bool = True
 
-    @property
-    def is_finishing(self) -> bool:
-        """True while what the client has sent to its end waits for its time."""
-        # DTR is on again behind a hard reset that was sent with DTR on, both lines behind a toggle.
-        steps = list(self._steps)
-        is_pulse = steps in ([BOTH], [RESET, BOTH]) and RESET in (self.applied, steps[0])
-        return is_pulse or steps in ([IDLE], [IDLE, STRAP], [RESET, IDLE, STRAP])
 
-    @property
-    def busy(self) -> bool:
-        """True while a state waits for its time."""
-        return bool(self._steps)
+@dataclass(frozen=True, slots=True)
+class LinesAtRest:
+    """Where the operator wants the lines while no client moves them; None: as the board's kind."""
 
-    def lines_to_set(self) -> list[Lines]:
-        """The states to put on the wire now, in order, each with one TIOCMSET."""
-        out, self._out = self._out, []
-        return out
+    lines: Lines | None = None
 
-    def resets(self) -> list[Starts]:
-        """What the board has been told to start since the last call."""
-        resets, self._resets = self._resets, []
-        return resets
+    def __str__(self) -> str:
+        return "auto" if self.lines is None else str(self.lines)
 
-    def next_deadline(self) -> float | None:
-        """When `handle_timer` wants to be called, if at all."""
-        if self._steps:
-            return self._earliest
-        return self._held_until
+    def suits(self, method: Method) -> bool:
+        """Whether boards that are reset so run with these lines.
 
-    def request(
-        self,
-        now: float,
-        *,
-        dtr: bool | None = None,
-        rts: bool | None = None,
-        at_1200: bool = False,  # noqa: ARG002 - means nothing to a circuit
-    ) -> None:
-        """The client sets one line or both (None: unchanged), RFC 2217 SET-CONTROL 8-12."""
-        before = self.wanted
-        self.wanted = Lines(
-            dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
-        )
-        if self._held_until is not None:
-            self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
-        else:
-            is_whole = dtr is not None and rts is not None
-            # `RTS on` while it is on, then `DTR off`: this state is meant, not only passed.
-            means_reset = self._last == BOTH and self._since_both == [("rts", True)]
-            self._enter(self.wanted, now, is_whole=is_whole or means_reset)
-        self._look_for_hard_reset(before, dtr=dtr, rts=rts)
-        self._look_for_toggle(now, dtr=dtr, rts=rts)
-        self._advance(now)
-
-    def forget_commands(self) -> None:
-        """Another client sends the next command: it continues nothing of what was sent before."""
-        self._latest.clear()
-        self._since_both.clear()
-
-    def release(self, now: float, *, at_1200: bool = False) -> None:  # noqa: ARG002
-        """The client has left: bring the board to where it runs its app, lines off.
-
-        One step from every state, so that no board is reset by a disconnect; only a client that
-        left between EN's release and the end of its bootloader entry has the board reset, for
-        it would stay in the bootloader with nobody to talk to. An entry that the client has
-        sent to its end is carried out: another client may be meant to find the bootloader.
+        With a reset circuit a line that is on alone resets the board or selects its bootloader.
         """
-        self._held_until = None
-        self.wanted = IDLE
-        self.forget_commands()
-        if self.is_finishing:
-            if self._steps[-1] == STRAP:
-                self._steps.pop()
-            self._steps[-1] = IDLE
-            return
-        self._steps.clear()
-        if self.applied == STRAP and self.strap_follows_reset:
-            self._steps.append(RESET)
-        self._enter(IDLE, now)
-        self._advance(now)
+        is_neutral = self.lines is None or self.lines.dtr == self.lines.rts
+        return is_neutral or method is Method.AS_THEY_COME
 
-    def enter_bootloader(self, now: float) -> None:
-        """Reset the board into its bootloader, asked for by the gateway and not by a client.
 
-        Ends with both lines off, whatever they were before and whatever was under way.
-        """
-        self._play(now, RESET, STRAP, IDLE)
+AUTO_REST = LinesAtRest()
 
-    def reset(self, now: float) -> None:
-        """Reset the board into its app; otherwise as `enter_bootloader`."""
-        self._play(now, RESET, IDLE)
 
-    def handle_timer(self, now: float) -> None:
-        """A deadline has passed: apply what waited for it."""
-        if self._held_until is not None and not self._steps and now >= self._held_until:
-            self._held_until = None
-            self._steps.append(self.wanted)
-        self._advance(now)
+@dataclass(frozen=True, slots=True)
+class ResetChoice:
+    """The operator's keys of these names.
 
-    def board_away(self, now: float) -> None:
-        """The board has left the bus; what has been asked for goes on, unseen."""
+    `hold_s` is how long an edge of DTR or RTS may be held back (`reset.DEFAULT_HOLD_S`). A `rest`
+    that does not suit the board is not used.
+    """
 
-    def _play(self, now: float, *states: Lines) -> None:
-        self._held_until = None
-        self.forget_commands()
-        self.wanted = IDLE
-        self._steps = deque(states)
-        if self.applied == RESET:
-            self._steps.popleft()
-        self._advance(now)
+    reset: Reset | ResetSequence = Reset.AUTO
+    hard_reset: HardReset | ResetSequence = HardReset.AUTO
+    hold_s: float = DEFAULT_HOLD_S
+    rest: LinesAtRest = AUTO_REST
 
-    @property
-    def _last(self) -> Lines:
-        return self._steps[-1] if self._steps else self.applied
+    def strategy(self, usb_ids: UsbIds | None) -> ResetStrategy:
+        """The strategy for a device with these USB ids; None: they are not known."""
+        strategy = self._by_reset(usb_ids)
+        match self.hard_reset:
+            case HardReset.AUTO:
+                hard = strategy.hard
+            case HardReset.CLASSIC:
+                hard = HARD
+            case HardReset.USB_JTAG:
+                hard = HARD_USB
+            case ResetSequence():
+                hard = self.hard_reset
+        rest = strategy.rest
+        if self.rest.lines is not None and self.rest.suits(strategy.method):
+            rest = self.rest.lines
+        if (hard, rest) == (strategy.hard, strategy.rest):
+            return strategy
+        # The client's own lines would do something else to the board, and rest elsewhere.
+        method = Method.INTENT if strategy.method is Method.CIRCUIT else strategy.method
+        return replace(strategy, method=method, hard=hard, rest=rest)
 
-    def _enter(self, lines: Lines, now: float, *, is_whole: bool = False) -> None:
-        """Go to `lines`; an edge that the client has given whole is never held back."""
-        if lines == self._last:
-            return
-        if (self._last, lines) in _HELD_EDGES and not is_whole:
-            self._held_until = now + self._hold_s
-        else:
-            self._steps.append(lines)
+    def _by_reset(self, usb_ids: UsbIds | None) -> ResetStrategy:
+        match self.reset:
+            case Reset.AUTO:
+                return _OF_KIND[kind_of(usb_ids)]
+            case Reset.NONE:
+                of_kind = _OF_KIND[kind_of(usb_ids)]
+                is_passed = of_kind.method is Method.AS_THEY_COME
+                return of_kind if is_passed else replace(_NONE, rest=of_kind.rest)
+            case ResetSequence():
+                takes_touch = any(isinstance(step, Baudrate) for step in self.reset.steps)
+                return replace(_CUSTOM, bootloader=self.reset, takes_touch=takes_touch)
+            case Reset():
+                return _NAMED[self.reset]
 
-    def _resolve_held(self, now: float, *, repeats: bool, rts_commanded: bool) -> None:
-        """The client's next command tells what the held edge was the first half of."""
-        if repeats:
-            # `DTR off` then `RTS on` again is esptool's classic reset straight after open.
-            if self._last == BOTH and rts_commanded:
-                self._held_until = None
-                self._steps.append(RESET)
-            return
-        self._held_until = None
-        if self._last == BOTH and self.wanted == BOTH:
-            # DTR off and on again with RTS on all the time is a whole reset pulse.
-            self._steps.append(RESET)
-        self._enter(self.wanted, now)
 
-    def _look_for_hard_reset(self, before: Lines, *, dtr: bool | None, rts: bool | None) -> None:
-        """Do what was meant where DTR, still on after open, keeps RTS from EN."""
-        if self.wanted == BOTH and before != BOTH:
-            self._since_both = []
-            return
-        # Commands of one segment come as one request.
-        self._since_both += [("rts", rts)] if rts is not None else []
-        self._since_both += [("dtr", dtr)] if dtr is not None else []
-        if self._since_both == _HARD_RESET_WITH_DTR_ON and self.wanted == STRAP:
-            self._steps.extend((RESET, IDLE, STRAP))
-        del self._since_both[len(_HARD_RESET_WITH_DTR_ON) + 1 :]  # it can't match any more
+_CLASSIC = ResetStrategy("classic", Method.CIRCUIT, CLASSIC_TIGHT, HARD)
+_FLOW_CONTROL = ResetStrategy(
+    "classic with flow control",
+    Method.INTENT,
+    CLASSIC_FLOW_CONTROL,
+    HARD_FLOW_CONTROL,
+    rest=BOTH,
+)
+_USB_JTAG = ResetStrategy("usb-jtag", Method.INTENT, USB_JTAG, HARD_USB, follows_usb_jtag=True)
+# Both lines on at rest: the kernel raises them at open, and ESP-IDF's console restarts when RTS
+# goes off (usb_console.c). TinyUSB firmware sends nothing while DTR is off.
+_USB_OTG = ResetStrategy(
+    "usb-otg",
+    Method.INTENT,
+    USB_OTG,
+    HARD_USB,
+    rest=BOTH,
+    takes_touch=True,
+)
+_TOUCH_1200 = ResetStrategy(
+    "touch-1200",
+    Method.INTENT,
+    TOUCH_1200,
+    HARD_USB,
+    rest=BOTH,
+    takes_touch=True,
+)
+_CUSTOM = ResetStrategy("custom", Method.INTENT, CLASSIC, HARD)
+_NONE = ResetStrategy("none", Method.AS_THEY_COME, CLASSIC_TIGHT, HARD, takes_touch=True)
 
-    def _look_for_toggle(self, now: float, *, dtr: bool | None, rts: bool | None) -> None:
-        """Reset the board where a client takes both lines off and on again without a pause.
+# Boards that are not ESPs. Native USB takes DTR for a program that listens, and is silent without;
+# both on is what a terminal program leaves, and the kernel at open.
+_NATIVE_USB = ResetStrategy(
+    "none, 1200 baud touch",
+    Method.AS_THEY_COME,
+    TOUCH_1200,
+    NOTHING,
+    rest=BOTH,
+    takes_touch=True,
+    has_circuit=False,
+)
+_COM_PORT = ResetStrategy(
+    "none, no reset",
+    Method.AS_THEY_COME,
+    NOTHING,
+    NOTHING,
+    rest=BOTH,
+    takes_touch=True,
+    has_circuit=False,
+)
+# Off at rest, so that a client that raises DTR at open resets the board, as at a local port.
+_DTR_RESET = ResetStrategy(
+    "none, reset by DTR",
+    Method.AS_THEY_COME,
+    DTR_PULSE,
+    DTR_PULSE,
+    takes_touch=True,
+    has_circuit=False,
+)
 
-        Its commands must not be the client's first: those are the states that it opens with.
-        """
-        if now > self._commanded_at + self._hold_s:
-            del self._latest[:-1]  # one is enough to tell that it has sent others before
-        self._commanded_at = now
-        self._latest += [("dtr", dtr)] if dtr is not None else []
-        self._latest += [("rts", rts)] if rts is not None else []
-        if self._latest[-len(_TOGGLE) :] == _TOGGLE and len(self._latest) > len(_TOGGLE):
-            self._steps.extend((RESET, BOTH))
-        del self._latest[: -len(_TOGGLE) - 1]
-
-    def _advance(self, now: float) -> None:
-        while self._steps and now >= self._earliest:
-            lines = self._steps.popleft()
-            self.strap_follows_reset = lines == STRAP and self.applied == RESET
-            if lines == RESET:
-                self._earliest = now + MIN_RESET_S
-            elif self.applied == RESET:
-                self._earliest = now + MIN_STRAP_S
-            else:
-                self._earliest = now
-            if RESET in (lines, self.applied):
-                self._latest = [("reset", True)]  # the end of a reset does not begin a toggle
-            if self.applied == RESET:
-                self._resets.append(Starts.BOOTLOADER if lines == STRAP else Starts.APP)
-            self.applied = lines
-            self._out.append(lines)
+_OF_KIND = {
+    BoardKind.BRIDGE: _CLASSIC,
+    BoardKind.FLOW_CONTROL_BRIDGE: _FLOW_CONTROL,
+    BoardKind.USB_JTAG: _USB_JTAG,
+    BoardKind.USB_OTG: _USB_OTG,
+    BoardKind.RP2040: _NATIVE_USB,
+    BoardKind.NRF52: _NATIVE_USB,
+    BoardKind.SAMD: _NATIVE_USB,
+    BoardKind.AVR: _NATIVE_USB,
+    BoardKind.ARDUINO: _NATIVE_USB,
+    BoardKind.STM32: _COM_PORT,
+    BoardKind.DTR_RESET: _DTR_RESET,
+    BoardKind.OTHER: _COM_PORT,
+}
+_NAMED = {
+    Reset.CLASSIC: _CLASSIC,
+    Reset.USB_JTAG: _USB_JTAG,
+    Reset.USB_OTG: _USB_OTG,
+    Reset.TOUCH_1200: _TOUCH_1200,
+}

@@ -21,7 +21,8 @@ from gateway.protocol.access_server import (
     PurgeRequest,
     SerialData,
 )
-from gateway.protocol.reset import RESET, LineController
+from gateway.protocol.line_controller import LineController
+from gateway.protocol.reset import RESET
 
 #: A client that has not said anything for so long, and for the longest of its pauses before, is
 #: done with what it does at the start. esptool pauses for 0.25 s before its first reset.

@@ -54,7 +54,7 @@ COMMANDS_AFTER_LEAVING = 32
 
 
 class Conversation(Protocol):
-    """What one client speaks, without I/O: `protocol.access_server` or `protocol.raw`.
+    """What one client speaks, without I/O: `protocol.access_server`.
 
     Every `PortRequest` that `receive_data` returns is owed one call of `answer`.
     """

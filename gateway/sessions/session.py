@@ -2,7 +2,7 @@
 
 The first bytes of a client are looked at before it gets the device: those of another protocol end
 the session (`protocol.greeting`). Bytes from the client go through its conversation
-(`protocol.access_server` or `protocol.raw`) into the request queue, which carries them out in
+(`protocol.access_server`) into the request queue, which carries them out in
 stream order; while too much waits there, nothing more is read from the client. What the board sends
 goes the other way at once. Who may connect is `listener`'s matter, what happens to the board
 `device`'s.

@@ -1,6 +1,6 @@
 """Plays a line controller on an open port: its states with ioctls, its deadlines with the clock.
 
-What the states and their times are is `protocol.reset_intent`'s matter; who asks for them
+What the states and their times are is `protocol.line_controller`'s matter; who asks for them
 `device`'s.
 """
 
@@ -15,14 +15,8 @@ import structlog
 
 from gateway import clock
 from gateway.protocol.board_kinds import UsbIds
-from gateway.protocol.reset import BOTH, RESET, Lines, Starts
-from gateway.protocol.reset_intent import (
-    AFTER_TOUCH_S,
-    controller_for,
-    controller_of_returned,
-)
-from gateway.protocol.reset_sequence import Baudrate
-from gateway.protocol.reset_strategy import Method, ResetChoice
+from gateway.protocol.line_controller import AFTER_TOUCH_S, controller_for, controller_of_returned
+from gateway.protocol.reset import BOTH, RESET, Baudrate, Lines, Method, ResetChoice, Starts
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.port_counts import PortCounts
 

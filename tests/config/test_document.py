@@ -20,14 +20,17 @@ from gateway.config.document import (
 from gateway.config.reader import PORT_KEYS, load_config, parse_config
 from gateway.config.usb_match import DeviceChoice
 from gateway.errors import ConfigError
-from gateway.protocol.reset import BOTH, DEFAULT_HOLD_S, IDLE, STRAP
-from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import (
+from gateway.protocol.reset import (
     AUTO_REST,
+    BOTH,
+    DEFAULT_HOLD_S,
+    IDLE,
+    STRAP,
     HardReset,
     LinesAtRest,
     Reset,
     ResetChoice,
+    parse_sequence,
 )
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 

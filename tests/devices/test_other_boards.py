@@ -8,7 +8,7 @@ import pytest
 
 from gateway.config.document import OnDisconnect, Sharing
 from gateway.devices.device import DeviceState
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, Lines
 from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.config.document import OnConnect, Sharing
 from gateway.net.access import Rejection
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import Lines
 from gateway.sessions.request_queue import Conversation
 from tests.sessions.test_first_bytes import COMMANDS

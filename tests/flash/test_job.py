@@ -24,8 +24,7 @@ from gateway.flash.outcome import Outcome
 from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan
 from gateway.flash.store import ImageStores
 from gateway.flash.user import NoBoardError
-from gateway.protocol.reset import RESET, STRAP
-from gateway.protocol.reset_strategy import Reset, ResetChoice
+from gateway.protocol.reset import RESET, STRAP, Reset, ResetChoice
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.pty_board import PtyBoard, device_of, port_config, until
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from gateway.net.access import Admission, Rejection
 from gateway.net.tls import TlsConnection
 from gateway.net.tls_context import TlsContext, server_context
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from tests.support.certificates import Authority
 from tests.support.pty_board import LoopClock, PtyBoard, Served, serving, turns, until
 from tests.support.tcp_client import GREETING, SPEAKS_TELNET, TcpClient

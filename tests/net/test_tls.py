@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.net.tls import TlsConnection
 from gateway.net.tls_context import TlsContext, server_context
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.sessions.session import SessionState
 from tests.sessions.test_session import KEPT_BYTES, MUCH, ONE_READ_BYTES
 from tests.support.certificates import Authority

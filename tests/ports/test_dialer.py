@@ -24,7 +24,7 @@ from gateway.devices.device import DeviceState
 from gateway.net.tls_context import Tls, TlsContext, client_context, server_context
 from gateway.ports import dialer as dialer_module
 from gateway.ports.dialer import Dialer
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import SessionState

@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import OnConnect, OnDisconnect
 from gateway.devices.device import DeviceState
-from gateway.protocol.access_server import SerialData
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe, SerialData
 from gateway.protocol.reset import IDLE, RESET, STRAP, Lines
 from gateway.sessions.session import SessionState
 from tests.support.pty_board import (

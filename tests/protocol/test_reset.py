@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.protocol.reset import (
-    BOTH,
-    DEFAULT_HOLD_S,
-    IDLE,
-    MIN_RESET_S,
-    MIN_STRAP_S,
-    RESET,
-    STRAP,
-    LineController,
-    Lines,
-)
+from gateway.protocol.line_controller import MIN_RESET_S, MIN_STRAP_S, LineController
+from gateway.protocol.reset import BOTH, DEFAULT_HOLD_S, IDLE, RESET, STRAP, Lines
 from gateway.protocol.rfc2217 import Control
 from tests.support import client_sequences as clients
 from tests.support.line_bench import (

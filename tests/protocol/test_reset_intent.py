@@ -9,16 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
-from gateway.protocol.reset_intent import (
+from gateway.protocol.line_controller import (
     Controller,
     IntentController,
     PassThrough,
     controller_for,
     controller_of_returned,
 )
-from gateway.protocol.reset_sequence import Baudrate, parse_sequence
-from gateway.protocol.reset_strategy import HardReset, Reset, ResetChoice, ResetStrategy
+from gateway.protocol.reset import (
+    BOTH,
+    IDLE,
+    RESET,
+    STRAP,
+    Baudrate,
+    HardReset,
+    Lines,
+    Reset,
+    ResetChoice,
+    ResetStrategy,
+    parse_sequence,
+)
 from tests.support import client_sequences as clients
 from tests.support.client_sequences import Sent
 from tests.support.line_bench import (

@@ -5,12 +5,16 @@ from esp_pylib.serial_reset import parse_custom_reset_sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol import reset_sequence
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
-from gateway.protocol.reset_sequence import (
+from gateway.protocol import reset as reset_sequence
+from gateway.protocol.reset import (
+    BOTH,
+    IDLE,
     MAX_PAUSES_S,
     MAX_STEPS,
+    RESET,
+    STRAP,
     Baudrate,
+    Lines,
     ResetSequence,
     Timed,
     parse_sequence,

@@ -2,16 +2,25 @@
 
 import pytest
 
-from gateway.protocol import reset_sequence as sequences
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, LineController, Lines
-from gateway.protocol.reset_intent import IntentController, PassThrough, controller_for
-from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import (
+from gateway.protocol import reset as sequences
+from gateway.protocol.line_controller import (
+    IntentController,
+    LineController,
+    PassThrough,
+    controller_for,
+)
+from gateway.protocol.reset import (
+    BOTH,
+    IDLE,
+    RESET,
+    STRAP,
     HardReset,
+    Lines,
     LinesAtRest,
     Method,
     Reset,
     ResetChoice,
+    parse_sequence,
 )
 
 CP2102 = (0x10C4, 0xEA60)

@@ -11,10 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
-from gateway.protocol.reset_intent import PassThrough, controller_for
-from gateway.protocol.reset_sequence import parse_sequence
-from gateway.protocol.reset_strategy import LinesAtRest, Reset, ResetChoice, ResetStrategy
+from gateway.protocol.line_controller import PassThrough, controller_for
+from gateway.protocol.reset import (
+    BOTH,
+    IDLE,
+    RESET,
+    STRAP,
+    Lines,
+    LinesAtRest,
+    Reset,
+    ResetChoice,
+    ResetStrategy,
+    parse_sequence,
+)
 from gateway.protocol.rfc2217 import Control
 from tests.support import client_sequences as clients
 from tests.support.line_bench import (

@@ -1,8 +1,7 @@
 """Sequences on a wire: their times, their order, their end."""
 
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Starts
-from gateway.protocol.reset_sequence import Baudrate, parse_sequence
-from gateway.protocol.reset_wire import Wire
+from gateway.protocol.line_controller import Wire
+from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Baudrate, Starts, parse_sequence
 
 RESTART = parse_sequence("U0,1|W0.1")
 TOUCH = parse_sequence("B1200|U1,0|W0.1")

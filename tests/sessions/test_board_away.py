@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import Sharing
 from gateway.devices.device import DeviceState
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, Lines
 from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings

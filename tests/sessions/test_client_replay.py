@@ -11,7 +11,7 @@ import pytest
 import serial
 
 from gateway.config.document import ClientLimits, Recording, Sharing
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.sessions.request_queue import Conversation
 from tests.support.pty_board import (
     LoopClock,

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import ClientLimits
 from gateway.net.client_socket import USER_TIMEOUT_MS, TcpLink
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.telnet_stream import MAX_SUBNEGOTIATION_BYTES
 from gateway.sessions import client_watch
 from gateway.sessions.session import Session

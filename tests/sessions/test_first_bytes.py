@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import Access, OnConnect, Opening, Sharing
 from gateway.net.access import Rejection
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.rfc2217 import Control
 from gateway.sessions.request_queue import Conversation
 from tests.protocol.test_greeting import FOR_BOARDS, OTHERS

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.devices.device import DeviceState
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import IDLE, RESET, STRAP
 from gateway.protocol.rfc2217 import Control
 from gateway.protocol.serial_settings import SerialSettings

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, LineController, Lines
-from gateway.protocol.reset_intent import Controller
-from gateway.protocol.reset_sequence import Baudrate
+from gateway.protocol.line_controller import Controller, LineController
+from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Baudrate, Lines
 from gateway.protocol.rfc2217 import Control
 from tests.support import client_sequences as clients
 from tests.support.client_sequences import Sent

@@ -28,7 +28,7 @@ from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext
 from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer
-from gateway.protocol.reset_strategy import ResetChoice
+from gateway.protocol.reset import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.sessions.request_queue import Conversation
 from gateway.sessions.session import Session, SessionState

@@ -7,17 +7,18 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from gateway.protocol.line_controller import MIN_RESET_S, MIN_STRAP_S
 from gateway.protocol.reset import (
     BOTH,
     IDLE,
-    MIN_RESET_S,
-    MIN_STRAP_S,
     RESET,
     STRAP,
     Lines,
+    LinesAtRest,
+    Reset,
+    ResetChoice,
     Starts,
 )
-from gateway.protocol.reset_strategy import LinesAtRest, Reset, ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.line_driver import LineDriver
 from tests.support.pty_board import LoopClock

@@ -16,7 +16,7 @@ import asyncio, os, sys
 from gateway import runtime
 from gateway.tty import serial_port
 from gateway.errors import DeviceError
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
+from gateway.protocol.reset import (BOTH, IDLE, RESET, STRAP)
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.tty.serial_tty import Tty, TtyLocation
 from dataclasses import replace

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.document import OnConnect, OnDisconnect, Sharing
 from gateway.devices.device import DeviceState
-from gateway.protocol.raw import RawPipe
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
 from gateway.web import board_visit, controls_api
 from tests.support.http_lab import HttpClient, http_client, running
