@@ -21,7 +21,8 @@ import structlog
 from gateway import clock
 from gateway.errors import GatewayError
 from gateway.net.acceptor import AcceptLoop
-from gateway.net.access import AcceptTurns, OncePerPeriod
+from gateway.net.access import OncePerPeriod
+from gateway.turns import Turns
 
 #: How long the service may take to answer, and a client to read the answer.
 _ANSWER_LIMIT_S: Final = 5.0
@@ -144,7 +145,6 @@ class StatusServer:
         self.path = path
         self._snapshot = snapshot
         self._accept_loop: AcceptLoop | None = None
-        self._connecting: set[asyncio.Task[None]] = set()
         self._clients: dict[_Client, None] = {}  # the oldest first
         self._failures = OncePerPeriod()
 
@@ -158,7 +158,7 @@ class StatusServer:
                 path.unlink()  # of a service that was killed
         self._bound_path = path
         self._accept_loop = AcceptLoop(
-            [_listening_socket(path)], AcceptTurns(), self._accepted, self._failed
+            [_listening_socket(path)], Turns(), self._accepted, self._failed
         )
 
     def stop(self) -> None:
@@ -173,17 +173,8 @@ class StatusServer:
             self._bound_path.unlink(missing_ok=True)
 
     def _accepted(self, connection: socket.socket, _address: Any) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect(connection))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self, connection: socket.socket) -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: _Client(self._connected, self._left), connection
-            )
-        except OSError:  # the client has disconnected
-            connection.close()
+        assert self._accept_loop is not None  # noqa: S101 - it is the caller
+        self._accept_loop.connect(connection, _Client(self._connected, self._left))
 
     def _connected(self, client: _Client) -> None:
         if self._accept_loop is None:

@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
         "log",
         "runtime",
         "systemd",
+        "turns",
     },
     {
         "protocol.serial_settings",

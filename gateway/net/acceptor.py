@@ -22,7 +22,6 @@ from gateway import clock
 from gateway.config.document import Address
 from gateway.net.access import (
     AcceptOptions,
-    AcceptTurns,
     ClientSocket,
     ConnectionCounter,
     Rejection,
@@ -31,6 +30,7 @@ from gateway.net.access import (
 from gateway.net.client_socket import reason_of, set_options
 from gateway.net.name_lookup import Addresses, look_up
 from gateway.net.tls import TlsConnection
+from gateway.turns import Turns
 
 #: First and longest wait before an address that could not be bound is tried again: it may belong
 #: to an interface that is not up yet, or to a process that is about to end.
@@ -67,7 +67,7 @@ _CONNECTION_ERRORS: Final = frozenset(
 
 
 class AcceptLoop:
-    """Accept on listening sockets, which it owns, one connection per turn of `turns`.
+    """Accept on listening sockets, which it owns, one connection in each of its `turns`.
 
     The servers of the event loops are not used: without descriptors asyncio's logs a traceback for
     each try and uvloop's closes clients silently; on other shortages uvloop's spins; and neither
@@ -77,7 +77,7 @@ class AcceptLoop:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        turns: AcceptTurns,
+        turns: Turns,
         accepted: Callable[[socket.socket, Any], None],
         failed: Callable[[str], None],
     ) -> None:
@@ -130,24 +130,24 @@ class AcceptLoop:
         self._loop.remove_reader(listening)  # it stays readable until its turn
         self._turns.add(partial(self._accept, listening))
 
-    def _accept(self, listening: socket.socket) -> bool:
-        """Accept one connection; return whether there may be more."""
+    def _accept(self, listening: socket.socket) -> None:
         if listening.fileno() < 0:
-            return False
+            return
         try:
             connection, address = listening.accept()
         except BlockingIOError:
             self._watch(listening)
-            return False
+            return
         except OSError as error:
             if error.errno in _CONNECTION_ERRORS:
-                return True
-            self._wait_for_resources(listening)
-            self._failed(reason_of(error))
-            return False
+                self._turns.add(partial(self._accept, listening))
+            else:
+                self._wait_for_resources(listening)
+                self._failed(reason_of(error))
+            return
+        self._turns.add(partial(self._accept, listening))  # there may be more
         connection.setblocking(False)
         self._accepted(connection, address)
-        return True
 
     def _wait_for_resources(self, listening: socket.socket) -> None:
         def watch_again() -> None:

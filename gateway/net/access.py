@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import resource
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -25,6 +24,7 @@ from gateway.config.document import (
 from gateway.net.tls import Handshakes
 from gateway.net.tls_context import TlsContext
 from gateway.runtime import may_have_descriptor, reserved_descriptors
+from gateway.turns import Turns
 
 #: How long after a log line about an event the same event is only counted.
 PERIOD_S: Final = 60.0
@@ -207,37 +207,6 @@ class ConnectionCounter:
             del self._by_holder[connection.holder]
 
 
-class AcceptTurns:
-    """Share loop turns among listening sockets that have connections waiting."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Callable[[], bool]] = deque()
-
-    def add(self, accept: Callable[[], bool]) -> None:
-        """Call `accept`, which accepts one connection, in later turns until it returns False."""
-        self._waiting.append(accept)
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._run)
-
-    def _run(self) -> None:
-        try:
-            for _ in range(ACCEPTS_PER_TURN):
-                if self._waiting:
-                    self._accept_one()
-        finally:
-            if self._waiting:
-                asyncio.get_running_loop().call_soon(self._run)
-
-    def _accept_one(self) -> None:
-        accept = self._waiting.popleft()
-        may_be_more = True
-        try:
-            may_be_more = accept()
-        finally:
-            if may_be_more:
-                self._waiting.append(accept)
-
-
 class Admission:
     """Bounds that all listeners of a service share; made and used on the loop."""
 
@@ -245,7 +214,7 @@ class Admission:
         #: All connections, those in a TLS handshake included.
         self.connections = ConnectionCounter(limits or ConnectionLimits())
         self.handshakes = Handshakes()
-        self.accept_turns = AcceptTurns()
+        self.accept_turns = Turns(ACCEPTS_PER_TURN)
         #: Descriptors that connections leave to everything else.
         self.reserved_descriptors = reserved_descriptors(0)
         #: For the log, over all listeners: the kernel can't accept.

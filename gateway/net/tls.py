@@ -13,14 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections import deque
-from collections.abc import Callable
 from email.utils import formatdate
 from enum import Enum
 from typing import Any, Final, Protocol, cast
 
 from gateway import clock
 from gateway.protocol.greeting import http_response, recognise
+from gateway.turns import Turns
 
 #: Handshakes at a time over all listeners. Each takes about 50 KB, most of it OpenSSL's; 256 are a
 #: lab whose clients all reconnect at once. One more replaces the oldest of the address with most.
@@ -298,7 +297,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         elif not self._step_is_due:
             self._step_is_due = True
             self._tcp.pause_reading()  # so that one read at most waits for the step
-            self._handshakes.run_later(self._step)
+            self._handshakes.turns.add(self._step)
 
     def _step(self) -> None:
         self._step_is_due = False
@@ -413,7 +412,9 @@ class Handshakes:
         #: By holder, the oldest first. Failed ones count until their connection is closed.
         self._pending: dict[str, dict[TlsConnection, None]] = {}
         self._holders: dict[TlsConnection, str] = {}
-        self._steps: deque[Callable[[], None]] = deque()
+        #: For the steps of handshakes. One takes up to 5 ms on a Raspberry Pi, and a client chooses
+        #: when those of all of its connections are due.
+        self.turns = Turns()
 
     @property
     def count(self) -> int:
@@ -429,16 +430,6 @@ class Handshakes:
         transport.set_protocol(connection)
         connection.connection_made(transport)
 
-    def run_later(self, step: Callable[[], None]) -> None:
-        """Run a step of a handshake in a later loop turn, one step per turn.
-
-        A step takes up to 5 ms on a Raspberry Pi, and a client chooses when those of all of its
-        connections are due.
-        """
-        self._steps.append(step)
-        if len(self._steps) == 1:
-            asyncio.get_running_loop().call_soon(self._run)
-
     def remove(self, connection: TlsConnection) -> None:
         """Stop counting a handshake, if it is counted."""
         holder = self._holders.pop(connection, None)
@@ -446,15 +437,6 @@ class Handshakes:
             del self._pending[holder][connection]
             if not self._pending[holder]:
                 del self._pending[holder]
-
-    def _run(self) -> None:
-        step = self._steps[0]
-        try:
-            step()
-        finally:
-            self._steps.popleft()
-            if self._steps:
-                asyncio.get_running_loop().call_soon(self._run)
 
     def _evict(self, newcomer: str) -> None:
         """Abort the oldest handshake of the address with the most, the new one counted."""

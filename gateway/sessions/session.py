@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 import structlog
 
-from gateway import clock
+from gateway import clock, turns
 from gateway.config.document import ClientLimits
 from gateway.devices.device import Device
 from gateway.devices.end_of_use import finish_limit
@@ -32,7 +32,6 @@ from gateway.net.client_socket import (
     sends_no_more,
 )
 from gateway.protocol.greeting import Greeting, Verdict, http_response, recognise
-from gateway.sessions import turns
 from gateway.sessions.client_doubt import ClientDoubt
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
@@ -310,7 +309,7 @@ class Session(asyncio.BufferedProtocol):
         self._take = self._receive_later  # uvloop reads once before it pauses
         if self.state is SessionState.ACTIVE:
             self._transport.pause_reading()
-        self._turns.later(self._catch_up)
+        self._turns.add(self._catch_up)
 
     def _catch_up(self) -> None:
         """Do one slice of what was left; read on when nothing is."""

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from gateway import clock
 from gateway.ports.running_port import RunningPort
+from gateway.turns import Turns
 from gateway.web.host_names import own_names
 from gateway.web.http_access import Policy
-from gateway.web.pacing import Turns
 
 #: A host learns its domain from the network, perhaps after the gateway has started.
 _NAMES_AGE_S: Final = 10.0

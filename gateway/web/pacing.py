@@ -8,9 +8,9 @@ tens of milliseconds. So did long answers to many clients at once.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from typing import Any, Final, cast
+
+from gateway.turns import Turns
 
 #: So much may wait in a protocol for a handler that reads none of it: frames of a WebSocket without
 #: contents, for instance, which a parser does not count.
@@ -18,38 +18,6 @@ _HELD_BYTES: Final = 65536
 
 #: A piece, for which aiohttp takes 1 ms of CPU at the worst (requests of 120 headers; a PC's core).
 PIECE_BYTES: Final = 8192
-
-
-class Turns:
-    """Calls one of those that wait in each turn of the event loop, in the order of their coming."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Call it when its turn has come, never within this."""
-        self._waiting.append(call)
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._next)
-
-    async def wait(self) -> None:
-        """Wait for a turn."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def begin() -> None:
-            if not turn.done():
-                turn.set_result(None)
-
-        self.add(begin)
-        await turn
-
-    def _next(self) -> None:
-        try:
-            self._waiting[0]()
-        finally:
-            self._waiting.popleft()
-            if self._waiting:
-                asyncio.get_running_loop().call_soon(self._next)
 
 
 class PacedConnection(asyncio.Transport, asyncio.Protocol):

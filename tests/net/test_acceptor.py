@@ -24,7 +24,6 @@ from gateway.net.access import (
     ACCEPTS_PER_TURN,
     PERIOD_S,
     AcceptOptions,
-    AcceptTurns,
     Admission,
     Rejection,
 )
@@ -420,21 +419,20 @@ async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_port
             assert max(steps) == ACCEPTS_PER_TURN
 
 
-async def test_an_error_in_our_own_code_ends_neither_that_listener_nor_the_others() -> None:
-    turns_of, calls = AcceptTurns(), ["fails", "more", "", "other", ""]
-    done: list[str] = []
-
-    def accept() -> bool:
-        done.append(calls[len(done)])
-        if done[-1] == "fails":
-            raise RuntimeError("a mistake")
-        return bool(done[-1])
-
+async def test_an_error_in_our_own_code_stops_no_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    turns_of.add(accept)
-    turns_of.add(accept)
-    await until(lambda: done == calls)
+    with monkeypatch.context() as broken, socket.socket() as first, socket.socket() as second:
+        async with accepting_at() as (tcp_port, accepting, owner):
+            broken.setattr(accepting.rejections, "add", None)
+            broken.setattr(Networks, "have", lambda *_: False)
+            first.connect(("127.0.0.1", tcp_port))
+            await until(lambda: errors)
+            broken.undo()
+            second.connect(("127.0.0.1", tcp_port))
+            await until(lambda: owner.connections)
     assert len(errors) == 1
 
 

@@ -274,10 +274,10 @@ async def test_the_loop_makes_one_step_of_a_handshake_per_turn(
 async def test_a_client_is_not_read_while_a_step_of_its_handshake_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.net.tls.Handshakes.run_later", lambda *_: None)
     taken_bytes = 0
     with PtyBoard(tmp_path) as board:
         async with serving(board, tls=tls_of(Authority(tmp_path))) as served:
+            monkeypatch.setattr(served.admission.handshakes.turns, "add", lambda _: None)
             with await TcpClient.connect(served.tcp_port) as client:
 
                 async def flood() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.turns import Turns
 from gateway.web import pacing
-from gateway.web.pacing import PIECE_BYTES, PacedConnection, Turns
+from gateway.web.pacing import PIECE_BYTES, PacedConnection
 
 
 class FakeTransport(asyncio.Transport):
