@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.world import BOTH, IDLE, RESET, STRAP, Logged, State, open_elsewhere, world
+from tests.support.world import BOTH, IDLE, RESET, STRAP, Logged, OtherProgram, State, world
 
 
 async def test_a_released_tty_is_closed_for_a_local_tool_until_it_is_resumed(
@@ -15,7 +15,7 @@ async def test_a_released_tty_is_closed_for_a_local_tool_until_it_is_resumed(
         await w.release("for esptool")
         assert (w.state, w.status.reason) == (State.RELEASED, "for esptool")
         assert (await w.refused(await w.asks())) == "desk: released: for esptool\r\n"
-        with open_elsewhere(w.board.path):
+        with OtherProgram(w.board.path):
             w.rescan()
             await w.pass_time(60.0)
         w.resume()

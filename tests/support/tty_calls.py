@@ -3,7 +3,7 @@
 A pty has no modem lines, and its calls neither hang nor fail as those of a USB device do that has
 just vanished. Inside its `with`, TtyCalls stands between this process and the kernel for the ttys
 that it watches: it keeps DTR and RTS, says what the board does with its own lines, and makes calls
-hang or fail. All other descriptors, and what a test opens with `open_elsewhere`, are the kernel's.
+hang or fail. All other descriptors, and what a test opens with OtherProgram, are the kernel's.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import os
 import struct
 import termios
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -68,7 +67,7 @@ class TtyCalls:
     def __init__(self) -> None:
         self.log: list[TtyCall] = []
         self.lines: list[Lines] = []  # every state of DTR and RTS, opening included
-        self.tries = 0  # to open a watched tty
+        self.tries = 0  # to open a watched tty, whether it is there or not
         self.modem_bits = 0  # the board's lines, TIOCM_CTS for instance
         self.counters: tuple[int, ...] | None = None  # TIOCGICOUNT; None: the driver has none
         self.unsent_bytes: int | None = None  # TIOCOUTQ; None: what the pty says
@@ -86,7 +85,7 @@ class TtyCalls:
 
     def watch(self, tty_path: str) -> None:
         """Record what is done to this tty, wherever it is opened from now on."""
-        self._paths.add(os.path.realpath(tty_path))
+        self._paths |= {tty_path, os.path.realpath(tty_path)}
 
     def fail(self, name: str, error: Exception) -> None:
         """Let calls of that name fail from now on."""
@@ -265,25 +264,52 @@ class TtyCalls:
         self._patch.undo()
 
 
-@contextmanager
-def open_elsewhere(tty_path: str | os.PathLike[str], *, locked: bool = True) -> Iterator[int]:
-    """Be another program that has the tty open, as pyserial's `exclusive=True` with its lock.
+class OtherProgram:
+    """Another program that has a tty open, and has locked it as pyserial's `exclusive=True` does.
 
-    BlockingIOError where a program has locked it. Leaving closes it.
+    A context manager that closes it in the end. BlockingIOError where a program has locked it.
     """
-    descriptor = _really_open(tty_path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if locked:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+
+    def __init__(self, tty_path: str | os.PathLike[str], *, locks: bool = True) -> None:
+        flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        self.descriptor = _really_open(tty_path, flags)
+        try:
+            if locks:
+                self.lock()
+        except BlockingIOError:
+            self.close()
+            raise
+
+    def lock(self) -> None:
+        """Keep others out."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def unlock(self) -> None:
+        """Let others in, and go on."""
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the tty; twice is fine."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def is_free(tty_path: str | os.PathLike[str]) -> bool:
     """Whether another program could open and lock the tty."""
     try:
-        with open_elsewhere(tty_path):
+        with OtherProgram(tty_path):
             return True
     except BlockingIOError:
         return False

@@ -69,7 +69,7 @@ from tests.support.tcp_client import (
 )
 from tests.support.telnet_wire import RFC2217_CLIENT
 from tests.support.tty_board import LoopClock, PtyBoard, turns, until
-from tests.support.tty_calls import TtyCalls, is_free, open_elsewhere
+from tests.support.tty_calls import OtherProgram, TtyCalls, is_free
 
 __all__ = [
     "BOTH",
@@ -78,6 +78,7 @@ __all__ = [
     "SPEAKS_TELNET",
     "STRAP",
     "Board",
+    "Client",
     "ClientError",
     "Control",
     "DeviceAbsentError",
@@ -86,11 +87,15 @@ __all__ = [
     "Location",
     "Logged",
     "Notice",
+    "OtherProgram",
     "State",
     "World",
+    "baudrate",
     "com_port",
+    "control",
+    "control_answers",
+    "hard_reset",
     "is_free",
-    "open_elsewhere",
     "turns",
     "until",
     "world",
@@ -188,6 +193,7 @@ class Board(PtyBoard):
         super().__init__(folder, plugged_in=False)
         self.lines = self.calls.lines
         self.location = Location(str(self.path), None, lambda: self.usb_ids)
+        self.calls.watch(str(self.path))
         if plugged_in:
             self.plug()
 
@@ -203,10 +209,14 @@ class Board(PtyBoard):
 
     async def reads_bytes(self, n_bytes: int) -> None:
         """Read until so many bytes have ever been read."""
+        await self.reads_until(lambda: len(self.received) >= n_bytes)
 
-        def has_read() -> bool:
+    async def reads_until(self, is_enough: Callable[[], object]) -> None:
+        """Read what comes until a condition holds."""
+
+        def has_read() -> object:
             self.read_some(65536)
-            return len(self.received) >= n_bytes
+            return is_enough()
 
         await until(has_read)
 
@@ -520,7 +530,7 @@ def _next_due_s(clock: ControlledClock) -> float:
 
 def port_config(path: Path | str, keys: str = "") -> PortConfig:
     """The port `desk` of a YAML with these keys, in flow style, on a TCP port of loopback."""
-    tcp = "" if "connect:" in keys else ", tcp: 0"
+    tcp = "" if re.search(r"(?<!on_)(?<!dis)connect:", keys) else ", tcp: 0"
     text = f"ports: [{{name: desk{tcp}, device: {path}{', ' if keys else ''}{keys}}}]"
     return parse_config(text, "scenario").ports[0]
 
@@ -543,8 +553,8 @@ async def world(
     It is past its first try to open its tty inside, unless `waits` is False. `starting` is called
     before that. `locate` says where the board is, instead of where its tty is.
     """
+    config = port_config(folder / "tty", keys)
     board = board or Board(folder, plugged_in=plugged_in, usb_ids=usb_ids, has_lines=has_lines)
-    config = port_config(board.path, keys)
     with board, board.calls, capture_logs() as log:
         world = World(board, LoopClock(), log, Admission())  # type: ignore[arg-type] # mutable dicts
         starting(world)
