@@ -71,6 +71,7 @@ class TtyCalls:
         self.modem_bits = 0  # the board's lines, TIOCM_CTS for instance
         self.counters: tuple[int, ...] | None = None  # TIOCGICOUNT; None: the driver has none
         self.unsent_bytes: int | None = None  # TIOCOUTQ; None: what the pty says
+        self.room: int | None = None  # how many bytes more the driver takes; None: as the pty
         self.has_lines = True
         self.break_is_supported = True
         self.on_call: Callable[[str], None] = lambda _: None  # in the calling thread, before it
@@ -171,10 +172,15 @@ class TtyCalls:
         if descriptor not in self._descriptors:
             return really(descriptor, data)
         self._enter("write")
+        if self.room is not None:
+            data = data[: self.room]
+            if not data:
+                raise BlockingIOError
         copied = bytes(data)
         sent = really(descriptor, data)
-        if sent:
-            self._record("write", copied[:sent])
+        if self.room is not None:
+            self.room -= sent
+        self._record("write", copied[:sent])
         return sent
 
     def _ioctl(
