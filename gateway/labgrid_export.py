@@ -14,7 +14,7 @@ import yaml
 
 from gateway.config.document import GatewayConfig, PortConfig, is_loopback, is_wildcard
 from gateway.status import PortSnapshot
-from gateway.usb.pool_table import PoolTable
+from gateway.usb.pools import PoolTable
 
 #: labgrid renders the file as a Jinja template in which `#` begins a statement, `##` a comment.
 _COMMENT = "## "

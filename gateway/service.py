@@ -30,7 +30,7 @@ from gateway.status import to_json
 from gateway.status_socket import SocketInUseError, StatusError, StatusServer
 from gateway.systemd import Counts, ManagerReports, Notifier
 from gateway.usb.inventory import Inventory, UsbSource
-from gateway.usb.state_file import default_folder
+from gateway.usb.pools import default_folder
 
 #: A device whose board has vanished under its client counts in two ways.
 _OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}
@@ -59,7 +59,9 @@ class Service:
         self._n_wanted = 0  # ports that are served or being started
         self._log = structlog.get_logger()
         folder = state_folder or default_folder(os.environ)
-        self._inventory = Inventory(self, folder, self._log, usb or UsbSource())
+        self._inventory = Inventory(
+            folder, self._log, usb or UsbSource(), self._rescan, self._ports_changed
+        )
         self._tls_contexts = TlsContexts(self._log)
         self._admission = Admission()
         self._reconciling = asyncio.Lock()  # held while ports are started or stopped
@@ -160,15 +162,12 @@ class Service:
             broken=states.count(DeviceState.BROKEN),
         )
 
-    # What the inventory reports (inventory.InventoryOwner).
-
-    def look_again(self, name: str) -> None:
-        """Pass it on."""
+    def _rescan(self, name: str) -> None:
         for port in self._ports:
             if port.config.name == name:
                 port.device.look_again()
 
-    def ports_changed(self) -> None:
+    def _ports_changed(self) -> None:
         """Start and stop ports, when what is being started or stopped already has been."""
         self._ports_are_old = True
         if self._following is None and not self._stopping:

@@ -10,9 +10,7 @@ import pytest
 import yaml
 
 from gateway.cli.main import main
-from gateway.usb.pool_store import FILE_NAME
-from gateway.usb.pool_table import PoolTable, Record
-from gateway.usb.state_file import write_state
+from gateway.usb.pools import PoolTable, Record, write_table
 from tests.support.processes import Service
 
 PORTS = """\
@@ -33,7 +31,7 @@ def config(tmp_path: Path) -> Path:
 def test_labgrid_is_told_of_the_ports_of_a_file_and_the_operator_of_the_rest(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_state(tmp_path / FILE_NAME, PoolTable([Record("shelf", 4100, "", "1-1", 1)]).to_json())
+    write_table(tmp_path, PoolTable([Record("shelf", 4100, "", "1-1", 1)]).to_json())
     command = ["export", "labgrid", str(config), "--host", "lab", "--state-dir", str(tmp_path)]
     assert main(command) == 0
     out, err = capsys.readouterr()

@@ -193,14 +193,14 @@ def _ask_service(path: Path | None) -> tuple[str, list[PortSnapshot]]:
 def _devices(arguments: argparse.Namespace) -> int:
     from gateway.config.document import GatewayConfig
     from gateway.config.reader import load_config
-    from gateway.usb import device_list, pool_store, state_file, sysfs
+    from gateway.usb import device_list, pools, sysfs
 
     config = GatewayConfig(())
     if arguments.config is not None:  # a user who may not read the keys can list devices
         config = load_config(arguments.config, with_files=False)
-    folder = arguments.state_dir or state_file.default_folder(os.environ)
-    table = pool_store.read_table(folder)
-    listed = device_list.listing(device_list.look(sysfs.Sysfs()), config, table)
+    folder = arguments.state_dir or pools.default_folder(os.environ)
+    table = pools.read_table(folder)
+    listed = device_list.listing(sysfs.Sysfs(), config, table)
     if arguments.json:
         print(device_list.to_json(listed))
     elif arguments.yaml:
@@ -225,13 +225,13 @@ def _export_labgrid(arguments: argparse.Namespace) -> int:
 def _exported(arguments: argparse.Namespace) -> Export:
     from gateway import labgrid_export
     from gateway.config.reader import load_config
-    from gateway.usb import pool_store, state_file
+    from gateway.usb import pools
 
     host, is_given = arguments.host or socket.gethostname(), arguments.host is not None
     if arguments.file is not None:
         config = load_config(arguments.file)
-        folder = arguments.state_dir or state_file.default_folder(os.environ)
-        table = pool_store.read_table(folder)
+        folder = arguments.state_dir or pools.default_folder(os.environ)
+        table = pools.read_table(folder)
         return labgrid_export.from_config(config, table, host, is_given=is_given)
     _, ports = _ask_service(arguments.socket)
     return labgrid_export.from_service(ports, host, is_given=is_given)

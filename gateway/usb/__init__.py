@@ -1,1 +1,1 @@
-"""What is plugged in, and which port of the YAML has which device."""
+"""Plugged-in USB devices, and which port of the YAML has which device."""

@@ -1,8 +1,4 @@
-"""`esp-gateway devices`: what is plugged in and who serves it, for a person, a program, the YAML.
-
-What is plugged in is read by `sysfs`, who gets what is worked out as `inventory` does it; here it
-is put into words.
-"""
+"""`esp-gateway devices`: the plugged-in devices and their ports, as a table, JSON or YAML."""
 
 from __future__ import annotations
 
@@ -11,44 +7,51 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.config.document import GatewayConfig, pool_member_name
 from gateway.config.usb_match import UsbTty
 from gateway.protocol.board_kinds import CHANGES_IDENTITY, BoardKind, kind_of, row_of
-from gateway.usb.assignment import Assignment, assign, jtag_note
-from gateway.usb.board_pairs import Pair, find_pairs
-from gateway.usb.no_tty import NoTty
-from gateway.usb.pool_store import today
-from gateway.usb.pool_table import PoolTable
-from gateway.usb.sysfs import Sysfs, existing
+from gateway.usb.inventory import assign, assign_pools, jtag_note, real_paths_of
+from gateway.usb.pools import PoolTable
+from gateway.usb.sysfs import NoTty, Sysfs
 
-_FIRST_TCP_PORT = 4001
-_LAST_TCP_PORT = 65535
+_FIRST_TCP_PORT: Final = 4001
+_LAST_TCP_PORT: Final = 65535
 
-_HEAD = ("PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT")
+_ESPRESSIF: Final = 0x303A
+_OWN_USB: Final = {BoardKind.USB_JTAG, BoardKind.USB_OTG}
+_BRIDGES: Final = {BoardKind.BRIDGE, BoardKind.FLOW_CONTROL_BRIDGE}
+
+_HEAD: Final = ("PATH", "USB", "CHIP", "LOCATION", "SERIAL", "PRODUCT", "PORT")
 
 
 @dataclass(frozen=True, slots=True)
-class Plugged:
-    """What is plugged in: ttys, devices that should have one, and where there is any device."""
+class Pair:
+    """A chip's own USB and a UART bridge on the hub at `hub`.
 
-    ttys: Sequence[UsbTty]
-    no_tty: Sequence[NoTty] = ()
-    locations: Sequence[str] = ()
+    They are one board for certain if the hub calls both parts of it (`removable` in sysfs is
+    `fixed`). Else they are the only devices on a hub that does not say so: the operator has to
+    look.
+    """
 
+    ttys: tuple[UsbTty, UsbTty]
+    hub: str
+    is_certain: bool
 
-def look(sysfs: Sysfs) -> Plugged:
-    """What is plugged in now, ttys that can't be opened included."""
-    ttys = sysfs.usb_ttys(ready_only=False)
-    return Plugged(ttys, sysfs.no_tty(), sysfs.device_names())
+    def __str__(self) -> str:
+        paths = " and ".join(tty.path for tty in self.ttys)
+        if self.is_certain:
+            return f"{paths}: one board, with a hub of its own at {self.hub}"
+        return f"{paths}: alone on the hub at {self.hub}, either two boards or one that has both"
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is plugged in, and what a configuration makes of it.
+    """The plugged-in devices, and what a configuration makes of them.
 
-    `ports` has the name of the port that serves a device by the device's path, `boards` the ttys
-    that are known to be of one board; `notes` are lines for a person.
+    `ports` has the name of the port that serves a device by the device's path, `boards` the pairs
+    that are one board; `notes` are lines for a person.
     """
 
     ttys: Sequence[UsbTty]
@@ -57,64 +60,79 @@ class Listing:
     boards: list[Pair]
     notes: list[str]
 
+    @property
+    def devices(self) -> list[UsbTty | NoTty]:
+        """All devices."""
+        return [*self.ttys, *self.no_tty]
 
-def listing(plugged: Plugged, config: GatewayConfig, table: PoolTable) -> Listing:
-    """Who serves what; `table` is what the pools remember, and is brought up to date."""
-    ttys = plugged.ttys
+
+def listing(sysfs: Sysfs, config: GatewayConfig, table: PoolTable) -> Listing:
+    """List the devices, those that can't be opened included; blocks.
+
+    `table` has the ports of pools, and is brought up to date.
+    """
+    ttys = sysfs.usb_ttys(ready_only=False)
+    no_tty = sysfs.no_tty()
     choices = {port.name: port.device for port in config.ports if port.device.simulated is None}
-    paths = [tty.path for tty in ttys]
-    paths += [path for choice in choices.values() for path in choice.paths]
-    real_paths = existing(paths)
+    real_paths = real_paths_of(config, ttys)
     assignment = assign(choices, ttys, real_paths)
     owners = {real_paths[path]: name for name, path in assignment.paths.items()}
     real = {tty.path: real_paths.get(tty.path, "") for tty in ttys}
     ports = {path: owners[real[path]] for path in real if real[path] in owners}
-    notes = [f"{name}: {problem}" for name, problem in assignment.problems.items()]
-    notes += [
-        f"{name}: not plugged in ({choice})"
-        for name, choice in choices.items()
-        if name not in assignment.paths and name not in assignment.problems
-    ]
-    in_pools, pool_notes = _served_by_pools(ttys, assignment, config, table)
-    ports |= in_pools
-    jtag = [f"{tty}: {jtag_note(tty)}" for tty in ttys if tty.is_jtag and tty.path not in ports]
-    no_tty = [f"{device}: no tty: {device.reason}" for device in plugged.no_tty]
-    pairs = find_pairs(ttys, plugged.locations)
-    boards = [pair for pair in pairs if pair.is_certain]
-    notes += [*pool_notes, *jtag, *no_tty, *(str(pair) for pair in pairs)]
-    return Listing(ttys, plugged.no_tty, ports, boards, notes)
-
-
-def _served_by_pools(
-    ttys: Sequence[UsbTty], assignment: Assignment, config: GatewayConfig, table: PoolTable
-) -> tuple[dict[str, str], list[str]]:
-    """Who has which port of a pool, and who has none though a pool fits."""
-    fitting = {
-        tty: [pool.name for pool in config.pools if pool.pattern.device.fits(tty)]
-        for tty in assignment.free
-    }
-    wanted = {
-        pool.name: [tty for tty, names in fitting.items() if names == [pool.name]]
-        for pool in config.pools
-    }
-    ranges = {pool.name: pool.tcp_ports for pool in config.pools}
-    served = table.update(ranges, wanted, ttys, today(), assignment.held)
-    ports = {tty.path: pool_member_name(*place) for place, tty in served.ttys.items()}
+    served, not_served = assign_pools(config, assignment, ttys, table)
+    ports |= {tty.path: pool_member_name(*place) for place, tty in served.ttys.items()}
+    jtag = [tty for tty in ttys if tty.is_jtag and tty.path not in ports]
+    not_served |= {str(tty): jtag_note(tty) for tty in jtag}
+    pairs = find_pairs(ttys, sysfs.device_names())
     notes = [
-        f"{tty}: fits the pools {', '.join(names)}"
-        for tty, names in fitting.items()
-        if len(names) > 1
+        *(f"{name}: {problem}" for name, problem in assignment.problems.items()),
+        *(
+            f"{name}: not plugged in ({choice})"
+            for name, choice in choices.items()
+            if name not in assignment.paths and name not in assignment.problems
+        ),
+        *(f"{tty}: {reason}" for tty, reason in not_served.items()),
+        *(f"{device}: no tty: {device.reason}" for device in no_tty),
+        *(str(pair) for pair in pairs),
     ]
-    notes += [f"{tty}: the pool {pool} is full" for pool, tty in served.left_out]
-    return ports, notes
+    return Listing(ttys, no_tty, ports, [pair for pair in pairs if pair.is_certain], notes)
+
+
+def find_pairs(ttys: Sequence[UsbTty], locations: Sequence[str]) -> list[Pair]:
+    """Return the pairs among the ttys; `locations` are those of all USB devices."""
+    hubs: dict[str, list[UsbTty]] = {}
+    for tty in ttys:
+        hub, dot, _ = tty.location.rpartition(".")
+        # Without a dot it is on the host's own root hub.
+        if dot and not tty.is_jtag:
+            hubs.setdefault(hub, []).append(tty)
+    pairs = []
+    for hub, members in hubs.items():
+        fixed = _pair_of([tty for tty in members if tty.is_fixed])
+        if fixed is not None:
+            pairs.append(Pair(fixed, hub, is_certain=True))
+            continue
+        children = [each for each in locations if each.rpartition(".")[0] == hub]
+        alone = _pair_of(members) if len(children) == 2 else None
+        if alone is not None:
+            pairs.append(Pair(alone, hub, is_certain=False))
+    return pairs
+
+
+def _pair_of(ttys: Sequence[UsbTty]) -> tuple[UsbTty, UsbTty] | None:
+    """Return the ttys if they are one chip and one bridge, of two devices."""
+    own = [tty for tty in ttys if tty.vendor_id == _ESPRESSIF and _kind(tty) in _OWN_USB]
+    bridges = [tty for tty in ttys if _kind(tty) in _BRIDGES]
+    if (len(ttys), len(own), len(bridges)) != (2, 1, 1) or ttys[0].location == ttys[1].location:
+        return None
+    return ttys[0], ttys[1]
 
 
 def to_table(listed: Listing) -> str:
-    """For a person: a line each, columns aligned, then the notes."""
-    if not listed.ttys and not listed.no_tty:
+    """Return a line per device with aligned columns, then the notes."""
+    if not listed.devices:
         return "\n".join(["no USB serial device is plugged in", *listed.notes])
-    rows = [_HEAD, *(_row(tty, listed) for tty in listed.ttys)]
-    rows += [_row_without_tty(device) for device in listed.no_tty]
+    rows = [_HEAD, *(_row(each, listed) for each in listed.devices)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -123,16 +141,43 @@ def to_table(listed: Listing) -> str:
     return "\n".join([*lines, *listed.notes])
 
 
+def _row(device: UsbTty | NoTty, listed: Listing) -> tuple[str, ...]:
+    chip = _chip_and_kind(device)[0] or "-"
+    texts = device.serial or "-", device.product or "-"
+    if isinstance(device, NoTty):
+        return ("no tty", device.usb, chip, device.location, *texts, "-")
+    if device.is_jtag:
+        chip += ", JTAG channel"
+    port = listed.ports.get(device.path, "-")
+    return (device.path, device.usb, chip, _location(device, listed), *texts, port)
+
+
 def to_json(listed: Listing) -> str:
-    """For a program: a list of objects, one line each."""
-    found = [_object(tty, listed) for tty in listed.ttys]
-    found += [_object_without_tty(device) for device in listed.no_tty]
-    objects = [json.dumps(each, ensure_ascii=False) for each in found]
-    return "[" + ",\n ".join(objects) + "]"
+    """Return a list of objects, one line each."""
+    objects = [_object(each, listed) for each in listed.devices]
+    return "[" + ",\n ".join(json.dumps(each, ensure_ascii=False) for each in objects) + "]"
+
+
+def _object(device: UsbTty | NoTty, listed: Listing) -> dict[str, object]:
+    chip, kind = _chip_and_kind(device)
+    common = {"usb": device.usb, "location": device.location}
+    texts = {"serial": device.serial, "product": device.product, "chip": chip, "kind": kind}
+    if isinstance(device, NoTty):
+        return {"path": None, **common, **texts, "port": None, "no_tty": device.reason}
+    return {
+        "path": device.path,
+        **common,
+        "interface": device.interface,
+        "manufacturer": device.manufacturer,
+        **texts,
+        "channel": "JTAG" if device.is_jtag else None,
+        "same_board": _same_board(device, listed),
+        "port": listed.ports.get(device.path),
+    }
 
 
 def to_yaml(listed: Listing, config: GatewayConfig) -> str:
-    """For the configuration: an entry for each device that has none, on TCP ports that are free."""
+    """Return entries for the devices that have no port, on free TCP ports."""
     used = {port.tcp_port for port in config.ports}
     used |= {tcp_port for pool in config.pools for tcp_port in pool.tcp_ports}
     free = (number for number in range(_FIRST_TCP_PORT, _LAST_TCP_PORT + 1) if number not in used)
@@ -154,122 +199,55 @@ def _entry(tty: UsbTty, tcp_port: int, listed: Listing, *, is_shared: bool) -> I
         yield f"  # the same board as {', '.join(others)}"
     yield f"  - name: {_name(tty, listed)}"
     yield f"    tcp: {tcp_port}"
-    if tty.tty_number or _has_more_ttys(tty, listed):
-        # No match tells the ttys of one interface apart.
+    siblings = _siblings(tty, listed)
+    if tty.tty_number or any(each.interface == tty.interface for each in siblings):
+        # No match distinguishes the ttys of one interface.
         yield f"    device: {tty.path}"
         return
     yield "    device:"
-    # What a chip on native USB calls itself is up to the program that it runs.
-    if tty.serial_key and not is_shared and kind_of(_ids(tty)) not in CHANGES_IDENTITY:
+    # The program of a chip on native USB chooses its name and serial number.
+    if tty.serial_key and not is_shared and _kind(tty) not in CHANGES_IDENTITY:
         yield f"      serial: {json.dumps(tty.serial, ensure_ascii=False)}"
-        if _has_siblings(tty, listed):
+        if siblings:
             yield f"      interface: {tty.interface}"
     else:
         yield f'      location: "{_location(tty, listed)}"'
 
 
 def _name(tty: UsbTty, listed: Listing) -> str:
-    row = row_of(_ids(tty))
-    called = "usb" if row is None else row.name.partition(",")[0].partition(" (")[0]
-    if kind_of(_ids(tty)) is BoardKind.USB_OTG:
-        called = BoardKind.USB_OTG.value
+    name, kind = _chip_and_kind(tty)
+    called = "usb" if name is None else name.partition(",")[0].partition(" (")[0]
+    if kind == BoardKind.USB_OTG.value:
+        called = kind
     chip = re.sub(r"[^a-z0-9]+", "-", called.lower())
     place = re.sub(r"[^0-9]+", "-", _location(tty, listed))
     number = f"-{tty.tty_number}" if tty.tty_number else ""
     return f"{chip[:14].strip('-')}-{place}{number}"[:32]
 
 
-def _row(tty: UsbTty, listed: Listing) -> tuple[str, ...]:
-    return (
-        tty.path,
-        tty.usb,
-        _chip(tty),
-        _location(tty, listed),
-        tty.serial or "-",
-        tty.product or "-",
-        listed.ports.get(tty.path, "-"),
-    )
-
-
-def _row_without_tty(device: NoTty) -> tuple[str, ...]:
+def _chip_and_kind(device: UsbTty | NoTty) -> tuple[str | None, str | None]:
     row = row_of((device.vendor_id, device.product_id))
-    chip = row.name if row is not None else "-"
-    return (
-        "no tty",
-        device.usb,
-        chip,
-        device.location,
-        device.serial or "-",
-        device.product or "-",
-        "-",
-    )
+    return (None, None) if row is None else (row.name, row.kind.value)
 
 
-def _chip(tty: UsbTty) -> str:
-    row = row_of(_ids(tty))
-    name = row.name if row is not None else "-"
-    return f"{name}, JTAG channel" if tty.is_jtag else name
+def _kind(tty: UsbTty) -> BoardKind:
+    return kind_of((tty.vendor_id, tty.product_id))
 
 
 def _same_board(tty: UsbTty, listed: Listing) -> list[str]:
-    """The paths of the other ttys that are known to be of a tty's board."""
+    """Return the paths of the other ttys of a tty's board."""
     return [
         each.path for pair in listed.boards if tty in pair.ttys for each in pair.ttys if each != tty
     ]
 
 
-def _object_without_tty(device: NoTty) -> dict[str, object]:
-    row = row_of((device.vendor_id, device.product_id))
-    return {
-        "path": None,
-        "usb": device.usb,
-        "location": device.location,
-        "serial": device.serial,
-        "product": device.product,
-        "chip": row.name if row is not None else None,
-        "kind": row.kind.value if row is not None else None,
-        "port": None,
-        "no_tty": device.reason,
-    }
-
-
-def _object(tty: UsbTty, listed: Listing) -> dict[str, object]:
-    row = row_of(_ids(tty))
-    return {
-        "path": tty.path,
-        "usb": tty.usb,
-        "location": tty.location,
-        "interface": tty.interface,
-        "serial": tty.serial,
-        "manufacturer": tty.manufacturer,
-        "product": tty.product,
-        "chip": row.name if row is not None else None,
-        "kind": row.kind.value if row is not None else None,
-        "channel": "JTAG" if tty.is_jtag else None,
-        "same_board": _same_board(tty, listed),
-        "port": listed.ports.get(tty.path),
-    }
+def _siblings(tty: UsbTty, listed: Listing) -> list[UsbTty]:
+    """Return the other ttys of a tty's device."""
+    return [each for each in listed.ttys if each.socket == tty.socket and each != tty]
 
 
 def _location(tty: UsbTty, listed: Listing) -> str:
-    """Where it is plugged in; with its interface if the device has several."""
-    unit = f":{tty.configuration}.{tty.interface}" if _has_siblings(tty, listed) else ""
+    """Return the location, with the interface if its device has ttys on several."""
+    others = any(each.interface != tty.interface for each in _siblings(tty, listed))
+    unit = f":{tty.configuration}.{tty.interface}" if others else ""
     return f"{tty.location}{unit}"
-
-
-def _has_siblings(tty: UsbTty, listed: Listing) -> bool:
-    return any(
-        each.socket == tty.socket and each.interface != tty.interface for each in listed.ttys
-    )
-
-
-def _has_more_ttys(tty: UsbTty, listed: Listing) -> bool:
-    """Whether its interface has several ttys."""
-    return any(
-        (each.socket, each.interface) == (tty.socket, tty.interface) and each != tty
-        for each in listed.ttys
-    )
-
-
-def _ids(tty: UsbTty) -> tuple[int, int]:
-    return tty.vendor_id, tty.product_id

@@ -1,8 +1,7 @@
-"""Watches which USB ttys are plugged in, and tells of each change.
+"""Watch which USB ttys are plugged in.
 
-udev says when something happens, over a netlink socket that the event loop watches; what is there
-then is read from sysfs, whole, so that an event that was lost or came twice does no harm. Where
-there is no udev (containers have none), sysfs is looked at each second instead.
+udev reports changes over a netlink socket; the state is always read from sysfs, whole, so that a
+lost or repeated event does no harm. Without udev, as in containers, sysfs is read each second.
 """
 
 from __future__ import annotations
@@ -11,58 +10,45 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from gateway import clock
 from gateway.config.usb_match import UsbTty
-from gateway.tty.control_thread import ControlThread
-from gateway.usb.no_tty import NoTty
-from gateway.usb.sysfs import Sysfs
+from gateway.runtime import call_blocking
+from gateway.usb.sysfs import NoTty, Sysfs
 
 if TYPE_CHECKING:
     import pyudev
 
-#: Its socket exists while udev runs.
-UDEV_CONTROL = Path("/run/udev/control")
+#: udev's own socket, which exists while udev runs.
+UDEV_CONTROL: Final = Path("/run/udev/control")
 
-#: Without udev: how often sysfs is looked at. One look takes 2 ms with 64 boards.
-POLL_S = 1.0
-#: With udev: events may be lost, and in a container that has the host's /run none ever comes.
-RESCAN_S = 10.0
+#: Between two scans without udev. A scan takes 2 ms with 64 boards.
+POLL_S: Final = 1.0
+#: Between two scans with udev: events may be lost, and in a container with the host's /run there
+#: are none.
+RESCAN_S: Final = 10.0
 
-#: Events that are taken in one turn of the loop; a hub with 50 boards gives some hundreds at once.
-MAX_EVENTS_PER_TURN = 64
+#: Events handled per loop turn; a hub with 50 boards causes some hundreds at once.
+MAX_EVENTS_PER_TURN: Final = 64
 
 #: A device that was just plugged in has no tty yet.
-NO_TTY_LOG_S = 5.0
+NO_TTY_LOG_S: Final = 5.0
 
-#: How long reading sysfs may take. The kernel locks a device while it is set up or reset, which
-#: may take 5 s for each try of a broken one.
-SCAN_LIMIT_S = 20.0
-#: Then that thread is left behind, and so much later another one tries.
-_STUCK_PAUSE_S = 60.0
+#: Limit of a scan: the kernel locks a device while it is set up or reset, up to 5 s for each try of
+#: a broken one.
+SCAN_LIMIT_S: Final = 20.0
+#: Pause after a scan that exceeded it; its thread is left behind.
+_STUCK_PAUSE_S: Final = 60.0
 
-
-class Monitor(Protocol):
-    """Where events about ttys come from."""
-
-    def fileno(self) -> int:
-        """Readable while there are events."""
-
-    def receive(self) -> tuple[str, str] | None:
-        """The next event, None if there is none: action and name of the tty.
-
-        Raises OSError when events were lost.
-        """
-
-    def close(self) -> None:
-        """Not needed any more."""
+#: How long stopping waits for a scan.
+_STOP_LIMIT_S: Final = 0.5
 
 
 class UdevMonitor:
-    """udev's events; raises OSError or ImportError where there are none."""
+    """udev's events about ttys. Raises OSError or ImportError where there are none."""
 
     def __init__(self) -> None:
         # Loads libudev, which a container may not have.
@@ -73,32 +59,34 @@ class UdevMonitor:
         self._monitor.start()
 
     def fileno(self) -> int:
-        """The netlink socket."""
+        """Return the netlink socket, readable while there are events."""
         assert self._monitor is not None  # noqa: S101 - not after close()
         descriptor: int = self._monitor.fileno()
         return descriptor
 
     def receive(self) -> tuple[str, str] | None:
-        """See Monitor."""
+        """Return action and name of the next event's tty, None without one.
+
+        Raises OSError when events were lost.
+        """
         assert self._monitor is not None  # noqa: S101 - not after close()
         device = self._monitor.poll(timeout=0)
         return None if device is None else (device.action or "", device.sys_name)
 
     def close(self) -> None:
-        """libudev closes the socket with the last reference."""
+        """Close the socket, which libudev does with the last reference."""
         self._monitor = None
 
 
-def open_udev_monitor(control: Path = UDEV_CONTROL) -> Monitor | None:
-    """udev's events, None where udev does not run. Raises OSError or ImportError."""
+def open_udev_monitor(control: Path = UDEV_CONTROL) -> UdevMonitor | None:
+    """Return udev's events, None where udev does not run. Raises OSError or ImportError."""
     return UdevMonitor() if control.exists() else None
 
 
 class Watcher:
-    """Calls `changed` with all that is plugged in, from `start` to `stop`; used on the loop.
+    """Call `changed` with all plugged-in ttys, from `start` to `stop`; used on the loop.
 
-    It is called after each look, whether or not anything differs from the one before: links in
-    /dev may. Until the first look has ended, nothing is known.
+    It is called after each scan, whether or not anything differs: links in /dev may.
     """
 
     def __init__(
@@ -106,102 +94,107 @@ class Watcher:
         sysfs: Sysfs,
         changed: Callable[[list[UsbTty]], None],
         log: structlog.typing.FilteringBoundLogger,
-        open_monitor: Callable[[], Monitor | None] = open_udev_monitor,
+        open_monitor: Callable[[], UdevMonitor | None] = open_udev_monitor,
     ) -> None:
         self._sysfs = sysfs
         self._changed = changed
         self._log = log
         self._open_monitor = open_monitor
-        self._loop = asyncio.get_running_loop()
-        self._monitor: Monitor | None = None
-        self._thread: ControlThread | None = None
-        self._scanning = False
-        self._gone: set[str] = set()  # names that went during the look that is under way
-        self._scan_again = False
-        self._timer: clock.Timer | None = None
+        self._monitor: UdevMonitor | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._scan: asyncio.Future[tuple[list[UsbTty], list[NoTty]]] | None = None
+        self._rescan = asyncio.Event()
+        self._gone: set[str] = set()  # names removed during the scan that is under way
         self._present: list[UsbTty] = []
         self._no_tty_since_s: dict[NoTty, float] = {}
         self._logged: set[NoTty] = set()
 
+    @property
+    def no_tty(self) -> list[NoTty]:
+        """The devices that should have a tty and had none at the last scan."""
+        return list(self._no_tty_since_s)
+
     def start(self) -> None:
-        """Look now, and whenever something changes."""
+        """Scan now and after each change."""
         try:
             self._monitor = self._open_monitor()
         except (OSError, ImportError) as error:
-            self._log.warning("udev_not_heard", reason=str(error), looking_every_s=POLL_S)
+            self._log.warning("udev_unavailable", reason=str(error), scan_every_s=POLL_S)
         if self._monitor is not None:
-            self._loop.add_reader(self._monitor.fileno(), self._receive)
-        self._scan()
+            asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._receive)
+        self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Look no more; waits for a look that is under way for a moment."""
-        self._close_monitor()
-        if self._timer is not None:
-            self._timer.cancel()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            ended = asyncio.Event()
-
-            def ended_on_thread() -> None:
-                with contextlib.suppress(RuntimeError):  # the loop did not wait for it
-                    self._loop.call_soon_threadsafe(ended.set)
-
-            thread.stop(ended_on_thread)
+        """Stop; wait a moment for a scan that is under way."""
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+            self._monitor.close()
+            self._monitor = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self._scan is not None:
             with contextlib.suppress(TimeoutError):
-                async with clock.timeout(0.5):
-                    await ended.wait()
+                async with clock.timeout(_STOP_LIMIT_S):
+                    await asyncio.wait({self._scan})
+            self._scan.cancel()
 
     def _receive(self) -> None:
         for _ in range(MAX_EVENTS_PER_TURN):
             try:
                 event = self._monitor.receive() if self._monitor is not None else None
-            except OSError as error:
-                self._events_lost(error)
+            except OSError as error:  # too many at once, or the socket has failed
+                self._log.warning("udev_events_lost", reason=str(error))
+                self._rescan.set()
                 return
             if event is None:
                 return
             action, name = event
+            self._rescan.set()
             if action == "remove":
-                self._has_gone(name)
-            self._scan()
+                self._gone.add(name)
+                left = [tty for tty in self._present if Path(tty.path).name != name]
+                if len(left) < len(self._present):
+                    self._report(left)
 
-    def _events_lost(self, error: OSError) -> None:
-        """Too many came at once, or the socket has failed: what is there now is read anyway."""
-        self._log.warning("udev_events_lost", reason=str(error))
-        self._scan()
+    async def _run(self) -> None:
+        while True:
+            self._rescan.clear()
+            self._gone.clear()
+            try:
+                await self._scan_once()
+            except TimeoutError:
+                reason = f"sysfs has not answered within {SCAN_LIMIT_S:g} s"
+                self._log.error("usb_scan_stuck", reason=reason)
+                await clock.sleep(_STUCK_PAUSE_S)
+                continue
+            except Exception as error:
+                self._log.error("usb_scan_failed", exc_info=error)
+            with contextlib.suppress(TimeoutError):
+                async with clock.timeout(POLL_S if self._monitor is None else RESCAN_S):
+                    await self._rescan.wait()
 
-    def _has_gone(self, name: str) -> None:
-        """Tell at once what needs no look."""
-        self._gone.add(name)
-        left = [tty for tty in self._present if Path(tty.path).name != name]
-        if len(left) < len(self._present):
-            self._tell(left)
-
-    def _scan(self) -> None:
-        if self._scanning:
-            self._scan_again = True
-            return
-        self._scanning = True
-        self._scan_again = False
-        self._gone.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._thread is None:
-            self._thread = ControlThread("hotplug", self._stuck)
-        self._thread.submit(self._look, self._scanned, self._not_scanned, limit_s=SCAN_LIMIT_S)
+    async def _scan_once(self) -> None:
+        self._scan = asyncio.ensure_future(call_blocking(self._look, "hotplug"))
+        try:
+            async with clock.timeout(SCAN_LIMIT_S):
+                ttys, no_tty = await asyncio.shield(self._scan)
+        except TimeoutError:
+            self._scan.cancel()
+            raise
+        self._note(no_tty)
+        # The scan may have read ttys that were removed meanwhile.
+        self._report([tty for tty in ttys if Path(tty.path).name not in self._gone])
 
     def _look(self) -> tuple[list[UsbTty], list[NoTty]]:
         return self._sysfs.usb_ttys(), self._sysfs.no_tty()
 
-    def _scanned(self, found: tuple[list[UsbTty], list[NoTty]]) -> None:
-        ttys, no_tty = found
-        self._note(no_tty)
-        # What has gone since may have been read before it went, what has come since was not.
-        self._tell([tty for tty in ttys if Path(tty.path).name not in self._gone])
-        self._scan_next()
+    def _report(self, ttys: list[UsbTty]) -> None:
+        self._present = ttys
+        self._changed(ttys)
 
     def _note(self, no_tty: list[NoTty]) -> None:
-        """Keep what has no tty, and log what has been without one for a while."""
+        """Keep the devices without a tty; log those that have lacked one for a while."""
         now_s = clock.time()
         before, self._no_tty_since_s = self._no_tty_since_s, {}
         for device in no_tty:
@@ -217,41 +210,3 @@ class Watcher:
                     reason=device.reason,
                 )
         self._logged &= set(no_tty)
-
-    @property
-    def no_tty(self) -> list[NoTty]:
-        """The devices that should have a tty and had none at the last look."""
-        return list(self._no_tty_since_s)
-
-    def _not_scanned(self, error: Exception) -> None:
-        self._log.error("usb_scan_failed", exc_info=error)
-        self._scan_next()
-
-    def _scan_next(self) -> None:
-        self._scanning = False
-        if self._scan_again:
-            self._scan()
-        elif self._thread is not None:
-            wait_s = POLL_S if self._monitor is None else RESCAN_S
-            self._timer = clock.call_later(wait_s, self._scan)
-
-    def _stuck(self, limit_s: float) -> None:
-        self._log.error("usb_scan_stuck", reason=f"sysfs has not answered within {limit_s:g} s")
-        if self._thread is not None:
-            self._thread.stop(lambda: None)
-            self._thread = None
-        self._timer = clock.call_later(_STUCK_PAUSE_S, self._after_stuck)
-
-    def _after_stuck(self) -> None:
-        self._scanning = False
-        self._scan()
-
-    def _tell(self, ttys: list[UsbTty]) -> None:
-        self._present = ttys
-        self._changed(ttys)
-
-    def _close_monitor(self) -> None:
-        if self._monitor is not None:
-            self._loop.remove_reader(self._monitor.fileno())
-            self._monitor.close()
-            self._monitor = None

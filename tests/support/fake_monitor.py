@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import deque
 
+from gateway.usb.hotplug import UdevMonitor
 
-class FakeMonitor:
-    """A monitor (hotplug.Monitor) that gives what it is told to, on a descriptor of its own."""
+
+class FakeMonitor(UdevMonitor):
+    """A monitor whose events the test chooses, on a descriptor of its own."""
 
     def __init__(self) -> None:
         self.is_open = False

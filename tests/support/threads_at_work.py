@@ -44,7 +44,7 @@ class ThreadsAtWork:
 def _is_at_work(thread: threading.Thread) -> bool:
     """It has a call that the loop has not heard the end of, or is to end itself."""
     target = getattr(thread, "_target", None)
-    if target is name_lookup._work:
+    if target is name_lookup._work or getattr(target, "__module__", "") == "gateway.runtime":
         return True
     control = getattr(target, "__self__", None)
     if not isinstance(control, ControlThread):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config.usb_match import DeviceChoice, UsbMatch, UsbTty
-from gateway.usb.assignment import Assignment, assign
+from gateway.usb.inventory import Assignment, assign
 
 
 def tty(number: int, location: str, usb: str = "10c4:ea60", serial: str = "") -> UsbTty:

@@ -12,10 +12,8 @@ import gateway.usb.sysfs
 from gateway.cli.main import main
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
-from gateway.usb.device_list import Listing, listing, look, to_json, to_table, to_yaml
-from gateway.usb.pool_store import FILE_NAME
-from gateway.usb.pool_table import PoolTable
-from gateway.usb.state_file import write_state
+from gateway.usb.device_list import Listing, listing, to_json, to_table, to_yaml
+from gateway.usb.pools import FILE_NAME, PoolTable, write_table
 from gateway.usb.sysfs import Sysfs
 from tests.support.fake_sysfs import (
     CH340,
@@ -38,7 +36,7 @@ def config(*ports: str) -> GatewayConfig:
 
 
 def listed(usb: FakeUsb, served: GatewayConfig = NOTHING) -> Listing:
-    return listing(look(Sysfs(usb.sysfs, usb.dev)), served, PoolTable())
+    return listing(Sysfs(usb.sysfs, usb.dev), served, PoolTable())
 
 
 def cells(line: str) -> list[str]:
@@ -314,7 +312,7 @@ def test_the_command_tells_the_ports_that_the_pools_remember(
         table = PoolTable()
         ttys = Sysfs(usb.sysfs, usb.dev).usb_ttys()
         table.update({"shelf": range(4107, 4108)}, {"shelf": ttys}, ttys, 20_000)
-        write_state(tmp_path / "state" / FILE_NAME, table.to_json())
+        write_table(tmp_path / "state", table.to_json())
         file = tmp_path / "gateway.yaml"
         file.write_text("ports: [{name: shelf, tcp: 4100-4199, device: {usb: '1a86:*'}}]")
         options = ["--config", str(file), "--state-dir", str(tmp_path / "state")]

@@ -174,7 +174,7 @@ async def test_a_udev_that_can_not_be_heard_is_told_and_made_up_for(tmp_path: Pa
         await until(lambda: told)
         await watcher.stop()
     (entry,) = logs
-    assert (entry["event"], entry["reason"]) == ("udev_not_heard", "No libudev found")
+    assert (entry["event"], entry["reason"]) == ("udev_unavailable", "No libudev found")
 
 
 async def test_a_look_that_fails_is_told_and_made_again(tmp_path: Path) -> None:

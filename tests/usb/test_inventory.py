@@ -13,9 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.status import notes_from_json
-from gateway.usb.pool_store import FILE_NAME
-from gateway.usb.pool_table import PoolTable, Record
-from gateway.usb.state_file import write_state
+from gateway.usb.pools import PoolTable, Record, write_table
 from tests.conftest import open_fds
 from tests.support.fake_sysfs import CH340, CP2102, CP2102N, FT2232, USB_JTAG
 from tests.support.pty_board import LoopClock, turns, until
@@ -308,7 +306,7 @@ async def test_a_damaged_state_begins_anew_and_is_told(tmp_path: Path) -> None:
         with capture_logs() as logs:
             await lab.start(SHELF)
             await lab.until_open(f"shelf-{FIRST}")
-        assert "pool_state_not_read" in {log["event"] for log in logs}
+        assert "pool_state_read_failed" in {log["event"] for log in logs}
 
 
 async def test_a_pool_does_not_open_a_jtag_channel_and_says_so_once(tmp_path: Path) -> None:
@@ -318,7 +316,7 @@ async def test_a_pool_does_not_open_a_jtag_channel_and_says_so_once(tmp_path: Pa
         records = [
             Record("prog", FIRST + n, key, "somewhere", 20_000) for n, key in enumerate(keys)
         ]
-        write_state(tmp_path / "state" / FILE_NAME, PoolTable(records).to_json())
+        write_table(tmp_path / "state", PoolTable(records).to_json())
         with capture_logs() as logs:
             await lab.start(f"name: prog, tcp: {FIRST}-{FIRST + 9}, device: {{usb: '0403:*'}}")
             lab.plug(FT2232, "1-1")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.usb.no_tty import NoTty, find_no_tty
-from gateway.usb.sysfs import Sysfs
+from gateway.usb.sysfs import NoTty, Sysfs
 from tests.support.fake_sysfs import CH340, CP2102N, FT2232, USB_JTAG, FakeUsb, Product
 
 
@@ -79,10 +78,10 @@ def test_a_program_that_claims_a_device_is_named_where_it_may_be_known(tmp_path:
     (proc / "79").mkdir()  # one that may not be looked at, or has ended
     with FakeUsb(tmp_path) as usb:
         usb.plug(CH340, "1-1", bound_to="usbfs")
-        (device,) = find_no_tty(usb.sysfs, (), proc)
+        (device,) = Sysfs(usb.sysfs, usb.dev).no_tty(proc)
         assert device.reason == "claimed by brltty over libusb: stop that program"
         usb.change("1-1", devnum="9")
-        (device,) = find_no_tty(usb.sysfs, (), proc)
+        (device,) = Sysfs(usb.sysfs, usb.dev).no_tty(proc)
         assert device.reason == (
             "claimed by another program over libusb, brltty for instance: stop that program"
         )
@@ -92,7 +91,7 @@ def test_a_program_that_claims_a_device_is_named_where_it_may_be_known(tmp_path:
     ("files", "expected"),
     [
         ({"authorized": "0"}, "not authorized: USBGuard"),
-        ({"bConfigurationValue": ""}, "not configured: the kernel could not set it up"),
+        ({"bConfigurationValue": ""}, "not configured by the kernel"),
     ],
 )
 def test_a_device_that_the_kernel_does_not_use_is_told(
@@ -127,4 +126,4 @@ def test_firmware_without_a_serial_port_is_told(tmp_path: Path) -> None:
 
 
 def test_without_a_sysfs_there_is_nothing(tmp_path: Path) -> None:
-    assert find_no_tty(tmp_path, ()) == []
+    assert Sysfs(tmp_path, tmp_path).no_tty() == []
