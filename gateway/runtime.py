@@ -99,6 +99,25 @@ async def call_blocking(call: Callable[[], T], name: str) -> T:
     return await done
 
 
+async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end; a cancellation meanwhile is raised only then, instead of its result.
+
+    For what must not be left half done, such as removing what was made.
+    """
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        if not task.cancelled():
+            task.exception()  # or asyncio logs that it was never retrieved
+        raise cancellation
+    return task.result()
+
+
 async def start_process(*command: str, **options: Any) -> asyncio.subprocess.Process:
     """Start a child process, like asyncio.create_subprocess_exec. Raises OSError.
 
@@ -111,10 +130,7 @@ async def start_process(*command: str, **options: Any) -> asyncio.subprocess.Pro
         error.filename = error.filename or command[0]  # uvloop does not set it
         raise
     except asyncio.CancelledError:
-        ending = asyncio.ensure_future(_end_process(starting))
-        while not ending.done():  # however often it is cancelled meanwhile
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(ending)
+        await uncancelled(_end_process(starting))
         raise
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import main
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 from tests.support.images import ESP32C3, image_of
 from tests.support.processes import free_tcp_port
 
@@ -22,11 +22,11 @@ def image(tmp_path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["lab", "{image}"], "found 'lab', accepted: HOST:PORT"),
+        (["lab", "{image}"], "invalid board address 'lab': expected HOST:PORT"),
         (["lab:4001", "nothing.bin"], "nothing.bin: No such file"),
         (["lab:4001", "0x1000", "{image}", "0x1001", "{image}"], "overlaps"),
-        (["lab:4001", "{image}", "--chip", "ESP 32"], "chip: 'ESP 32' is none of esptool's"),
-        (["lab:4001", "{image}", "--http", "ftp://lab"], "is no HTTP address"),
+        (["lab:4001", "{image}", "--chip", "ESP 32"], "invalid chip 'ESP 32': expected"),
+        (["lab:4001", "{image}", "--http", "ftp://lab"], "invalid HTTP address 'ftp://lab'"),
         (["lab:4001", "{image}", "--token-file", "/nothing"], "/nothing: No such file"),
         (
             ["lab:4001", "{image}", "--token-file", "{image}.empty"],

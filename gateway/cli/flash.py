@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gateway.errors import GatewayError
     from gateway.flash.display import Display
-    from gateway.flash.outcome import Outcome
 
 #: Instead of --http and --token-file.
 ADDRESS_VARIABLE = "ESP_GATEWAY_HTTP"
@@ -113,13 +111,16 @@ def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    from gateway.flash.boards import Boards
-    from gateway.flash.client import GatewayClient, RequestError
-    from gateway.flash.files import WhatError, read_images
-    from gateway.flash.image_checks import RefusedImageError, check_images
-    from gateway.flash.outcome import Outcome
-    from gateway.flash.plan import PlanError
-    from gateway.flash.target import TargetError, find_names, read_address, read_target
+    from gateway.flash.client import (
+        Boards,
+        GatewayClient,
+        find_names,
+        read_address,
+        read_target,
+    )
+    from gateway.flash.files import read_images
+    from gateway.flash.image_checks import check_images
+    from gateway.flash.plan import FlashError
 
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     try:
@@ -127,26 +128,14 @@ def _flash(arguments: argparse.Namespace) -> int:
         address = read_address(arguments.http, target.host)
         images = read_images(arguments.what, given, _label())
         check_images(images.plan, images.read)
-        token = _token(arguments.token_file)
-    except (TargetError, WhatError, PlanError) as error:
-        return _failed(Outcome.WRONG_INPUT, error)
-    except RefusedImageError as error:
-        return _failed(Outcome.REFUSED, error)
-    try:
-        client = GatewayClient(address, token, arguments.ca)
+        client = GatewayClient(address, _token(arguments.token_file), arguments.ca)
         names = find_names(target, client.ports(), str(address))
-    except TargetError as error:
-        return _failed(Outcome.UNREACHABLE, error)
-    except RequestError as error:
-        return _failed(error.outcome, error)
+    except FlashError as error:
+        print(f"esp-gateway: {error}", file=sys.stderr)
+        return error.outcome.exit_code
     display = _display(arguments, names)
     boards = Boards(client, images, display, disconnect=arguments.disconnect)
     return boards.flash(names)
-
-
-def _failed(outcome: Outcome, error: GatewayError) -> int:
-    print(f"esp-gateway: {error}", file=sys.stderr)
-    return outcome.exit_code
 
 
 def _display(arguments: argparse.Namespace, names: list[str]) -> Display:
@@ -160,7 +149,7 @@ def _display(arguments: argparse.Namespace, names: list[str]) -> Display:
 
 def _token(file: Path | None) -> str:
     """Return the gateway's token; never given on the command line, where all users can see it."""
-    from gateway.flash.files import WhatError
+    from gateway.flash.plan import WrongInputError
 
     if file is None:
         return os.environ.get(TOKEN_VARIABLE, "").strip()
@@ -168,9 +157,9 @@ def _token(file: Path | None) -> str:
         with file.open(encoding="ascii") as opened:
             token = opened.read(_MAX_TOKEN_BYTES).strip()
     except (OSError, ValueError) as error:
-        raise WhatError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+        raise WrongInputError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
     if not token or not token.isprintable():
-        raise WhatError(f"{file}: no token in it: expected one line of text")
+        raise WrongInputError(f"{file}: no token in it: expected one line of text")
     return token
 
 

@@ -1,7 +1,6 @@
-"""The client's side of flashing over HTTP: asks a gateway for its ports, sends images to one.
+"""The client's side of flashing over HTTP: which boards are named, and sending images to them.
 
-Blocking, for a thread per board. What is shown of it is `display`'s matter, the other side
-`web.flash`'s.
+Blocking; a thread for each board. The gateway's side is `web.flash`.
 """
 
 from __future__ import annotations
@@ -9,40 +8,153 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import select
+import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
-from gateway.errors import GatewayError
+from gateway.flash.display import Display
 from gateway.flash.files import Images
-from gateway.flash.outcome import Outcome
-from gateway.flash.target import Address
+from gateway.flash.plan import FlashError, Outcome, WrongInputError
 
-#: How long a gateway may take to accept a connection, and to say anything: while it flashes it
-#: says that it lives every 10 s.
-_CONNECT_LIMIT_S = 10.0
-_SILENCE_LIMIT_S = 90.0
+#: How long a gateway may take to accept a connection, and to send anything: while it flashes it
+#: sends an event at least every 10 s.
+_CONNECT_LIMIT_S: Final = 10.0
+_SILENCE_LIMIT_S: Final = 90.0
 
-#: Of an upload, so much is sent at once; progress is reported in between.
-_SEND_BYTES = 65536
+#: Of an upload, this much is sent at once; progress is reported in between.
+_SEND_BYTES: Final = 65536
 
-#: Answers are JSON of a few hundred bytes a port; one line of progress is shorter than a line.
-_MAX_ANSWER_BYTES = 4 << 20
-_MAX_LINE_BYTES = 65536
+#: Answers are JSON of a few hundred bytes a port; an event is shorter than a line of esptool.
+_MAX_ANSWER_BYTES: Final = 4 << 20
+_MAX_LINE_BYTES: Final = 65536
+
+#: An error is a line or two, whatever a gateway answers.
+_MAX_ERROR_CHARS: Final = 500
+_MAX_HINTS: Final = 3
+
+#: Where a gateway's HTTP server listens if nothing else is given.
+DEFAULT_HTTP_PORT: Final = 8080
+
+INTERRUPTED: Final = 128 + signal.SIGINT
+
+_TARGET: Final = re.compile(r"(?P<host>\[[^\]]+\]|[^:/\[\]]+)(?P<kind>[:/])(?P<ports>.+)")
+_EXPECTED_TARGET: Final = (
+    "expected HOST:PORT[,PORT...] or HOST/NAME[,NAME...], for instance lab:4001 or lab/desk"
+)
 
 Report = Callable[[dict[str, Any]], None]
 
 
-class RequestError(GatewayError):
-    """For the person who flashes: what the gateway answered, or why there is no answer."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the gateway's HTTP server is; `host` as in URLs, without brackets."""
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
-        super().__init__(message)
-        self.outcome = outcome
+    host: str
+    tcp_port: int
+    tls: bool
+
+    def __str__(self) -> str:
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://{_in_brackets(self.host)}:{self.tcp_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Boards of one gateway, by their TCP ports or by the names of their ports."""
+
+    host: str
+    boards: tuple[int | str, ...]
+
+
+def read_target(text: str) -> Target:
+    """Read `lab:4001`, `lab:4001,4002` or `lab/desk`. Raises WrongInputError."""
+    wrong = WrongInputError(f"invalid board address {text!r}: {_EXPECTED_TARGET}")
+    text = text.removeprefix("rfc2217://").removeprefix("gateway://").partition("?")[0]
+    found = _TARGET.fullmatch(text)
+    if found is None:
+        raise wrong
+    words = [word.strip() for word in found["ports"].split(",")]
+    if not all(words) or len(set(words)) < len(words):
+        raise wrong
+    boards: tuple[int | str, ...] = tuple(words)
+    if found["kind"] == ":":
+        if not all(re.fullmatch("[0-9]{1,5}", word) and 0 < int(word) < 65536 for word in words):
+            raise wrong
+        boards = tuple(int(word) for word in words)
+    return Target(found["host"].strip("[]"), boards)
+
+
+def read_address(text: str | None, host: str) -> Address:
+    """Read the HTTP address; without one, it is at the target's host. Raises WrongInputError."""
+    if not text:
+        return Address(host, DEFAULT_HTTP_PORT, tls=False)
+    wrong = WrongInputError(
+        f"invalid HTTP address {text!r}: expected for instance lab:8080 or https://lab:8443"
+    )
+    try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        tcp_port = parts.port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/"):
+        raise wrong
+    tls = parts.scheme == "https"
+    return Address(parts.hostname, tcp_port or (443 if tls else DEFAULT_HTTP_PORT), tls)
+
+
+def find_names(target: Target, ports: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """Find the names of the target's ports among the gateway's (`GET /api/ports`).
+
+    `where` is the address at which it was asked. Raises FlashError when a port is not there.
+    """
+    names = {str(port.get("name")) for port in ports}
+    by_tcp_port = {_tcp_port(port): str(port.get("name")) for port in ports}
+    found = []
+    for board in target.boards:
+        name = by_tcp_port.get(board) if isinstance(board, int) else board
+        if name is None or name not in names:
+            there = ", ".join(
+                f"{port.get('name')} ({_tcp_port(port) or 'no TCP port'})" for port in ports
+            )
+            hint = _hint(target, board, ports)
+            message = f"{where} has no port {board}; it has: {there or 'none'}"
+            raise FlashError(Outcome.UNREACHABLE, message[: _MAX_ERROR_CHARS - len(hint)] + hint)
+        found.append(name)
+    if len(set(found)) < len(found):
+        raise FlashError(Outcome.UNREACHABLE, f"same port twice: {', '.join(found)}")
+    return found
+
+
+def _hint(target: Target, board: int | str, ports: Sequence[Mapping[str, Any]]) -> str:
+    """Say how to name a port that does not listen; empty if that can't be the reason."""
+    if isinstance(board, str):
+        return ""
+    # `address` of such a port is where it connects to.
+    dialing = [port for port in ports if port.get("host", "") is None]
+    meant = [port for port in dialing if str(port.get("address", "")).endswith(f":{board}")]
+    host = _in_brackets(target.host)
+    commands = [f"{host}/{port.get('name')}" for port in meant or dialing][:_MAX_HINTS]
+    if not commands:
+        return ""
+    return f". A port that connects to its client is meant by its name: {' or '.join(commands)}"
+
+
+def _tcp_port(port: Mapping[str, Any]) -> int | None:
+    tcp_port = port.get("tcp_port")
+    return tcp_port if isinstance(tcp_port, int) else None
+
+
+def _in_brackets(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 class GatewayClient:
@@ -58,29 +170,24 @@ class GatewayClient:
         self._sockets: set[socket.socket] = set()
 
     def hang_up(self) -> None:
-        """End what is under way in other threads, for they can't be interrupted."""
+        """End the calls of other threads, which can't be interrupted."""
         for each in tuple(self._sockets):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
     def ports(self) -> list[dict[str, Any]]:
-        """`GET /api/ports`; RequestError when there is no such answer."""
-        connection = self._connection()
-        try:
+        """`GET /api/ports`. Raises FlashError when there is no such answer."""
+        with self._connection() as connection:
             connection.request("GET", "/api/ports", headers=self._headers())
             answer = connection.getresponse()
             body = answer.read(_MAX_ANSWER_BYTES)
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
-        finally:
-            connection.close()
         if answer.status != http.HTTPStatus.OK:
-            raise self._refused(answer.status, body)
+            raise self._rejection(answer.status, body)
         try:
             return [dict(port) for port in json.loads(body)["ports"]]
         except (ValueError, KeyError, TypeError):
-            raise RequestError(
-                Outcome.UNREACHABLE, f"{self.address} is no esp-gateway: it has no list of ports"
+            raise FlashError(
+                Outcome.UNREACHABLE, f"{self.address} is not an esp-gateway: no list of ports there"
             ) from None
 
     def flash(
@@ -88,8 +195,8 @@ class GatewayClient:
     ) -> Outcome:
         """Send the images to a port; each event goes to `report` until the last, `done`.
 
-        With `disconnect` the port's other clients are disconnected. Raises RequestError without a
-        last event: the request was refused, or the gateway is gone.
+        With `disconnect` the port's other clients are disconnected. Raises FlashError without a
+        last event: the request was rejected, or the gateway is gone.
         """
         plan = images.plan.to_json().encode() + b"\n"
         headers = {
@@ -99,24 +206,15 @@ class GatewayClient:
         }
         query = "?disconnect=true" if disconnect else ""
         path = f"/api/ports/{quote(name, safe='')}/flash{query}"
-        connection = self._connection()
-        opened: socket.socket = connection.sock
-        self._sockets.add(opened)
-        try:
-            try:
-                body = _slices(plan, images, report, opened)
+        with self._connection() as connection:
+            # A gateway that rejects the request before its end closes the connection.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                body = _slices(plan, images, report, connection.sock)
                 connection.request("POST", path, body, headers)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the reason may have come before the end
             answer = connection.getresponse()
             if answer.status != http.HTTPStatus.OK:
-                raise self._refused(answer.status, answer.read(_MAX_ANSWER_BYTES))
+                raise self._rejection(answer.status, answer.read(_MAX_ANSWER_BYTES))
             return self._follow(answer, report)
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from None
-        finally:
-            self._sockets.discard(opened)
-            connection.close()
 
     def _follow(self, answer: http.client.HTTPResponse, report: Report) -> Outcome:
         while line := answer.readline(_MAX_LINE_BYTES):
@@ -124,18 +222,19 @@ class GatewayClient:
                 event = json.loads(line)
                 if not isinstance(event, dict):
                     raise TypeError
-                if event.get("event") == "done":
-                    outcome = Outcome(event["outcome"])
-                    report(event)
-                    return outcome
+                outcome = Outcome(event["outcome"]) if event.get("event") == "done" else None
             except (ValueError, KeyError, TypeError):
-                raise RequestError(
-                    Outcome.FAILED, f"{self.address} tells something else than progress"
+                raise FlashError(
+                    Outcome.FAILED, f"{self.address} sends something else than events"
                 ) from None
             report(event)
-        raise RequestError(Outcome.UNREACHABLE, f"{self.address} hung up before the end")
+            if outcome is not None:
+                return outcome
+        raise FlashError(Outcome.UNREACHABLE, f"{self.address} hung up before the end")
 
-    def _connection(self) -> http.client.HTTPConnection:
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[http.client.HTTPConnection]:
+        """Connect; errors of the connection are raised as FlashError."""
         host, tcp_port = self.address.host, self.address.tcp_port
         connection: http.client.HTTPConnection
         if self._tls is None:
@@ -144,38 +243,42 @@ class GatewayClient:
             connection = http.client.HTTPSConnection(
                 host, tcp_port, timeout=_CONNECT_LIMIT_S, context=self._tls
             )
+        opened: socket.socket | None = None
         try:
             connection.connect()
+            opened = connection.sock
+            self._sockets.add(opened)
+            opened.settimeout(_SILENCE_LIMIT_S)
+            yield connection
         except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            shown = " ".join(str(reason).split())[:200]
+            if not isinstance(error, http.client.HTTPException):
+                shown += " (another address: --http)"
+            raise FlashError(Outcome.UNREACHABLE, f"{self.address}: {shown}") from None
+        finally:
+            if opened is not None:
+                self._sockets.discard(opened)
             connection.close()
-            raise self._unreachable(error) from None
-        connection.sock.settimeout(_SILENCE_LIMIT_S)
-        return connection
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._token}"} if self._token else {}
 
-    def _unreachable(self, error: Exception) -> RequestError:
-        said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        reason = " ".join(str(said).split())[:200]
-        hint = "" if isinstance(error, http.client.HTTPException) else " (another address: --http)"
-        return RequestError(Outcome.UNREACHABLE, f"{self.address}: {reason}{hint}")
-
-    def _refused(self, status: int, body: bytes) -> RequestError:
-        """What an answer that is not 200 means; the gateway says it itself where it is ours."""
+    def _rejection(self, status: int, body: bytes) -> FlashError:
+        """Return the error of an answer that is not 200; a gateway gives its outcome."""
         content: object = None
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(body)
-        said = content if isinstance(content, dict) else {}
-        message = str(said.get("error") or f"HTTP status {status}")[:500]
+        fields = content if isinstance(content, dict) else {}
+        message = str(fields.get("error") or f"HTTP status {status}")[:_MAX_ERROR_CHARS]
         try:
-            outcome = Outcome(said.get("outcome"))
+            outcome = Outcome(fields.get("outcome"))
         except ValueError:
             outcome = _OUTCOMES.get(status, Outcome.FAILED)
-        return RequestError(outcome, f"{self.address}: {message}")
+        return FlashError(outcome, f"{self.address}: {message}")
 
 
-_OUTCOMES = {
+_OUTCOMES: Final = {
     401: Outcome.NOT_ALLOWED,
     403: Outcome.NOT_ALLOWED,
     404: Outcome.UNREACHABLE,
@@ -189,16 +292,16 @@ def _tls_context(ca: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca)
     except OSError as error:
-        raise RequestError(Outcome.WRONG_INPUT, f"{ca}: {error.strerror or error}") from None
+        raise WrongInputError(f"{ca}: {error.strerror or error}") from None
 
 
 def _slices(
     plan: bytes, images: Images, report: Report, connection: socket.socket
 ) -> Iterator[bytes]:
-    """The body: the plan in a line, the images in its order; each slice is reported before.
+    """Return the body: the plan in a line, the images in its order; report each slice before.
 
-    Ends early when the gateway has answered already, which it does only to refuse. Within TLS that
-    can't be seen: then the answer is read behind all of it.
+    Ends early when the gateway has answered already, which it does only to reject the request.
+    Within TLS that can't be seen: then the answer is read after all of it was sent.
     """
     total_bytes = images.plan.total_bytes
     is_plain = not isinstance(connection, ssl.SSLSocket)
@@ -213,3 +316,102 @@ def _slices(
             sent_bytes += len(piece)
             yield piece
     report({"event": "upload", "sent": total_bytes, "total": total_bytes})
+
+
+#: State of a board at a Ctrl-C, by the last event that tells how far it has got.
+_UNTOUCHED: Final = "interrupted before anything was done to the board"
+_RESET: Final = (
+    "interrupted before anything was written: the board may be in its bootloader until a reset"
+)
+_HALF_WRITTEN: Final = (
+    "interrupted while it was written: the board does not start until it is flashed again,"
+    " which the same command does"
+)
+_WRITTEN: Final = "interrupted when all was written and verified: the board may not have been reset"
+
+
+class Boards:
+    """Flashes several boards of one gateway at once, a thread each.
+
+    `disconnect` disconnects the other clients of the ports.
+    """
+
+    def __init__(
+        self, client: GatewayClient, images: Images, display: Display, *, disconnect: bool
+    ) -> None:
+        self._client = client
+        self._images = images
+        self._display = display
+        self._disconnect = disconnect
+        self._lock = threading.Lock()
+        self._interrupted = False
+        self._states: dict[str, str] = {}  # of the boards that are not done
+        self._verified: dict[str, int] = {}  # images by board
+
+    def flash(self, names: list[str]) -> int:
+        """Flash the boards of these ports; return the exit code of the first that has failed, or 0.
+
+        After a Ctrl-C each board's state is shown, all connections are closed, which ends the
+        flashing, and a second one ends the process at once.
+        """
+        self._states = dict.fromkeys(names, _UNTOUCHED)
+        # No daemon threads: each notices that its connection is closed.
+        pool = ThreadPoolExecutor(len(names))
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            try:
+                running = [pool.submit(self._flash_one, name) for name in names]
+                outcomes = [each.result() for each in running]
+            except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                self._interrupt()
+                return INTERRUPTED
+        finally:
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGINT, before)
+        self._display.close()
+        return next((each.exit_code for each in outcomes if each is not Outcome.WRITTEN), 0)
+
+    def _interrupt(self) -> None:
+        with self._lock:
+            self._interrupted = True
+            for name, state in self._states.items():
+                is_half = state == _HALF_WRITTEN
+                self._display.ended(name, Outcome.INCOMPLETE if is_half else Outcome.FAILED, state)
+        self._display.close()
+        self._client.hang_up()
+
+    def _flash_one(self, name: str) -> Outcome:
+        message = ""
+
+        def report(event: dict[str, Any]) -> None:
+            nonlocal message
+            message = str(event.get("message", ""))
+            with self._lock:
+                self._note(name, event.get("event"))
+                if not self._interrupted:
+                    self._display.event(name, event)
+
+        try:
+            outcome = self._client.flash(name, self._images, report, disconnect=self._disconnect)
+        except FlashError as error:
+            outcome, message = error.outcome, str(error)
+        with self._lock:
+            self._states.pop(name, None)
+            if not self._interrupted:
+                self._display.ended(name, outcome, message)
+        return outcome
+
+    def _note(self, name: str, event: object) -> None:
+        """Note how far a board has got; once its chip has answered, its flash may be erased."""
+        match event:
+            case "started":
+                self._states[name] = _RESET
+            case "chip":
+                self._states[name] = _HALF_WRITTEN
+            case "verified":
+                self._verified[name] = self._verified.get(name, 0) + 1
+                if self._verified[name] >= len(self._images.plan.images):
+                    self._states[name] = _WRITTEN

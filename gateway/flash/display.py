@@ -1,4 +1,4 @@
-"""What a person sees of boards being flashed: a line each, redrawn on a terminal; or JSON lines.
+"""Show the progress of boards being flashed: a line each, redrawn on a terminal, or JSON lines.
 
 Events are those of the gateway (docs/http-api.md) and the client's own `upload`.
 """
@@ -10,58 +10,51 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 
-_BAR_CELLS = 24
+_BAR_CELLS: Final = 24
 
-#: A terminal over a slow line shall not be what is waited for.
-_REDRAW_S = 0.1
+#: Interval of redrawing: a terminal over a slow line must not hold up the boards.
+_REDRAW_S: Final = 0.1
 
-#: Without a terminal a line is printed whenever so much more is done.
-_STEP_PERCENT = 25
+#: Without a terminal a line is printed whenever this much more is done.
+_STEP_PERCENT: Final = 25
 
 
 class Display(Protocol):
-    """Where events go; called by several threads."""
+    """Shows events; called by several threads."""
 
     def event(self, board: str, event: dict[str, Any]) -> None:
-        """Something has happened to a board."""
+        """Show an event of a board."""
 
     def ended(self, board: str, outcome: Outcome, message: str) -> None:
-        """A board is done, however."""
+        """Show the outcome of a board."""
 
     def close(self) -> None:
-        """All are."""
+        """Show nothing more: all boards have ended."""
 
 
 class JsonLines:
-    """For programs: every event as a line, `port` naming the board."""
+    """For programs: every event as a line of JSON, `port` naming the board."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
 
     def event(self, board: str, event: dict[str, Any]) -> None:
-        """One line; `done` comes from `ended`, the same way for boards that were never begun."""
+        """Print an event; `ended` prints `done`, also for boards that were never begun."""
         if event.get("event") != "done":
             self._print({"port": board, **event})
 
     def ended(self, board: str, outcome: Outcome, message: str) -> None:
-        """The last line of a board."""
-        self._print(
-            {
-                "port": board,
-                "event": "done",
-                "outcome": outcome.value,
-                "exit_code": outcome.exit_code,
-                "message": message,
-            }
-        )
+        """Print the last event of a board."""
+        done = {"event": "done", "outcome": outcome.value, "exit_code": outcome.exit_code}
+        self._print({"port": board, **done, "message": message})
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
     def _print(self, event: dict[str, Any]) -> None:
         with self._lock:
@@ -71,18 +64,18 @@ class JsonLines:
 
 @dataclass(slots=True)
 class _Row:
-    """What is known of one board."""
+    """The state of one board."""
 
     doing: str = "waiting"
     part: float | None = None  # of what it is doing, 0 to 1
-    rate: float = 0.0  # bytes a second of writing
+    bytes_per_s: float = 0.0  # of writing
     started_s: float = field(default_factory=time.monotonic)
-    began_s: float | None = None  # to write
+    writing_since_s: float | None = None
     is_done: bool = False
-    told: str = ""
+    printed: str = ""
 
-    def take(self, event: dict[str, Any], now_s: float) -> None:
-        """Learn from an event."""
+    def update(self, event: dict[str, Any], now_s: float) -> None:
+        """Take over what an event says."""
         match event.get("event"):
             case "upload":
                 self._advance("sending", event.get("sent"), event.get("total"))
@@ -93,13 +86,12 @@ class _Row:
             case "chip":
                 self.doing, self.part = f"connected to {_printable(event.get('chip'))}", None
             case "progress":
-                if self.began_s is None:
-                    self.began_s = now_s
-                self._advance("writing", event.get("written"), event.get("total"))
-                elapsed_s = now_s - self.began_s
                 written = event.get("written")
-                if elapsed_s > 0 and isinstance(written, int):
-                    self.rate = written / elapsed_s
+                self._advance("writing", written, event.get("total"))
+                if self.writing_since_s is None:
+                    self.writing_since_s = now_s
+                elif now_s > self.writing_since_s and isinstance(written, int):
+                    self.bytes_per_s = written / (now_s - self.writing_since_s)
 
     def _advance(self, doing: str, done: object, total: object) -> None:
         self.doing = doing
@@ -111,100 +103,91 @@ class _Row:
             return self.doing
         cells = round(self.part * _BAR_CELLS)
         bar = "#" * cells + "." * (_BAR_CELLS - cells)
-        rate = f" {self.rate / 1024:.0f} KiB/s" if self.rate and self.doing == "writing" else ""
+        has_rate = self.bytes_per_s and self.doing == "writing"
+        rate = f" {self.bytes_per_s / 1024:.0f} KiB/s" if has_rate else ""
         return f"{self.doing} [{bar}] {self.part:4.0%}{rate}"
 
 
 class Lines:
     """For people: a line for each board.
 
-    On a terminal of `columns` they are redrawn; without one, None, each step is printed. The lines
-    of esptool are printed too if `verbose`.
+    On a terminal of `columns` they are redrawn; without one (None) each step is printed. With
+    `verbose` the lines of esptool are printed too.
     """
 
     def __init__(
-        self,
-        boards: Sequence[str],
-        out: TextIO,
-        *,
-        columns: int | None,
-        verbose: bool = False,
+        self, boards: Sequence[str], out: TextIO, *, columns: int | None, verbose: bool = False
     ) -> None:
         self._rows = {board: _Row() for board in boards}
         self._out = out
-        self._columns = columns or 0
-        self._redraws = columns is not None
+        self._columns = columns
         self._verbose = verbose
         self._width = max((len(board) for board in boards), default=0)
         self._lock = threading.Lock()
-        self._drawn = 0  # lines that are to be drawn over
+        self._drawn = 0  # lines to draw over
         self._drawn_s = 0.0
 
     def event(self, board: str, event: dict[str, Any]) -> None:
-        """Show it, unless something has been shown just now."""
+        """Show an event, unless the lines have been drawn just now."""
         with self._lock:
             row = self._rows[board]
-            row.take(event, time.monotonic())
+            row.update(event, time.monotonic())
             if self._verbose and event.get("event") == "line":
                 self._print_above(f"{board}: {_printable(event.get('text'))}")
-            self._show(board, row)
+            if self._columns is not None:
+                if time.monotonic() - self._drawn_s >= _REDRAW_S:
+                    self._draw()
+                return
+            step = "" if row.part is None else f" {int(row.part * 100) // _STEP_PERCENT}"
+            if row.doing + step != row.printed:
+                row.printed = row.doing + step
+                self._out.write(self._line(board))
+                self._out.flush()
 
     def ended(self, board: str, outcome: Outcome, message: str) -> None:
-        """Show how it went."""
+        """Show the outcome of a board."""
         with self._lock:
             row = self._rows[board]
             row.is_done = True
             took_s = time.monotonic() - row.started_s
             written = f"written and verified in {took_s:.1f} s"
-            said = written if outcome is Outcome.WRITTEN else outcome.value
-            row.doing = _printable(f"{said}: {message}" if message else said)
-            if self._redraws:
+            shown = written if outcome is Outcome.WRITTEN else outcome.value
+            row.doing = _printable(f"{shown}: {message}" if message else shown)
+            if self._columns is not None:
                 self._draw()
             else:
-                self._print(board, row)
+                self._out.write(self._line(board))
+                self._out.flush()
 
     def close(self) -> None:
-        """Leave the lines as they are."""
+        """Leave the lines on the terminal, not cut to its width."""
         with self._lock:
-            if self._redraws:
-                self._draw(whole=True)
-
-    def _show(self, board: str, row: _Row) -> None:
-        if self._redraws:
-            if time.monotonic() - self._drawn_s >= _REDRAW_S:
+            if self._columns is not None:
+                self._columns = 1 << 16
                 self._draw()
-            return
-        step = "" if row.part is None else f" {int(row.part * 100) // _STEP_PERCENT}"
-        if row.doing + step != row.told:
-            row.told = row.doing + step
-            self._print(board, row)
 
-    def _print(self, board: str, row: _Row) -> None:
-        self._out.write(f"{board:<{self._width}}  {row}\n")
-        self._out.flush()
+    def _line(self, board: str) -> str:
+        return f"{board:<{self._width}}  {self._rows[board]}\n"
 
     def _print_above(self, line: str) -> None:
-        if self._redraws:
-            self._out.write(f"\x1b[{self._drawn}F\x1b[J" if self._drawn else "")
+        if self._drawn:
+            self._out.write(f"\x1b[{self._drawn}F\x1b[J")
             self._drawn = 0
         self._out.write(line + "\n")
-        if self._redraws:
+        self._out.flush()
+        if self._columns is not None:
             self._draw()
-        else:
-            self._out.flush()
 
-    def _draw(self, *, whole: bool = False) -> None:
-        """Draw all lines anew, cut to the terminal's width unless `whole`."""
+    def _draw(self) -> None:
+        assert self._columns is not None  # noqa: S101 - only on a terminal
         self._drawn_s = time.monotonic()
-        lines = [f"{board:<{self._width}}  {row}" for board, row in self._rows.items()]
-        if not whole:
-            lines = [line[: self._columns - 1] for line in lines]
         up = f"\x1b[{self._drawn}F" if self._drawn else ""
+        lines = [self._line(board).rstrip("\n")[: self._columns - 1] for board in self._rows]
         self._out.write(up + "".join(f"{line}\x1b[K\n" for line in lines))
         self._out.flush()
         self._drawn = len(lines)
 
 
 def _printable(text: object) -> str:
-    """What came over the network, for a terminal."""
+    """Make text from the network fit for a terminal."""
     return "".join(c if c.isprintable() else "?" for c in str(text or "")[:500])

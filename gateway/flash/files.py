@@ -1,7 +1,7 @@
-"""What a person names on the command line to be flashed, read into images and a plan.
+"""Read the images that are named on the command line into a plan and their data.
 
 `0x1000 bootloader.bin 0x10000 app.bin`, an ESP-IDF build folder or its flasher_args.json, or one
-merged image. Nothing is sent here.
+merged image.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import GatewayError
-from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan, checked
+from gateway.flash.plan import (
+    MAX_BYTES,
+    FlashImage,
+    FlashOptions,
+    FlashPlan,
+    WrongInputError,
+    checked,
+)
 
-#: What ESP-IDF's build leaves in its folder for whoever flashes.
+#: The file with offsets and options that ESP-IDF's build leaves in its folder.
 _ARGS_NAME = "flasher_args.json"
 _MAX_ARGS_BYTES = 1 << 20
 
-_PAIRS = (
-    "accepted: OFFSET FILE [OFFSET FILE ...], a build folder, its flasher_args.json, or an image"
+_EXPECTED = (
+    "expected OFFSET FILE [OFFSET FILE ...], a build folder, its flasher_args.json, or an image"
 )
-
-
-class WhatError(GatewayError):
-    """For whoever types the command: what is wrong with what is to be flashed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Images:
     data: tuple[bytes, ...]
 
     def read(self, number: int, at: int, n_bytes: int) -> bytes:
-        """Bytes of an image, fewer at its end."""
+        """Return bytes of an image, fewer at its end."""
         return self.data[number][at : at + n_bytes]
 
 
@@ -45,8 +47,7 @@ def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> 
     """Read the images that `what` names.
 
     `given` are options of the command line (fields of FlashOptions), which take precedence over
-    those of a build folder; `label` is the plan's. Raises WhatError, or PlanError where the gateway
-    would.
+    those of a build folder; `label` is the plan's. Raises WrongInputError.
     """
     if len(what) == 1:
         path = Path(what[0])
@@ -60,7 +61,7 @@ def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> 
         files, options = _pairs(what), {}
     data = {offset: _read(path) for offset, path in files}
     if len(data) < len(files):
-        raise WhatError("two images are for the same offset")
+        raise WrongInputError("two images are for the same offset")
     images = [
         FlashImage(offset, len(data[offset]), hashlib.sha256(data[offset]).hexdigest(), path.name)
         for offset, path in files
@@ -71,7 +72,7 @@ def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> 
 
 def _pairs(what: Sequence[str]) -> list[tuple[int, Path]]:
     if len(what) % 2:
-        raise WhatError(f"found {len(what)} arguments; {_PAIRS}")
+        raise WrongInputError(f"odd number of arguments ({len(what)}): {_EXPECTED}")
     return [
         (_offset(offset), Path(file)) for offset, file in zip(what[::2], what[1::2], strict=True)
     ]
@@ -81,18 +82,18 @@ def _offset(text: str) -> int:
     try:
         return int(text, 0)
     except ValueError:
-        raise WhatError(f"{text!r} is no offset, such as 0x10000; {_PAIRS}") from None
+        raise WrongInputError(f"invalid offset {text!r}: {_EXPECTED}") from None
 
 
 def _args_file(folder: Path) -> Path:
     for path in (folder / _ARGS_NAME, folder / "build" / _ARGS_NAME):
         if path.exists():
             return path
-    raise WhatError(f"{folder} has no {_ARGS_NAME}: has it been built?")
+    raise WrongInputError(f"{folder} has no {_ARGS_NAME}: has it been built?")
 
 
 def _flasher_args(path: Path) -> tuple[list[tuple[int, Path]], dict[str, Any]]:
-    """Files and options of ESP-IDF's flasher_args.json; its paths start in its own folder."""
+    """Read files and options of ESP-IDF's flasher_args.json, whose paths start in its folder."""
     try:
         content = json.loads(_read(path, _MAX_ARGS_BYTES))
         files = [
@@ -105,9 +106,9 @@ def _flasher_args(path: Path) -> tuple[list[tuple[int, Path]], dict[str, Any]]:
             for part in content.values()
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WhatError(f"{path} is no flasher_args.json of ESP-IDF: {error!r}") from None
+        raise WrongInputError(f"{path} is not a flasher_args.json of ESP-IDF: {error!r}") from None
     if encrypted:
-        raise WhatError(
+        raise WrongInputError(
             f"{path} wants images encrypted while they are written, which is not supported:"
             " run esptool over rfc2217:// for that"
         )
@@ -115,16 +116,12 @@ def _flasher_args(path: Path) -> tuple[list[tuple[int, Path]], dict[str, Any]]:
 
 
 def _options_of(settings: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """ESP-IDF's words, which are esptool 4's, as options."""
-    options: dict[str, Any] = {}
-    for name in ("flash_mode", "flash_freq", "flash_size"):
-        if name in settings:
-            options[name] = settings[name]
-    for name in ("before", "after"):
+    """Return options from ESP-IDF's settings, in which words are those of esptool 4."""
+    names = ("flash_mode", "flash_freq", "flash_size")
+    options = {name: settings[name] for name in names if name in settings}
+    for name in ("before", "after", "chip"):
         if isinstance(extra.get(name), str):
             options[name] = extra[name].replace("_", "-")
-    if isinstance(extra.get("chip"), str):
-        options["chip"] = extra["chip"]
     if extra.get("stub") is False:
         options["stub"] = False
     return options
@@ -135,7 +132,7 @@ def _read(path: Path, limit: int = MAX_BYTES) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise WhatError(f"{path}: {error.strerror or error}") from None
+        raise WrongInputError(f"{path}: {error.strerror or error}") from None
     if len(data) > limit:
-        raise WhatError(f"{path} has more than {limit} bytes")
+        raise WrongInputError(f"{path} has more than {limit} bytes")
     return data

@@ -1,61 +1,111 @@
-"""Flashing one board on the gateway: takes the port, runs esptool on its tty, gives the port back.
+"""Flash one board on the gateway: claim its port, run esptool on its tty, give the port back.
 
-What it is told comes checked and its images stored (`plan`, `store`); how far it has
-got is reported as dicts that go to the client as they are. HTTP is the matter of `web.flash`.
+The plan comes checked and its images stored. How far a job has got is reported as events, dicts
+that go to the client as they are (docs/http-api.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import structlog
+from typing import Any, Final
 
 from gateway.config.document import PortConfig
 from gateway.devices.device import Device
 from gateway.devices.sharing import local_now
-from gateway.flash.esptool_command import write_command
-from gateway.flash.esptool_output import ChipFound, EsptoolOutput, Event, Phase, Verified, Writing
-from gateway.flash.esptool_process import Esptool, SilentEsptoolError, find_esptool, run_esptool
-from gateway.flash.outcome import Outcome
-from gateway.flash.plan import FlashPlan
+from gateway.flash.esptool import (
+    Esptool,
+    EsptoolOutput,
+    Phase,
+    SilentEsptoolError,
+    find_esptool,
+    run_esptool,
+    write_command,
+)
+from gateway.flash.plan import FlashPlan, Outcome
 from gateway.flash.store import ImageStore
 from gateway.flash.user import FlashUser, NoBoardError
 from gateway.protocol.reset import Reset
 
 #: esptool takes 40 MB of memory, and all the CPU of a small computer while it starts.
-_AT_ONCE = 8
+_AT_ONCE: Final = 8
 
 #: Where udev keeps names that a device keeps when it is plugged in again in the same socket.
-_STABLE_NAMES = Path("/dev/serial/by-path")
+_STABLE_NAMES: Final = Path("/dev/serial/by-path")
 
-Report = Callable[[dict[str, object]], None]
+#: Lines of esptool that wait for a client; a whole run into 4 MB has 300.
+MAX_WAITING_LINES: Final = 1000
+#: Other events that wait; a run has two for each image and three more, besides progress.
+MAX_WAITING_OTHERS: Final = 500
+
+
+class FlashEvents:
+    """Events of one job that wait for its client: a client that is slow must not stop the job.
+
+    Of consecutive progress only the last is kept, of esptool's lines the last MAX_WAITING_LINES.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._n_lines = 0
+        self._arrived = asyncio.Event()
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Keep an event for the client."""
+        kind = event["event"]
+        if kind == "line":
+            if self._n_lines == MAX_WAITING_LINES:
+                self._waiting.remove(next(each for each in self._waiting if _is_line(each)))
+                self._n_lines -= 1
+            self._n_lines += 1
+        elif kind == "progress" and self._waiting and self._waiting[-1]["event"] == "progress":
+            self._waiting.pop()
+        elif len(self._waiting) - self._n_lines >= MAX_WAITING_OTHERS:
+            return
+        self._waiting.append(event)
+        self._arrived.set()
+
+    async def arrived(self) -> None:
+        """Wait until there is an event."""
+        await self._arrived.wait()
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return and forget all events, oldest first."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        self._n_lines = 0
+        self._arrived.clear()
+        return taken
+
+
+def _is_line(event: dict[str, Any]) -> bool:
+    return bool(event["event"] == "line")
 
 
 @dataclass(frozen=True, slots=True)
 class FlashRequest:
-    """Which board is to be flashed with what, stored where, and who is told of it.
+    """What is to be written to the board of which port; `report` gets the events.
 
-    With `disconnect` the port's clients are disconnected for it, whatever its sharing rule.
+    With `disconnect` the port's clients are disconnected, whatever its sharing rule.
     """
 
     config: PortConfig
     device: Device
     plan: FlashPlan
     store: ImageStore
-    report: Report
+    report: Callable[[dict[str, object]], None]
     label: str
     disconnect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FlashResult:
-    """What has come of it; `message` is one line, empty if there is nothing to add."""
+    """What came of a request; `message` is one line, empty if there is nothing to add."""
 
     outcome: Outcome
     message: str = ""
@@ -65,48 +115,43 @@ class FlashResult:
 class Flasher:
     """Flashes boards, each for one client at a time; made and used on the loop."""
 
-    def __init__(
-        self,
-        log: structlog.typing.FilteringBoundLogger,
-        stable_names: Path = _STABLE_NAMES,
-    ) -> None:
-        self._log = log
+    def __init__(self, stable_names: Path = _STABLE_NAMES) -> None:
         self._stable_names = stable_names
         self._esptool: Esptool | None = None
-        self._under_way: dict[str, str] = {}  # who flashes a port since when
-        self._writing: set[str] = set()  # ports whose boards are in the flasher's hands
+        self._reserved: dict[str, str] = {}  # by port: for which client, since when
+        self._writing: set[str] = set()  # ports whose boards a job has
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     @property
     def under_way(self) -> Mapping[str, str]:
-        """By whom and since when each port is flashed that is."""
-        return self._under_way
+        """By port: for which client it is reserved, since when."""
+        return self._reserved
 
     def flashed_by(self, name: str) -> str:
-        """By whom and since when the board of a port is flashed; "" while it is not touched."""
-        return self._under_way.get(name, "") if name in self._writing else ""
+        """Return for which client a board is being written, since when; "" if it is not."""
+        return self._reserved.get(name, "") if name in self._writing else ""
 
     async def esptool(self) -> Esptool:
-        """The esptool that is run. Raises NoEsptoolError when there is none that works."""
+        """Return the esptool that is run. Raises NoEsptoolError when there is none that works."""
         if self._esptool is None:
             self._esptool = await find_esptool()
         return self._esptool
 
     @contextmanager
     def reserved(self, name: str, label: str) -> Iterator[None]:
-        """Keep a port for one flasher, from before its images come; NoBoardError if another has."""
-        if (other := self._under_way.get(name)) is not None:
+        """Keep a port for one client, from before its images come; NoBoardError if it is taken."""
+        if (other := self._reserved.get(name)) is not None:
             raise NoBoardError(Outcome.BUSY, f"{name}: being flashed by {other}")
-        self._under_way[name] = f"{label} since {local_now():%H:%M:%S}"
+        self._reserved[name] = f"{label} since {local_now():%H:%M:%S}"
         try:
             yield
         finally:
-            del self._under_way[name]
+            del self._reserved[name]
 
     async def flash(self, request: FlashRequest) -> FlashResult:
-        """Carry it out. However it ends, cancelled for instance, the port is free afterwards.
+        """Carry out a request. However this ends, by cancellation for instance, the port is free.
 
-        Raises NoBoardError when the port can't be had, before anything was done to the board.
+        Raises NoBoardError when the port is not granted; nothing was done to the board then.
         """
         esptool = await self.esptool()
         name = request.config.name
@@ -119,117 +164,83 @@ class Flasher:
                 await user.take(disconnect=request.disconnect)
                 self._writing.add(name)
                 request.report({"event": "port", "name": name, "had": before})
-                result = await _Job(request, user, esptool, self._stable_names).run()
+                return await _write(request, user, esptool, self._stable_names)
             finally:
                 self._writing.discard(name)
                 user.leave()
-        return result
 
 
-class _Job:
-    """One run of esptool with all that is around it."""
+async def _write(
+    request: FlashRequest, user: FlashUser, esptool: Esptool, stable_names: Path
+) -> FlashResult:
+    """Write the images to a board whose port is claimed; wait until the board is back."""
+    # esptool knows its boards and tries again; but not the reset that the operator has configured,
+    # and it can't move the lines of a simulated board.
+    options = request.plan.options
+    resets = request.config.device.simulated is not None
+    resets = resets or request.config.resets.reset not in {Reset.AUTO, Reset.NONE}
+    enters_bootloader = resets and options.before == "default-reset"
+    starts_app = resets and options.after == "hard-reset"
+    if enters_bootloader:
+        options = replace(options, before="no-reset")
+    if starts_app:
+        options = replace(options, after="no-reset")
+    plan = replace(request.plan, options=options)
+    output = EsptoolOutput(plan)
+    try:
+        if enters_bootloader:
+            await user.enter_bootloader()
+        tty = await asyncio.to_thread(_stable_name, await user.lend(), stable_names)
+        files = [request.store.file(number) for number in range(len(plan.images))]
+        version = "{}.{}".format(*esptool.version)
+        request.report({"event": "started", "esptool": version, "tty": tty})
+        command = write_command(esptool, tty, plan, files)
+        outcome, message = await _run(command, request, user, output)
+    except NoBoardError as error:
+        was_writing = error.outcome is Outcome.ABSENT and output.phase >= Phase.WRITING
+        outcome = Outcome.INCOMPLETE if was_writing else error.outcome
+        return FlashResult(outcome, str(error), output.verified)
+    try:
+        await user.take_back()
+        if starts_app:
+            await user.reset()
+        await user.settle()
+    except NoBoardError as error:
+        if outcome is Outcome.WRITTEN:
+            outcome, message = Outcome.NOT_RESET, str(error)
+    return FlashResult(outcome, message, output.verified)
 
-    def __init__(
-        self, request: FlashRequest, user: FlashUser, esptool: Esptool, stable_names: Path
-    ) -> None:
-        self._user = user
-        self._plan = request.plan
-        self._esptool = esptool
-        self._store = request.store
-        self._report = request.report
-        self._stable_names = stable_names
-        self._output = EsptoolOutput(len(request.plan.images))
-        options = request.plan.options
-        # esptool knows its boards, and tries again; but not what the operator has said of this
-        # one, and a simulated one has no modem lines that it could move.
-        own = request.config.device.simulated is not None
-        own = own or request.config.resets.reset not in {Reset.AUTO, Reset.NONE}
-        self._enters = own and options.before == "default-reset"
-        self._resets = own and options.after == "hard-reset"
 
-    async def run(self) -> FlashResult:
-        """From the board that is ours to the board that is back."""
-        try:
-            if self._enters:
-                await self._user.enter_bootloader()
-            tty = await self._user.lend()
-            outcome, message = await self._write(await asyncio.to_thread(self._stable, tty))
-        except NoBoardError as error:
-            return FlashResult(self._outcome_without(error), str(error), self._output.verified)
-        try:
-            await self._user.take_back()
-            if self._resets:
-                await self._user.reset()
-            await self._user.settle()
-        except NoBoardError as error:
-            if outcome is Outcome.WRITTEN:
-                outcome, message = Outcome.NOT_RESET, str(error)
-        return FlashResult(outcome, message, self._output.verified)
+async def _run(
+    command: Sequence[str], request: FlashRequest, user: FlashUser, output: EsptoolOutput
+) -> tuple[Outcome, str]:
+    """Run esptool to its end, or end it and raise NoBoardError when the port is lost."""
 
-    async def _write(self, tty: str) -> tuple[Outcome, str]:
-        command = write_command(
-            self._esptool.command, self._esptool.version[0], tty, self._commanded(), self._files()
-        )
-        self._report(
-            {"event": "started", "esptool": "{}.{}".format(*self._esptool.version), "tty": tty}
-        )
-        running = asyncio.ensure_future(run_esptool(command, self._store.folder, self._said))
-        try:
-            either: set[asyncio.Future[Any]] = {running, self._user.lost}
-            await asyncio.wait(either, return_when="FIRST_COMPLETED")
-            if not running.done():
-                raise NoBoardError(Outcome.ABSENT, self._user.lost.result())
-            return self._output.outcome(running.result())
-        except (OSError, SilentEsptoolError) as error:
-            return self._output.outcome(1)[0], str(error)
-        finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError, SilentEsptoolError):
-                await running
+    def on_line(line: str) -> None:
+        if (event := output.read(line)) is not None:
+            request.report(event)
+        request.report({"event": "line", "text": line})
 
-    def _commanded(self) -> FlashPlan:
-        options = self._plan.options
-        if self._enters:
-            options = replace(options, before="no-reset")
-        if self._resets:
-            options = replace(options, after="no-reset")
-        return replace(self._plan, options=options)
+    running = asyncio.ensure_future(run_esptool(command, request.store.folder, on_line))
+    try:
+        either: set[asyncio.Future[Any]] = {running, user.lost}
+        await asyncio.wait(either, return_when="FIRST_COMPLETED")
+        if not running.done():
+            raise NoBoardError(Outcome.ABSENT, user.lost.result())
+        return output.outcome(running.result())
+    except (OSError, SilentEsptoolError) as error:
+        return output.outcome(1)[0], str(error)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError, OSError, SilentEsptoolError):
+            await running
 
-    def _files(self) -> list[str]:
-        return [self._store.file(number) for number in range(len(self._plan.images))]
 
-    def _stable(self, tty: str) -> str:
-        """Another name for it that it keeps when the board leaves the bus and comes back."""
-        with contextlib.suppress(OSError):
-            real = Path(tty).resolve()
-            for link in sorted(self._stable_names.iterdir()):
-                if link.resolve() == real:
-                    return str(link)
-        return tty
-
-    def _said(self, line: str) -> None:
-        for event in self._output.read(line):
-            self._report(self._described(event))
-        self._report({"event": "line", "text": line})
-
-    def _described(self, event: Event) -> dict[str, object]:
-        match event:
-            case ChipFound(chip):
-                return {"event": "chip", "chip": chip}
-            case Verified(image):
-                return {"event": "verified", "image": image}
-            case Writing(image, percent):
-                before = sum(each.size for each in self._plan.images[:image])
-                written = before + round(self._plan.images[image].size * percent / 100)
-                return {
-                    "event": "progress",
-                    "image": image,
-                    "written": written,
-                    "total": self._plan.total_bytes,
-                }
-
-    def _outcome_without(self, error: NoBoardError) -> Outcome:
-        """What a board that was lost has come to: esptool was ended in the midst of it."""
-        if error.outcome is Outcome.ABSENT and self._output.phase >= Phase.WRITING:
-            return Outcome.INCOMPLETE
-        return error.outcome
+def _stable_name(tty: str, stable_names: Path) -> str:
+    """Return a name that the tty keeps when the board leaves the bus and returns, if it has one."""
+    with contextlib.suppress(OSError):
+        real = Path(tty).resolve()
+        for link in sorted(stable_names.iterdir()):
+            if link.resolve() == real:
+                return str(link)
+    return tty

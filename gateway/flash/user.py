@@ -16,7 +16,7 @@ from gateway.devices.device import Device, DeviceState
 from gateway.devices.sharing import DeviceUser
 from gateway.devices.visitor import Visitor
 from gateway.errors import ClientError, DeviceError
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 from gateway.protocol.board_kinds import BoardKind, kind_of
 
 #: How long a control call of the kernel may take, and a board to go through a reset.

@@ -19,18 +19,21 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
 
-import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
 from gateway.errors import GatewayError
-from gateway.flash.esptool_process import NoEsptoolError
-from gateway.flash.events import FlashEvents
+from gateway.flash.esptool import NoEsptoolError
 from gateway.flash.image_checks import RefusedImageError, check_images
-from gateway.flash.job import Flasher, FlashRequest, FlashResult
-from gateway.flash.outcome import Outcome
-from gateway.flash.plan import MAX_PLAN_BYTES, FlashPlan, PlanError, plan_from_json
+from gateway.flash.job import Flasher, FlashEvents, FlashRequest, FlashResult
+from gateway.flash.plan import (
+    MAX_PLAN_BYTES,
+    FlashPlan,
+    Outcome,
+    WrongInputError,
+    plan_from_json,
+)
 from gateway.flash.store import ImageStore, ImageStores, NoRoomError, NotStoredError
 from gateway.flash.user import NoBoardError
 from gateway.ports.running_port import RunningPort
@@ -61,7 +64,7 @@ _WRITE_LIMIT_S: Final = 60.0
 
 def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
-    app[FLASHER] = Flasher(structlog.get_logger())
+    app[FLASHER] = Flasher()
     app[STORES] = ImageStores()
     app[FLASHING] = _Flashing()
     app.on_shutdown.append(_end_all)
@@ -80,7 +83,7 @@ async def flash(request: web.Request) -> web.StreamResponse:
 
 
 _REFUSALS: Final[dict[type[GatewayError], tuple[HTTPStatus, Outcome]]] = {
-    PlanError: (HTTPStatus.BAD_REQUEST, Outcome.WRONG_INPUT),
+    WrongInputError: (HTTPStatus.BAD_REQUEST, Outcome.WRONG_INPUT),
     NoRoomError: (HTTPStatus.INSUFFICIENT_STORAGE, Outcome.NOT_STORED),
     NotStoredError: (HTTPStatus.BAD_REQUEST, Outcome.NOT_STORED),
     RefusedImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, Outcome.REFUSED),
@@ -136,7 +139,7 @@ def _is_to_disconnect(request: web.Request) -> bool:
     try:
         return is_true(request, "disconnect")
     except HttpError as error:
-        raise PlanError(str(error)) from None
+        raise WrongInputError(str(error)) from None
 
 
 class _Body:
@@ -149,16 +152,18 @@ class _Body:
         self._begun = bytearray()  # read and not taken
 
     async def read_plan(self) -> FlashPlan:
-        """The first line. Raises PlanError."""
+        """The first line. Raises WrongInputError."""
         async with _while_it_comes(_UPLOAD_START_S):
             end, searched_bytes = -1, 0
             while end < 0 and searched_bytes <= MAX_PLAN_BYTES:
                 if not await self._read_more():
-                    raise PlanError("the first line has to be the plan: no line ends in the body")
+                    raise WrongInputError(
+                        "the first line has to be the plan: no line ends in the body"
+                    )
                 end = self._begun.find(b"\n", searched_bytes)
                 searched_bytes = len(self._begun)
         if not 0 <= end <= MAX_PLAN_BYTES:
-            raise PlanError(
+            raise WrongInputError(
                 f"the plan, which is the first line, has more than {MAX_PLAN_BYTES} bytes"
             )
         line = bytes(self._begun[:end])

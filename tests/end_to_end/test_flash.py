@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 from tests.support.boards import RunningBoard
 from tests.support.images import ESP32, ESP32C3, ESP32S2, image_of
 from tests.support.lab import Lab, LabBoard

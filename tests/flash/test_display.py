@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from gateway.flash.display import JsonLines, Lines
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 
 CHIP = {"event": "chip", "chip": "ESP32"}
 

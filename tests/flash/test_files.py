@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.flash.files import WhatError, read_images
-from gateway.flash.plan import MAX_BYTES, FlashOptions, PlanError
+from gateway.flash.files import read_images
+from gateway.flash.plan import MAX_BYTES, FlashOptions, WrongInputError
 
 #: As ESP-IDF 5.4 writes it, of an ESP32-S3 project.
 FLASHER_ARGS: dict[str, Any] = {
@@ -84,52 +85,47 @@ def test_a_build_that_is_to_stay_in_the_bootloader_without_stub(build: Path) -> 
     assert (options.after, options.before, options.stub) == ("no-reset", "usb-reset", False)
 
 
+ENCRYPTED = {"offset": "0x10000", "file": "hello_world.bin", "encrypted": "true"}
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("text", "reason"),
     [
-        {"app": {"offset": "0x10000", "file": "hello_world.bin", "encrypted": "true"}},
-        {"write_flash_args": ["--encrypt"]},
+        *((text, "is not a flasher_args.json") for text in ("", "{}", "[]", "[" * 100000)),
+        ('{"flash_files": 7}', "is not a flasher_args.json"),
+        ('{"flash_files": {"x": "a.bin"}}', "invalid offset 'x': expected OFFSET FILE"),
+        (json.dumps({**FLASHER_ARGS, "app": ENCRYPTED}), "run esptool over rfc2217"),
+        (
+            json.dumps({**FLASHER_ARGS, "write_flash_args": ["--encrypt"]}),
+            "run esptool over rfc2217",
+        ),
     ],
 )
-def test_a_build_that_is_encrypted_while_it_is_written_is_refused(
-    build: Path, change: dict[str, object]
-) -> None:
-    (build / "flasher_args.json").write_text(json.dumps({**FLASHER_ARGS, **change}))
-    with pytest.raises(WhatError, match="run esptool over rfc2217"):
+def test_a_build_that_can_t_be_flashed(build: Path, text: str, reason: str) -> None:
+    (build / "flasher_args.json").write_text(text)
+    with pytest.raises(WrongInputError, match=re.escape(reason)):
         read_images([str(build)], {})
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{}", "[]", '{"flash_files": 7}', '{"flash_files": {"x": "a.bin"}}', "[" * 100000],
+    ("what", "reason"),
+    [
+        (["0x1000", "nothing.bin"], "nothing.bin: No such file"),
+        (["0x1000", "empty.bin", "0x2000"], "odd number of arguments (3)"),
+        (["empty.bin", "0x1000"], "invalid offset 'empty.bin'"),
+        (["."], "has no flasher_args.json: has it been built"),
+        (["0x1000", "empty.bin", "4096", "empty.bin"], "two images are for the same offset"),
+        (["empty.bin"], "empty.bin is empty"),
+        # Not read to its end.
+        (["huge.bin"], f"has more than {MAX_BYTES} bytes"),
+    ],
 )
-def test_what_is_no_flasher_args_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "flasher_args.json"
-    path.write_text(text)
-    with pytest.raises(WhatError):
-        read_images([str(path)], {})
-
-
-def test_what_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
-    nothing, empty = tmp_path / "nothing.bin", tmp_path / "empty.bin"
-    empty.touch()
-    for what, reason in (
-        (["0x1000", str(nothing)], "nothing.bin: No such file"),
-        (["0x1000", str(empty), "0x2000"], "found 3 arguments"),
-        (["app.bin", "0x1000"], "'app.bin' is no offset"),
-        ([str(tmp_path)], "has no flasher_args.json: has it been built"),
-        (["0x1000", str(empty), "4096", str(empty)], "two images are for the same offset"),
-    ):
-        with pytest.raises(WhatError) as refused:
-            read_images(what, {})
-        assert reason in str(refused.value)
-    with pytest.raises(PlanError, match="is empty"):
-        read_images([str(empty)], {})
-
-
-def test_what_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
-    huge = tmp_path / "huge.bin"
-    with huge.open("wb") as file:
+def test_what_is_missing_or_wrong_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.bin").touch()
+    with Path("huge.bin").open("wb") as file:
         file.truncate(MAX_BYTES * 100)
-    with pytest.raises(WhatError, match="has more than"):
-        read_images([str(huge)], {})
+    with pytest.raises(WrongInputError, match=re.escape(reason)):
+        read_images(what, {})

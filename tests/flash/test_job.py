@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from gateway.config.document import PortConfig
 from gateway.devices.device import Device, DeviceState
-from gateway.flash.esptool_process import COMMAND_VARIABLE, NoEsptoolError
+from gateway.flash.esptool import COMMAND_VARIABLE, NoEsptoolError
 from gateway.flash.job import Flasher, FlashRequest, FlashResult
-from gateway.flash.outcome import Outcome
-from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan
+from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan, Outcome
 from gateway.flash.store import ImageStores
 from gateway.flash.user import NoBoardError
 from gateway.protocol.reset import RESET, STRAP, Reset, ResetChoice
@@ -64,7 +62,7 @@ async def bench_on(board: PtyBoard, folder: Path, **resets: Any) -> AsyncIterato
     images.mkdir()
     names = folder / "by-path"
     names.mkdir()
-    flasher = Flasher(structlog.get_logger(), names)
+    flasher = Flasher(names)
     config = replace(port_config(), resets=ResetChoice(**resets))
     try:
         yield Bench(board, device, flasher, images, [], config)

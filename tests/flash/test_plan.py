@@ -1,8 +1,10 @@
-"""What a client may ask to be flashed, and how what it may not is refused."""
+"""Plans of clients, and outcomes, on whose names and exit codes scripts of others depend."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from gateway.flash.plan import (
     FlashImage,
     FlashOptions,
     FlashPlan,
-    PlanError,
+    Outcome,
+    WrongInputError,
     checked,
     plan_from_json,
 )
+from gateway.web.page import interface
 
 HASH = "0" * 64
 BOOTLOADER = FlashImage(0x1000, 26000, HASH, "bootloader.bin")
@@ -40,23 +44,23 @@ def test_images_are_put_in_the_order_of_their_offsets() -> None:
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        ((), "there is no image"),
+        ((), "no images"),
         ((replace(APP, size=0),), "app.bin is empty"),
         ((replace(APP, offset=-4096),), "outside of any flash"),
         ((replace(APP, offset=2**32 - 4),), "outside of any flash"),
         ((replace(BOOTLOADER, size=0xF001), APP), "bootloader.bin (0x1000 to 0x10000) overlaps"),
         ((APP, APP), "app.bin (0x10000 to 0x593df) overlaps app.bin at 0x10000"),
-        ((replace(APP, size=MAX_BYTES + 1),), f"at most {MAX_BYTES} are accepted"),
+        ((replace(APP, size=MAX_BYTES + 1),), f"expected at most {MAX_BYTES}"),
         (
             tuple(replace(APP, offset=at, size=1) for at in range(MAX_IMAGES + 1)),
-            f"at most {MAX_IMAGES} are accepted",
+            f"expected {MAX_IMAGES}",
         ),
     ],
 )
 def test_images_that_can_t_be_written_are_refused(
     images: tuple[FlashImage, ...], reason: str
 ) -> None:
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(WrongInputError) as refused:
         checked(FlashPlan(images))
     assert reason in str(refused.value)
 
@@ -69,33 +73,45 @@ def test_images_may_touch() -> None:
     ("edit", "reason"),
     [
         (lambda plan: plan.update(format=2), '"format": 1'),
-        (lambda plan: plan.pop("images"), "no list of images"),
-        (lambda plan: plan.update(images=[7]), "images[0] has to be a JSON object"),
-        (lambda plan: plan["images"][1].update(offset="0x10"), "images[1] needs offset and size"),
-        (lambda plan: plan["images"][1].update(size=True), "images[1] needs offset and size"),
-        (lambda plan: plan["images"][0].update(sha256="AB"), "images[0] needs sha256"),
-        (lambda plan: plan.update(options=[]), "options has to be"),
+        (lambda plan: plan.pop("images"), "expected a list of images"),
+        (lambda plan: plan.update(images=[7]), "invalid images[0]: expected a JSON object"),
+        (
+            lambda plan: plan["images"][1].update(offset="0x10"),
+            "invalid images[1]: expected whole numbers",
+        ),
+        (
+            lambda plan: plan["images"][1].update(size=True),
+            "invalid images[1]: expected whole numbers",
+        ),
+        (lambda plan: plan["images"][0].update(sha256="AB"), "invalid images[0]: expected sha256"),
+        (lambda plan: plan.update(options=[]), "invalid options: expected a JSON object"),
         (lambda plan: plan["options"].update(port="/dev/sda"), "unknown options: port"),
-        (lambda plan: plan["options"].update(chip="--help"), "chip: '--help' is none"),
-        (lambda plan: plan["options"].update(flash_mode=7), "flash_mode: '7' is none"),
-        (lambda plan: plan["options"].update(after="explode"), "after: 'explode' is none"),
-        (lambda plan: plan["options"].update(baudrate=1), "baudrate: '1' is not from"),
-        (lambda plan: plan["options"].update(baudrate=True), "baudrate: 'True' is not"),
-        (lambda plan: plan["options"].update(erase_all=1), "erase_all has to be true or false"),
-        (lambda plan: plan["options"].update(compress=1), "compress has to be true, false or"),
+        (lambda plan: plan["options"].update(chip="--help"), "invalid chip '--help'"),
+        (lambda plan: plan["options"].update(flash_mode=7), "invalid flash_mode '7'"),
+        (lambda plan: plan["options"].update(after="explode"), "invalid after 'explode'"),
+        (
+            lambda plan: plan["options"].update(baudrate=1),
+            "invalid baudrate '1': expected 300 to 10000000",
+        ),
+        (lambda plan: plan["options"].update(baudrate=True), "invalid baudrate 'True'"),
+        (
+            lambda plan: plan["options"].update(erase_all=1),
+            "invalid erase_all '1': expected true or false",
+        ),
+        (lambda plan: plan["options"].update(compress=1), "invalid compress"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_reason(edit: Edit, reason: str) -> None:
     content = json.loads(PLAN.to_json())
     edit(content)
-    with pytest.raises(PlanError) as refused:
+    with pytest.raises(WrongInputError) as refused:
         plan_from_json(json.dumps(content))
     assert reason in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "[" * 60000, '{"format": 1' + "0" * 6000])
 def test_what_is_no_json_object_is_refused(text: str) -> None:
-    with pytest.raises(PlanError):
+    with pytest.raises(WrongInputError):
         plan_from_json(text)
 
 
@@ -134,8 +150,42 @@ json_values = st.recursive(
 def test_any_json_is_a_plan_or_refused(content: dict[str, object]) -> None:
     try:
         plan = plan_from_json(json.dumps(content))
-    except PlanError as error:
+    except WrongInputError as error:
         said = str(error)
     else:
         said = plan.to_json()
     assert "\n" not in said
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "remote-flashing.md"
+
+
+def test_exit_codes_are_those_that_were_told() -> None:
+    assert {outcome.value: outcome.exit_code for outcome in Outcome} == {
+        "written": 0,
+        "failed": 1,
+        "wrong-input": 2,
+        "unreachable": 3,
+        "not-allowed": 4,
+        "busy": 5,
+        "absent": 6,
+        "no-contact": 7,
+        "refused": 8,
+        "incomplete": 9,
+        "not-verified": 10,
+        "not-reset": 11,
+        "not-stored": 12,
+        "no-esptool": 13,
+    }
+
+
+def test_the_documentation_has_the_same_codes() -> None:
+    rows = re.findall(r"^\| (\d+) \| `([a-z-]+)` \| .", DOCS.read_text(), re.MULTILINE)
+    assert {name: int(code) for code, name in rows} == {
+        outcome.value: outcome.exit_code for outcome in Outcome
+    }
+
+
+def test_the_interface_is_described_with_the_same_words() -> None:
+    described = interface()["components"]["schemas"]["flash_outcome"]["enum"]
+    assert described == [outcome.value for outcome in Outcome]

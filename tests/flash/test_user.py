@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config.document import OnAbsent, Sharing
 from gateway.devices.device import Device, DeviceState
-from gateway.flash.outcome import Outcome
+from gateway.flash.plan import Outcome
 from gateway.flash.user import FlashUser, NoBoardError
 from tests.devices.test_device import User
 from tests.support.pty_board import LoopClock, PtyBoard, device_of, until

@@ -25,7 +25,7 @@ from typing import Any, Final
 import structlog
 
 from gateway.config.document import Sharing
-from gateway.flash.esptool_process import COMMAND_VARIABLE
+from gateway.flash.esptool import COMMAND_VARIABLE
 from tests.support.fake_esptool import WRITES, FakeEsptool
 from tests.support.http_lab import LOOPBACK, http_server, running
 from tests.support.pty_board import PtyBoard, Served, serving

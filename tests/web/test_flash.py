@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-import gateway.flash.store
 from gateway.config.document import Sharing
-from gateway.flash.esptool_process import COMMAND_VARIABLE
+from gateway.flash.esptool import COMMAND_VARIABLE
 from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan
 from gateway.web.flash import FLASHER
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
@@ -217,7 +216,7 @@ async def test_the_body_may_come_in_pieces_of_any_size_and_without_its_length(
         (b"\n", "wrong-input", "the plan is not JSON"),
         (b"\xff\n", "wrong-input", "the plan is not JSON: not UTF-8"),
         (b"--x\r\nContent-Disposition: form-data", "wrong-input", "the plan is not JSON"),
-        (body("{}"), "wrong-input", "the plan has to be a JSON object"),
+        (body("{}"), "wrong-input", "invalid plan: expected a JSON object"),
         (b"\n" * 100_000, "wrong-input", "the plan is not JSON"),
         (b"x" * 70000, "wrong-input", "the plan, which is the first line, has more than 65536"),
         (
@@ -228,12 +227,12 @@ async def test_the_body_may_come_in_pieces_of_any_size_and_without_its_length(
         (
             body(FlashPlan((replace(IMAGE, size=MAX_BYTES + 1),)).to_json()),
             "wrong-input",
-            f"at most {MAX_BYTES} are accepted",
+            f"expected at most {MAX_BYTES}",
         ),
         (
             body(FlashPlan((replace(IMAGE, offset=0x20000), IMAGE)).to_json(), DATA, DATA),
             "wrong-input",
-            "in the order of their offsets",
+            "images in wrong order",
         ),
         (body(None, DATA[:-1] + b"!"), "not-stored", "damaged on its way"),
         (
@@ -379,7 +378,7 @@ async def test_a_full_disk_is_told(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(gateway.flash.store._Writer, "write", full)
+    monkeypatch.setattr("gateway.flash.store._write", full)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             answered = await post(client)
