@@ -34,6 +34,9 @@ ON_ASYNCIO := tests/scenarios tests/net tests/tty tests/ports tests/sessions tes
 	tests/end_to_end/test_faults.py tests/end_to_end/test_bad_input.py \
 	tests/end_to_end/test_limits.py
 
+# Neither processes nor networks, next to no waiting: as many at once as there are cores.
+FAST := tests/protocol tests/config $(wildcard tests/port) tests/test_architecture.py
+
 # Stamps, one per set of packages: newer than pyproject.toml means installed.
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
@@ -44,7 +47,7 @@ PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-all test-asyncio lint reset-matrix fuzz jitter mutation soak hostile remote-flashing bench bench-quick clean
+.PHONY: help run test test-fast test-all test-asyncio lint reset-matrix fuzz jitter mutation soak hostile remote-flashing bench bench-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -55,6 +58,9 @@ run: $(RUN_STAMP) ## try the gateway on simulated boards, no hardware needed
 test: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## formatting, lint, types and all tests but the slow ones
 	@$(TEST_ENV) $(PYTEST) -m "not slow"
 	@$(TEST_ENV) $(PYTEST) --loop asyncio -m "not slow" $(ON_ASYNCIO)
+
+test-fast: $(TEST_STAMP) ## protocol, configuration, resets and port state only (under a minute)
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(FAST)
 
 test-all: lint $(LABGRID_STAMP) $(PYSERIAL_STAMP) ## the same with the tests that take minutes
 	@$(TEST_ENV) $(PYTEST)
