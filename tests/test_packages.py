@@ -71,7 +71,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(built: Built) -> None:
     modules = {name for name in built.checkout if name.startswith("gateway/")}
-    assert {"gateway/cli/main.py", "gateway/py.typed", "gateway/simulator/stub.py"} <= modules
+    assert {"gateway/cli/main.py", "gateway/py.typed", "gateway/simulator/loader.py"} <= modules
     about_it = {name for name in built.wheel if ".dist-info/" in name}
     # Beside the package, where the interpreter looks.
     client = {"esp_serial_gateway_client.pth", "esp_serial_gateway_client.py"}

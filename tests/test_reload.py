@@ -19,7 +19,7 @@ from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.reload import LOAD_LIMIT_S, Reloader
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from gateway.status import PortSnapshot, from_json
 from gateway.status_socket import ask
 from tests.support.processes import Service, free_tcp_port

@@ -1,41 +1,171 @@
-"""One simulated board: circuit, chip and app joined, and a log of what happens to it.
+"""One simulated board: the chip's firmware behind its UART or USB device, and a log of events.
 
-Decides what the chip runs (nothing while it is in reset, then the ROM's loader or the app) and who
-therefore speaks and listens at the UART or the USB device. Pure logic: times are arguments, in
-nanoseconds of CLOCK_MONOTONIC. The pace of the bytes is `link`'s matter, the loader itself is
-`rom`'s, what the host's lines do is `attachment`'s.
+`Board` decides what the chip runs (nothing while it is in reset, then the ROM's loader or the app)
+and therefore what speaks and listens at the UART. `App` prints a heartbeat and echoes at a prompt:
+just enough to see that bytes go both ways in order and whether the board was reset. Pure logic:
+times are arguments, in nanoseconds of CLOCK_MONOTONIC; `link` paces the bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import zlib
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
-from gateway.simulator import commands
-from gateway.simulator.app import App
-from gateway.simulator.attachment import Attachment
-from gateway.simulator.chips import CHIPS, Chip, ResetCause
-from gateway.simulator.circuit import (
+from gateway.simulator.attachment import (
+    USB_BAUDRATE,
+    Attachment,
     Boot,
-    ChipReset,
-    DownloadFlag,
-    EnHigh,
-    EnLow,
     Event,
-    LinesSet,
+    Firmware,
+    Happened,
     Restart,
+    UsbIds,
 )
+from gateway.simulator.chips import CHIPS, Chip, ResetCause, UsbKind
 from gateway.simulator.flash import Flash
-from gateway.simulator.rom import DownloadMode
+from gateway.simulator.loader import AppStarted, BaudrateChanged, DownloadMode, ResetRequested
+from gateway.simulator.loader import Event as LoaderEvent
 from gateway.simulator.url import BoardUrl
-from gateway.simulator.usb import USB_BAUDRATE, UsbIds, UsbKind
-from gateway.simulator.usb_otg import Firmware
 
 LogEntry = dict[str, object]
 
 _NS_PER_S = 1_000_000_000
+
+# --- The app ------------------------------------------------------------------------------------
+
+VERSION = "1.0"
+PROMPT = b"esp> "
+
+#: What one command may send: 90 s at 115200 baud.
+MAX_PATTERN_BYTES = 1 << 20
+
+#: The line buffer; what is typed beyond it is neither kept nor echoed.
+MAX_LINE_BYTES = 256
+
+#: With more than this unsent the app is busy printing, as a real one that blocks in its UART
+#: driver: it prints no heartbeats and leaves its input in the receive buffer, which overflows.
+BUSY_BYTES = 4096
+RECEIVE_BUFFER_BYTES = 4096
+
+_HELP = (
+    b"help       this list\r\nversion    what runs here\r\nbytes N    N bytes of a fixed pattern"
+)
+
+#: Runs of plain characters, and each key that means something.
+_KEYS = re.compile(rb"[^\r\n\b\x7f]+|[\r\n\b\x7f]")
+
+
+def pattern(n_bytes: int) -> bytes:
+    """The pseudo-random bytes that `bytes N` sends: always the same, all values occur."""
+    return hashlib.shake_256(b"esp-serial-gateway").digest(n_bytes)
+
+
+class App:
+    """One run of the app, from its start at `started_ns` until reset.
+
+    `heartbeat_ns` is the time between two heartbeats, 0 for none.
+    """
+
+    def __init__(self, name: str, heartbeat_ns: int, started_ns: int) -> None:
+        self._name = name
+        self._heartbeat_ns = heartbeat_ns
+        self._started_ns = started_ns
+        self._heartbeats = 0
+        self._line = bytearray()
+        self._received = bytearray()  # waits until the app is no longer busy
+        self._received_cr = False
+        self._unsent = bytearray()
+        self._print_log(started_ns, "ready")
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How much `take` has to give."""
+        return len(self._unsent)
+
+    def take(self, limit: int) -> bytes:
+        """Take up to `limit` bytes of what the app prints, for the UART to send."""
+        chunk = bytes(self._unsent[:limit])
+        del self._unsent[:limit]
+        self._read_received()
+        return chunk
+
+    def receive_data(self, data: bytes) -> None:
+        """Characters that came over the UART."""
+        self._received += data[: RECEIVE_BUFFER_BYTES - len(self._received)]
+        self._read_received()
+
+    def next_deadline(self) -> int | None:
+        """When `handle_timer` wants to be called, if at all."""
+        if not self._heartbeat_ns:
+            return None
+        return self._started_ns + (self._heartbeats + 1) * self._heartbeat_ns
+
+    def handle_timer(self, now_ns: int) -> None:
+        """Print the heartbeat if it is due; those that were missed are left out."""
+        due_ns = self.next_deadline()
+        if due_ns is None or now_ns < due_ns:
+            return
+        self._heartbeats = (now_ns - self._started_ns) // self._heartbeat_ns
+        if not self._is_busy:
+            self._unsent += b"\r\n"
+            self._print_log(now_ns, f"heartbeat {self._heartbeats}")
+            self._unsent += self._line
+
+    @property
+    def _is_busy(self) -> bool:
+        return len(self._unsent) > BUSY_BYTES
+
+    def _print_log(self, now_ns: int, text: str) -> None:
+        uptime_ms = (now_ns - self._started_ns) // 1_000_000
+        self._unsent += f"I ({uptime_ms}) app: {text}\r\n".encode() + PROMPT
+
+    def _read_received(self) -> None:
+        while self._received and not self._is_busy:
+            keys = _KEYS.match(self._received)
+            assert keys is not None  # noqa: S101 - every byte is one or the other
+            text = keys.group()
+            del self._received[: len(text)]
+            is_crlf = self._received_cr and text == b"\n"
+            self._received_cr = text == b"\r"
+            if not is_crlf:
+                self._press(text)
+
+    def _press(self, text: bytes) -> None:
+        if text in {b"\r", b"\n"}:
+            line = bytes(self._line)
+            self._line.clear()
+            answer = self._answer(line)
+            self._unsent += b"\r\n" + answer + (b"\r\n" if answer else b"") + PROMPT
+        elif text in {b"\b", b"\x7f"}:
+            if self._line:
+                del self._line[-1:]
+                self._unsent += b"\b \b"
+        else:
+            text = text[: MAX_LINE_BYTES - len(self._line)]
+            self._line += text
+            self._unsent += text
+
+    def _answer(self, line: bytes) -> bytes:
+        match line.split():
+            case []:
+                return b""
+            case [b"help"]:
+                return _HELP
+            case [b"version"]:
+                return f"{self._name} simulated app {VERSION}".encode()
+            case [b"bytes", digits] if digits.isdigit() and len(digits) < 10:
+                n_bytes = int(digits)
+                if n_bytes <= MAX_PATTERN_BYTES:
+                    return pattern(n_bytes)
+                return f"? at most {MAX_PATTERN_BYTES} bytes".encode()
+        return b"? " + line
+
+
+# --- The board ----------------------------------------------------------------------------------
 
 #: The ESP32-S2's ROM takes blocks of 2 KB over USB-OTG (esptool's USB_OTG_BLOCK_SIZE); 24 bytes of
 #: headers come on top.
@@ -54,54 +184,25 @@ class Runs(Enum):
     DOWNLOAD = "download"  # the ROM's loader or the flasher stub answers at the UART
 
 
-@dataclass(frozen=True, slots=True)
-class _SetBaudrate:
-    """The rate changes once everything before it has been sent."""
-
-    baudrate: int
-
-
-@dataclass(frozen=True, slots=True)
-class _StartApp:
-    """The app starts once everything before it has been sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Restart:
-    """The chip resets itself once everything before it has been sent."""
-
-    cause: ResetCause
-
-
-_Turn = _SetBaudrate | _StartApp | _Restart
-
-#: What the loader's events are called in the log, where nothing else is to be done about them.
-_LOADER_EVENTS: dict[type[commands.Event], str] = {
-    commands.Synced: "sync",
-    commands.StubStarted: "stub_started",
-    commands.FlashWritten: "flash_written",
-    commands.FlashErased: "flash_erased",
-    commands.CommandRefused: "command_refused",
-}
-
-
-def _with_own_mac(chip: Chip, name: str) -> Chip:
-    """The chip with an address that only a board of this name has, the same at each start."""
-    return replace(chip, mac=chip.mac[:3] + zlib.crc32(name.encode()).to_bytes(4, "big")[1:])
+#: What takes effect once everything before it has been sent.
+_Turn = BaudrateChanged | AppStarted | ResetRequested
 
 
 def _chip_of(url: BoardUrl) -> Chip:
-    chip = _with_own_mac(CHIPS[url.chip], url.name)
-    if url.usb_kind is UsbKind.BRIDGE:
-        return chip
-    return replace(chip, registers={**chip.registers, **chip.usb_registers})
+    """The chip, with an address that only a board of this name has, the same at each start."""
+    chip = CHIPS[url.chip]
+    own = zlib.crc32(url.name.encode()).to_bytes(4, "big")[1:]
+    registers = dict(chip.registers)
+    if url.usb_kind is not UsbKind.BRIDGE:
+        registers |= chip.usb_registers
+    return replace(chip, mac=chip.mac[:3] + own, registers=registers)
 
 
 class Board:
     """The board that `url` describes, from power-up on.
 
-    To power it up again, make a new one with the same `flash`. `enumeration` is another number
-    whenever the USB device has gone since it was looked at last; it comes back as `usb_ids`.
+    To power it up again, make a new one with the same `flash`. `enumeration` changes whenever the
+    USB device has gone; it comes back as `usb_ids`.
     """
 
     def __init__(self, url: BoardUrl, flash: Flash, powered_ns: int) -> None:
@@ -125,12 +226,12 @@ class Board:
     @property
     def dtr(self) -> bool:
         """The line as the circuit sees it: up to circuit.DELIVERY_NS behind."""
-        return self._attachment.dtr
+        return self._attachment.logic.dtr
 
     @property
     def rts(self) -> bool:
         """The line as the circuit sees it: up to circuit.DELIVERY_NS behind."""
-        return self._attachment.rts
+        return self._attachment.logic.rts
 
     @property
     def usb_ids(self) -> UsbIds:
@@ -149,7 +250,7 @@ class Board:
 
     def set_lines(self, now_ns: int, stamp_ns: int, dtr: bool, rts: bool) -> None:
         """The host set both lines at `stamp_ns`, no later than now."""
-        self._attachment.set_lines(min(stamp_ns, now_ns), dtr, rts)
+        self._attachment.logic.set_lines(min(stamp_ns, now_ns), dtr, rts)
 
     def set_host_baudrate(self, now_ns: int, baudrate: int) -> None:
         """The host set its tty to another rate; a bridge keeps that to itself."""
@@ -164,7 +265,7 @@ class Board:
 
     def next_deadline(self) -> int | None:
         """When `handle_timer` wants to be called, if at all."""
-        deadlines = [self._attachment.next_deadline()]
+        deadlines = [self._attachment.logic.next_deadline()]
         if self._app is not None:
             deadlines.append(self._app.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
@@ -172,7 +273,7 @@ class Board:
     def handle_timer(self, now_ns: int) -> None:
         """A deadline has passed, or may have."""
         enumeration = self.enumeration
-        for event in self._attachment.handle_timer(now_ns):
+        for event in self._attachment.logic.handle_timer(now_ns):
             self._handle_reset_event(event)
             if self.enumeration != enumeration:
                 break  # the rest was for a USB device that is gone
@@ -182,27 +283,18 @@ class Board:
 
     def _handle_reset_event(self, event: Event) -> None:
         match event:
-            case LinesSet(t_ns, dtr, rts):
-                self._note(t_ns, "lines", dtr=dtr, rts=rts)
-            case DownloadFlag(t_ns, on):
-                self._note(t_ns, "download_flag", on=on)
-            case EnLow(t_ns):
-                self._note(t_ns, "en_low")
-                self._stop()
-            case EnHigh(t_ns):
-                self._note(t_ns, "en_high")
-            case ChipReset(t_ns, download):
-                self._note(t_ns, "chip_reset", download=download)
-                self._stop()
-                if self._attachment.leave(ResetCause.USB):  # which lets go of the lines
-                    self._boot(t_ns, ResetCause.USB, download=download)
+            case Happened(t_ns, name, details):
+                self._note(t_ns, name, **details)
+                if name in {"en_low", "chip_reset"}:
+                    self._stop()
+                if name == "chip_reset" and self._attachment.leave(ResetCause.USB):
+                    # Without its device the controller has let go of the lines.
+                    self._boot(t_ns, ResetCause.USB, download=bool(details["download"]))
             case Boot(t_ns, download, cause):
                 self._boot(t_ns, cause, download=download)
             case Restart(t_ns, download):
                 self._attachment.leave(ResetCause.SOFTWARE)
                 self._boot(t_ns, ResetCause.SOFTWARE, download=download)
-
-    # USB
 
     def _firmware(self) -> Firmware:
         if self.runs is Runs.APP:
@@ -225,11 +317,9 @@ class Board:
         while self.unsent_bytes:
             self.take(now_ns, _ALL_BYTES)
 
-    # The UART, as link.Uart asks for it
-
     @property
     def unsent_bytes(self) -> int:
-        """How much there is to send, up to the next change of what runs or at which rate."""
+        """How much there is to send, up to the next change of firmware or rate."""
         if self._outgoing and isinstance(self._outgoing[0], bytearray):
             return len(self._outgoing[0])
         return 0 if self._app is None else self._app.unsent_bytes
@@ -260,19 +350,15 @@ class Board:
                 self._handle_loader_event(now_ns, event)
             self._take_turns(now_ns)
 
-    def _handle_loader_event(self, now_ns: int, event: commands.Event) -> None:
+    def _handle_loader_event(self, now_ns: int, event: LoaderEvent) -> None:
         match event:
-            case commands.BaudrateChanged(baudrate):
-                self._outgoing.append(_SetBaudrate(baudrate))
-            case commands.ResetRequested(into_bootloader):
-                # Only the watchdog resets the chip so far that it samples its straps again.
-                cause = ResetCause.SOFTWARE if into_bootloader else ResetCause.WATCHDOG
-                self._outgoing.append(_Restart(cause))
-            case commands.AppStarted():
+            case dict():
+                self._log.append({"t_ns": now_ns, **event})
+            case AppStarted():
                 # It sets up its UART as after a boot.
-                self._outgoing += [_SetBaudrate(self._chip.rom_baudrate), _StartApp()]
-            case _:
-                self._note(now_ns, _LOADER_EVENTS[type(event)], **asdict(event))
+                self._outgoing += [BaudrateChanged(self._chip.rom_baudrate), event]
+            case BaudrateChanged() | ResetRequested():
+                self._outgoing.append(event)
 
     def _send(self, data: bytes) -> None:
         if not data:
@@ -288,11 +374,13 @@ class Board:
         while self._outgoing and not isinstance(turn := self._outgoing[0], bytearray):
             self._outgoing.popleft()
             match turn:
-                case _SetBaudrate(baudrate):
+                case BaudrateChanged(baudrate):
                     self._set_baudrate(now_ns, baudrate)
-                case _StartApp():
+                case AppStarted():
                     self._start_app(now_ns)
-                case _Restart(cause):
+                case ResetRequested(into_bootloader):
+                    # Only the watchdog resets the chip so far that it samples its straps again.
+                    cause = ResetCause.SOFTWARE if into_bootloader else ResetCause.WATCHDOG
                     self._restart(now_ns, cause)
 
     def _set_baudrate(self, now_ns: int, baudrate: int) -> None:
@@ -309,7 +397,7 @@ class Board:
 
     def _restart(self, now_ns: int, cause: ResetCause) -> None:
         """A reset that the host's lines have no part in."""
-        download = self._attachment.enters_download(cause)
+        download = self._attachment.logic.enters_download(cause)
         self._attachment.leave(cause)
         self._boot(now_ns, cause, download=download)
 
@@ -321,19 +409,15 @@ class Board:
             self.baudrate = self._chip.boot_log.baudrate
         if self._usb is not UsbKind.OTG:  # whose device is not there yet when the ROM prints
             self._send(self._chip.boot_messages(cause, download=download))
-        self._outgoing.append(_SetBaudrate(self._chip.rom_baudrate))
+        self._outgoing.append(BaudrateChanged(self._chip.rom_baudrate))
         if download:
             self.runs = Runs.DOWNLOAD
-            self._loader = self._new_loader()
+            limit = [_MAX_OTG_FRAME_BYTES] if self._usb is UsbKind.OTG else []
+            self._loader = DownloadMode(self._chip, self._flash, *limit)
         else:
             self.runs = Runs.BOOTING
-            self._outgoing.append(_StartApp())
+            self._outgoing.append(AppStarted())
         self._take_turns(now_ns)
-
-    def _new_loader(self) -> DownloadMode:
-        if self._usb is UsbKind.OTG:
-            return DownloadMode(self._chip, self._flash, _MAX_OTG_FRAME_BYTES)
-        return DownloadMode(self._chip, self._flash)
 
     def _start_app(self, now_ns: int) -> None:
         if self._loader is not None and self._usb is UsbKind.OTG:

@@ -1,17 +1,49 @@
 """The simulated chips as data: what makes esptool and a boot log name each one right.
 
-Register addresses are those of Espressif's technical reference manuals. Behaviour is in `rom`,
-`stub` and `registers`; a chip whose loader differs only in such data needs only an entry here.
+Register addresses are those of Espressif's technical reference manuals. A chip whose loader differs
+from others' only in such data needs only an entry here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
-from gateway.simulator.commands import Opcode
-from gateway.simulator.usb import UsbKind
+
+class Opcode(IntEnum):
+    """Commands of the boot ROMs and of the flasher stub (from ERASE_FLASH on)."""
+
+    FLASH_BEGIN = 0x02
+    FLASH_DATA = 0x03
+    FLASH_END = 0x04
+    MEM_BEGIN = 0x05
+    MEM_END = 0x06
+    MEM_DATA = 0x07
+    SYNC = 0x08
+    WRITE_REG = 0x09
+    READ_REG = 0x0A
+    SPI_SET_PARAMS = 0x0B
+    SPI_ATTACH = 0x0D
+    READ_FLASH_SLOW = 0x0E
+    CHANGE_BAUDRATE = 0x0F
+    FLASH_DEFL_BEGIN = 0x10
+    FLASH_DEFL_DATA = 0x11
+    FLASH_DEFL_END = 0x12
+    SPI_FLASH_MD5 = 0x13
+    GET_SECURITY_INFO = 0x14
+    ERASE_FLASH = 0xD0
+    ERASE_REGION = 0xD1
+    READ_FLASH = 0xD2
+    RUN_USER_CODE = 0xD3
+
+
+class UsbKind(Enum):
+    """How a board is connected to USB."""
+
+    BRIDGE = "bridge"  # a USB-UART bridge; DTR and RTS go to the circuit of two transistors
+    JTAG = "jtag"  # the chip's USB-Serial/JTAG controller, which is hardware
+    OTG = "otg"  # the chip's USB-OTG controller, driven by the firmware that runs
 
 
 class ResetCause(Enum):
@@ -23,16 +55,9 @@ class ResetCause(Enum):
     USB = "USB-Serial/JTAG controller"
 
 
-class MacLayout(Enum):
-    """How the MAC address lies in the registers."""
-
-    EFUSE = "the last four bytes in the first word, the first two in the second"
-    OTP_8266 = "spread over four words, the vendor's part in the last one"
-
-
 @dataclass(frozen=True)
 class SpiController:
-    """Addresses and habits of the SPI peripheral that the flash hangs on.
+    """Addresses and habits of the SPI peripheral that the flash is connected to.
 
     Without `mosi_length` and `miso_length` (ESP8266) the lengths are fields of `user1`.
     """
@@ -60,44 +85,44 @@ class Watchdog:
 class BootLog:
     """What the boot ROM prints; `{cause}` is replaced, lines end as on the wire."""
 
-    baudrate: int
     causes: Mapping[ResetCause, str]
     flash: str
     download: str
+    baudrate: int = 115200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chip:
     """One chip with its flash; use `dataclasses.replace` to give a board its own `mac`.
 
-    `status_bytes` is how many end each answer of the ROM. `sync_value` is what the ROM answers to
-    a SYNC: left-overs of the frame, never 0, for 0 is how esptool knows a running stub.
-    `security_info_bytes` is 0 where the ROM does not know GET_SECURITY_INFO. `crystal_hz` times
+    `chip_id` is what GET_SECURITY_INFO returns, in `security_info_bytes` (0: the ROM does not know
+    it). `mac_in_otp` says that the MAC address is spread over four words, as in the ESP8266.
+    `status_bytes` end each answer of the ROM. `sync_value` is what the ROM answers to a SYNC:
+    left-overs of the frame, never 0, which is how esptool knows a running stub. `crystal_hz` times
     `uart_clock_factor` is the clock that the UART divider divides. `usb_kinds` are the ways onto
     USB that boards with this chip have, the usual one first; `usb_registers` is what a host reads
-    differently on one that is not a bridge.
+    differently on a board without a bridge.
     """
 
-    name: str
     magic: int
-    chip_id: int | None
     mac: bytes
-    mac_layout: MacLayout
     mac_register: int
-    flash_bytes: int
     rom_commands: frozenset[Opcode]
-    status_bytes: int
-    sync_value: int
-    security_info_bytes: int
-    flash_begin_bytes: int
-    crystal_hz: int
-    uart_clock_factor: int
     uart_divider: int
     spi: SpiController
-    watchdog: Watchdog | None
     boot_log: BootLog
     stub_text_starts: frozenset[int]
-    legacy_stub_max_text_bytes: int
+    legacy_stub_max_text_bytes: int = 5000
+    chip_id: int = 0
+    mac_in_otp: bool = False
+    flash_bytes: int = 4 << 20
+    status_bytes: int = 4
+    sync_value: int = 0x20120707
+    security_info_bytes: int = 0
+    flash_begin_bytes: int = 16
+    crystal_hz: int = 40_000_000
+    uart_clock_factor: int = 1
+    watchdog: Watchdog | None = None
     rom_baudrate: int = 115200
     has_erase_size_bug: bool = False
     usb_kinds: tuple[UsbKind, ...] = (UsbKind.BRIDGE,)
@@ -111,43 +136,27 @@ class Chip:
 
     def security_info(self) -> bytes:
         """The answer to GET_SECURITY_INFO: no feature enabled; the chip id where there is room."""
-        info = bytes(12) + (self.chip_id or 0).to_bytes(4, "little")
+        info = bytes(12) + self.chip_id.to_bytes(4, "little")
         return info.ljust(self.security_info_bytes, b"\0")[: self.security_info_bytes]
+
+    def mac_registers(self) -> dict[int, int]:
+        """The words that hold the MAC address, by their addresses."""
+        mac, base = self.mac, self.mac_register
+        if self.mac_in_otp:
+            return {
+                base: mac[5] << 24,
+                base + 4: int.from_bytes(mac[3:5], "big"),
+                base + 12: int.from_bytes(mac[:3], "big"),
+            }
+        return {base: int.from_bytes(mac[2:], "big"), base + 4: int.from_bytes(mac[:2], "big")}
 
 
 #: Where every ROM has a word that no other chip has there; esptool reads it to tell chips apart.
 MAGIC_REGISTER = 0x40001000
 
-_ESP8266_COMMANDS = frozenset(
-    {
-        Opcode.FLASH_BEGIN,
-        Opcode.FLASH_DATA,
-        Opcode.FLASH_END,
-        Opcode.MEM_BEGIN,
-        Opcode.MEM_DATA,
-        Opcode.MEM_END,
-        Opcode.SYNC,
-        Opcode.WRITE_REG,
-        Opcode.READ_REG,
-    }
-)
-_ESP32_COMMANDS = _ESP8266_COMMANDS | {
-    Opcode.SPI_SET_PARAMS,
-    Opcode.SPI_ATTACH,
-    Opcode.READ_FLASH_SLOW,
-    Opcode.CHANGE_BAUDRATE,
-    Opcode.FLASH_DEFL_BEGIN,
-    Opcode.FLASH_DEFL_DATA,
-    Opcode.FLASH_DEFL_END,
-    Opcode.SPI_FLASH_MD5,
-}
-
-_LATER_CAUSES = {
-    ResetCause.POWER_ON: "rst:0x1 (POWERON)",
-    ResetCause.SOFTWARE: "rst:0x3 (RTC_SW_SYS_RST)",
-    ResetCause.WATCHDOG: "rst:0x10 (RTCWDT_RTC_RST)",
-    ResetCause.USB: "rst:0x15 (USB_UART_CHIP_RESET)",
-}
+_ESP8266_COMMANDS = frozenset(opcode for opcode in Opcode if opcode <= Opcode.READ_REG)
+_ESP32_COMMANDS = frozenset(opcode for opcode in Opcode if opcode <= Opcode.SPI_FLASH_MD5)
+_LATER_COMMANDS = _ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO}
 
 
 def _spi_controller_of_later_chips(base: int) -> SpiController:
@@ -164,21 +173,28 @@ def _spi_controller_of_later_chips(base: int) -> SpiController:
     )
 
 
+def _boot_log_of_later_chips(head: str, app_mode: str, download_mode: str) -> BootLog:
+    return BootLog(
+        causes={
+            ResetCause.POWER_ON: "rst:0x1 (POWERON)",
+            ResetCause.SOFTWARE: "rst:0x3 (RTC_SW_SYS_RST)",
+            ResetCause.WATCHDOG: "rst:0x10 (RTCWDT_RTC_RST)",
+            ResetCause.USB: "rst:0x15 (USB_UART_CHIP_RESET)",
+        },
+        flash=(
+            f"{head}{{cause}},boot:{app_mode} (SPI_FAST_FLASH_BOOT)\r\n"
+            "SPIWP:0xee\r\nmode:DIO, clock div:2\r\n"
+        ),
+        download=f"{head}{{cause}},boot:{download_mode}\r\nwaiting for download\r\n",
+    )
+
+
 _ESP32 = Chip(
-    name="ESP32",
     magic=0x00F01D83,
-    chip_id=None,
     mac=bytes.fromhex("240ac4000001"),
-    mac_layout=MacLayout.EFUSE,
     mac_register=0x3FF5A004,
-    flash_bytes=4 << 20,
     rom_commands=_ESP32_COMMANDS,
-    status_bytes=4,
     sync_value=0x55201207,
-    security_info_bytes=0,
-    flash_begin_bytes=16,
-    crystal_hz=40_000_000,
-    uart_clock_factor=1,
     uart_divider=0x3FF40014,
     spi=SpiController(
         command=0x3FF42000,
@@ -191,9 +207,7 @@ _ESP32 = Chip(
         miso_length=0x3FF4202C,
         address_msb_first=True,
     ),
-    watchdog=None,
     boot_log=BootLog(
-        baudrate=115200,
         causes={
             ResetCause.POWER_ON: "rst:0x1 (POWERON_RESET)",
             ResetCause.SOFTWARE: "rst:0x3 (SW_RESET)",
@@ -212,7 +226,6 @@ _ESP32 = Chip(
         ),
     ),
     stub_text_starts=frozenset({0x400BE000, 0x400A8000}),
-    legacy_stub_max_text_bytes=5000,
     registers={
         # An ESP32-D0WD-V3 revision 3.1: the revision's bits are in word 3 (bit 15), word 5
         # (bit 20; minor in bits 24, 25) and the date register (bit 31). Word 3 also says
@@ -231,39 +244,21 @@ _ESP32 = Chip(
 )
 
 _ESP32S2 = Chip(
-    name="ESP32-S2",
     magic=0x000007C6,
-    chip_id=None,  # GET_SECURITY_INFO has no room for it
     mac=bytes.fromhex("7cdfa1000001"),
-    mac_layout=MacLayout.EFUSE,
     mac_register=0x3F41A044,
-    flash_bytes=4 << 20,
-    rom_commands=_ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO},
-    status_bytes=4,
-    sync_value=0x20120707,
-    security_info_bytes=12,
+    rom_commands=_LATER_COMMANDS,
+    security_info_bytes=12,  # no room for a chip id
     flash_begin_bytes=20,
-    crystal_hz=40_000_000,
-    uart_clock_factor=1,
     uart_divider=0x3F400014,
     spi=_spi_controller_of_later_chips(0x3F402000),
     watchdog=Watchdog(config=0x3F408094, write_protect=0x3F4080AC),
-    boot_log=BootLog(
-        baudrate=115200,
-        causes=_LATER_CAUSES,
-        flash=(
-            "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n"
-            "{cause},boot:0x8 (SPI_FAST_FLASH_BOOT)\r\n"
-            "SPIWP:0xee\r\nmode:DIO, clock div:2\r\n"
-        ),
-        download=(
-            "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n"
-            "{cause},boot:0x0 (DOWNLOAD(USB/UART0/1/SPI))\r\n"
-            "waiting for download\r\n"
-        ),
+    boot_log=_boot_log_of_later_chips(
+        "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n",
+        "0x8",
+        "0x0 (DOWNLOAD(USB/UART0/1/SPI))",
     ),
     stub_text_starts=frozenset({0x40028000}),
-    legacy_stub_max_text_bytes=5000,
     usb_kinds=(UsbKind.OTG, UsbKind.BRIDGE),
     # The ROM's variable that tells through which port it speaks; then what tells whether a
     # software reset can leave download mode: the strap GPIO0 (bit 3) is high, so the flag that
@@ -272,39 +267,22 @@ _ESP32S2 = Chip(
 )
 
 _ESP32C3 = Chip(
-    name="ESP32-C3",
     magic=0x1B31506F,
     chip_id=5,
     mac=bytes.fromhex("a0764e000001"),
-    mac_layout=MacLayout.EFUSE,
     mac_register=0x60008844,
-    flash_bytes=4 << 20,
-    rom_commands=_ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO},
-    status_bytes=4,
-    sync_value=0x20120707,
+    rom_commands=_LATER_COMMANDS,
     security_info_bytes=20,
     flash_begin_bytes=20,
-    crystal_hz=40_000_000,
-    uart_clock_factor=1,
     uart_divider=0x60000014,
     spi=_spi_controller_of_later_chips(0x60002000),
     watchdog=Watchdog(config=0x60008090, write_protect=0x600080A8),
-    boot_log=BootLog(
-        baudrate=115200,
-        causes=_LATER_CAUSES,
-        flash=(
-            "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n"
-            "{cause},boot:0xc (SPI_FAST_FLASH_BOOT)\r\n"
-            "SPIWP:0xee\r\nmode:DIO, clock div:2\r\n"
-        ),
-        download=(
-            "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n"
-            "{cause},boot:0x4 (DOWNLOAD(USB/UART0/1))\r\n"
-            "waiting for download\r\n"
-        ),
+    boot_log=_boot_log_of_later_chips(
+        "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n",
+        "0xc",
+        "0x4 (DOWNLOAD(USB/UART0/1))",
     ),
     stub_text_starts=frozenset({0x40380000}),
-    legacy_stub_max_text_bytes=5000,
     usb_kinds=(UsbKind.JTAG, UsbKind.BRIDGE),
     usb_registers={0x3FCDF07C: 3},
     # Revision 0.4: the minor number in word 3 of the block that begins with the MAC.
@@ -312,18 +290,12 @@ _ESP32C3 = Chip(
 )
 
 _ESP8266 = Chip(
-    name="ESP8266",
     magic=0xFFF0C101,
-    chip_id=None,
     mac=bytes.fromhex("5ccf7f000001"),
-    mac_layout=MacLayout.OTP_8266,
+    mac_in_otp=True,
     mac_register=0x3FF00050,
-    flash_bytes=4 << 20,
     rom_commands=_ESP8266_COMMANDS,
     status_bytes=2,
-    sync_value=0x20120707,
-    security_info_bytes=0,
-    flash_begin_bytes=16,
     crystal_hz=26_000_000,
     uart_clock_factor=2,
     uart_divider=0x60000014,
@@ -338,7 +310,6 @@ _ESP8266 = Chip(
         miso_length=None,
         address_msb_first=True,
     ),
-    watchdog=None,
     boot_log=BootLog(
         baudrate=74880,  # the ROM takes its 26 MHz crystal for one of 40 MHz
         causes={

@@ -1,13 +1,16 @@
-"""A SPI NOR flash chip: its array of cells and the few commands that tools send by hand.
+"""A SPI NOR flash chip, and the registers through which a host reaches it and the rest of the chip.
 
-Behaves as NOR does: an erase sets whole sectors to FF, a write only clears bits. Knows nothing of
-the serial protocol, nor of the SPI controller in front of it (`registers`).
+The flash behaves as NOR does: an erase sets whole sectors to FF, a write only clears bits. READ_REG
+and WRITE_REG reach plain registers, which keep what is written, and behind a few of them the SPI
+controller, the UART divider and the watchdog that resets the chip. RAM reads as 0.
 """
 
 from __future__ import annotations
 
 import struct
 from enum import IntEnum
+
+from gateway.simulator.chips import MAGIC_REGISTER, Chip
 
 SECTOR_BYTES = 0x1000
 BLOCK_BYTES = 0x10000
@@ -34,7 +37,7 @@ _SFDP_FEATURES = 0xFFF120E5
 
 
 class SpiCommand(IntEnum):
-    """The flash commands that are understood; others read as FF (nobody drives the line)."""
+    """The flash commands that are understood; others read as FF, an idle line."""
 
     WRITE_STATUS_1 = 0x01
     WRITE_DISABLE = 0x04
@@ -49,16 +52,9 @@ class SpiCommand(IntEnum):
     READ_JEDEC_ID = 0x9F
 
 
-_STATUS_READ = {
-    SpiCommand.READ_STATUS_1: 0,
-    SpiCommand.READ_STATUS_2: 1,
-    SpiCommand.READ_STATUS_3: 2,
-}
-_STATUS_WRITE = {
-    SpiCommand.WRITE_STATUS_1: 0,
-    SpiCommand.WRITE_STATUS_2: 1,
-    SpiCommand.WRITE_STATUS_3: 2,
-}
+#: The status registers, in their order.
+_STATUS_READS = [SpiCommand.READ_STATUS_1, SpiCommand.READ_STATUS_2, SpiCommand.READ_STATUS_3]
+_STATUS_WRITES = [SpiCommand.WRITE_STATUS_1, SpiCommand.WRITE_STATUS_2, SpiCommand.WRITE_STATUS_3]
 _WRITE_ENABLE_LATCH = 0x02
 
 
@@ -99,17 +95,16 @@ class Flash:
         self._check(offset, size)
         start = offset - offset % SECTOR_BYTES
         end = -(-(offset + size) // SECTOR_BYTES) * SECTOR_BYTES if size else start
-        self._inverted[start:end] = bytes(end - start)
+        if end - start == self.size_bytes:
+            self._inverted = bytearray(self.size_bytes)  # pages that the kernel need not back
+        else:
+            self._inverted[start:end] = bytes(end - start)
         return start, end - start
-
-    def erase_all(self) -> None:
-        """Set everything to FF."""
-        self._inverted = bytearray(self.size_bytes)
 
     def transfer(self, command: int, address: int, mosi: bytes, miso_bytes: int) -> bytes:
         """Run one command as it comes over the SPI bus; return `miso_bytes` of answer."""
-        if command in _STATUS_WRITE:
-            self._write_status(_STATUS_WRITE[SpiCommand(command)], mosi)
+        if command in _STATUS_WRITES:
+            self._write_status(_STATUS_WRITES.index(SpiCommand(command)), mosi)
         elif command == SpiCommand.WRITE_DISABLE:
             self._write_enabled = False
         elif command in {SpiCommand.WRITE_ENABLE, SpiCommand.VOLATILE_WRITE_ENABLE}:
@@ -121,8 +116,8 @@ class Flash:
             return self.jedec_id
         if command == SpiCommand.READ_SFDP:
             return self._sfdp()[address:]
-        if command in _STATUS_READ:
-            register = _STATUS_READ[SpiCommand(command)]
+        if command in _STATUS_READS:
+            register = _STATUS_READS.index(SpiCommand(command))
             latch = _WRITE_ENABLE_LATCH if register == 0 and self._write_enabled else 0
             return bytes((self._status[register] | latch,))
         return b""
@@ -142,3 +137,129 @@ class Flash:
     def _check(self, offset: int, size: int) -> None:
         if offset < 0 or size < 0 or offset + size > self.size_bytes:
             raise FlashRangeError(f"{size} bytes at {offset:#x} of {self.size_bytes:#x}")
+
+
+_WORD_MASK = 0xFFFFFFFF
+
+#: A host can write any address; no tool writes more than some dozens.
+_MAX_WRITTEN_REGISTERS = 4096
+
+# SPI controller: bits of its user register, fields of its length registers (TRM, SPI_USER_REG).
+_SPI_START = 1 << 18
+_USER_COMMAND = 1 << 31
+_USER_ADDRESS = 1 << 30
+_USER_MISO = 1 << 28
+_USER_MOSI = 1 << 27
+_USER1_ADDRESS_LENGTH_SHIFT = 26
+_USER1_MOSI_LENGTH_SHIFT = 17
+_USER1_MISO_LENGTH_SHIFT = 8
+_LENGTH_MASK = 0x1FF
+_COMMAND_MASK = 0xFF
+_DATA_WORDS = 16
+
+#: RTC watchdog (TRM, RTC_CNTL_WDTCONFIG0_REG): its enable bit and the key that unlocks it.
+_WATCHDOG_ENABLE = 1 << 31
+_WATCHDOG_KEY = 0x50D83AA1
+
+
+class Registers:
+    """What a chip's registers read, with `flash` behind its SPI controller.
+
+    `baudrate` is what the UART divider tells; `flash_attached` whether the flash's pins are
+    connected (an unattached flash reads as FF).
+    """
+
+    def __init__(self, chip: Chip, flash: Flash, baudrate: int) -> None:
+        self.baudrate = baudrate
+        self.flash_attached = False
+        self._chip = chip
+        self._flash = flash
+        self._values = {**chip.registers, **chip.mac_registers(), MAGIC_REGISTER: chip.magic}
+        self._room = _MAX_WRITTEN_REGISTERS
+
+    def read(self, address: int) -> int:
+        """Return the 32 bits at an address; 0 where nothing is known."""
+        if address == self._chip.uart_divider:
+            return self._chip.crystal_hz * self._chip.uart_clock_factor // self.baudrate
+        return self._values.get(address, 0)
+
+    def write(self, address: int, value: int, mask: int) -> bool:
+        """Write the bits of `mask`; return whether that makes the chip reset itself."""
+        value = (value & mask | self.read(address) & ~mask) & _WORD_MASK
+        if address == self._chip.spi.command and value & _SPI_START:
+            self._run_spi_command()
+            return False  # the start bit reads as 0 again: the command is done
+        if address == MAGIC_REGISTER or self._is_locked(address):
+            return False
+        self._store(address, value)
+        return self._is_watchdog_left_armed(address)
+
+    def _store(self, address: int, value: int) -> None:
+        if address not in self._values:
+            if not self._room:
+                return
+            self._room -= 1
+        self._values[address] = value
+
+    def _is_locked(self, address: int) -> bool:
+        watchdog = self._chip.watchdog
+        return (
+            watchdog is not None
+            and address == watchdog.config
+            and self.read(watchdog.write_protect) != _WATCHDOG_KEY
+        )
+
+    def _is_watchdog_left_armed(self, address: int) -> bool:
+        """Whether a write that was done locks the watchdog while it is enabled.
+
+        An enabled watchdog bites after some 15 ms. Hosts lock it again in that time and want to
+        be answered, so that is taken for the moment at which it has bitten.
+        """
+        watchdog = self._chip.watchdog
+        return (
+            watchdog is not None
+            and address == watchdog.write_protect
+            and self.read(watchdog.write_protect) != _WATCHDOG_KEY
+            and bool(self.read(watchdog.config) & _WATCHDOG_ENABLE)
+        )
+
+    def _run_spi_command(self) -> None:
+        spi = self._chip.spi
+        user = self.read(spi.user)
+        mosi_bytes = self._data_bytes(user, _USER_MOSI)
+        miso_bytes = self._data_bytes(user, _USER_MISO)
+        data = struct.pack(
+            f"<{_DATA_WORDS}I", *(self.read(spi.data + 4 * i) for i in range(_DATA_WORDS))
+        )
+        answer = b"\xff" * miso_bytes
+        if self.flash_attached and user & _USER_COMMAND:
+            command = self.read(spi.user2) & _COMMAND_MASK
+            answer = self._flash.transfer(
+                command, self._spi_address(user), data[:mosi_bytes], miso_bytes
+            )
+        answer = answer.ljust((miso_bytes + 3) // 4 * 4, b"\0")
+        for i, (word,) in enumerate(struct.iter_unpack("<I", answer)):
+            self._store(spi.data + 4 * i, word)
+
+    def _data_bytes(self, user: int, phase: int) -> int:
+        """How many whole bytes the data phase has; 0 if `user` leaves it out."""
+        if not user & phase:
+            return 0
+        spi = self._chip.spi
+        register = spi.mosi_length if phase == _USER_MOSI else spi.miso_length
+        if register is not None:
+            length = self.read(register)
+        elif phase == _USER_MOSI:
+            length = self.read(spi.user1) >> _USER1_MOSI_LENGTH_SHIFT
+        else:
+            length = self.read(spi.user1) >> _USER1_MISO_LENGTH_SHIFT
+        return ((length & _LENGTH_MASK) + 1) // 8
+
+    def _spi_address(self, user: int) -> int:
+        if not user & _USER_ADDRESS:
+            return 0
+        spi = self._chip.spi
+        bits = (self.read(spi.user1) >> _USER1_ADDRESS_LENGTH_SHIFT) + 1
+        address = self.read(spi.address)
+        # Some chips send the top bits of the register, others its bottom ones.
+        return address >> (32 - bits) if spi.address_msb_first else address & ((1 << bits) - 1)

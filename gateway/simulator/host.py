@@ -1,7 +1,7 @@
 """Simulated boards as the gateway and the tests use them: start, set lines, read the log.
 
-Each board is a process of its own (`process`), so that it neither takes time from the gateway's
-event loop nor shares its fate.
+Each board is a process of its own (`python -m gateway.simulator`), so that it neither takes time
+from the gateway's event loop nor shares its fate.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ import socket
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gateway
 from gateway.errors import DeviceError
 from gateway.runtime import start_process
-from gateway.simulator.process import (
-    CONTROL_NAME,
-    EXIT_WITH_STDIN,
-    FAILED,
-    LOG_NAME,
-    READY,
-)
-from gateway.simulator.tty_links import BY_PATH_NAME, TTY_NAME, UsbDevice, read_usb_device
+from gateway.simulator.attachment import UsbIds
 from gateway.simulator.url import BoardUrl
-from gateway.simulator.usb import UsbIds
 
-__all__ = [
-    "SimulatedBoard",
-    "SimulatedLines",
-    "UsbDevice",
-    "UsbIds",
-    "read_log",
-    "read_usb_device",
-    "start_board",
-]
+# Files in a board's folder.
+CONTROL_NAME = "control"
+LOG_NAME = "log.jsonl"
+TTY_NAME = "tty"
+BY_PATH_NAME = "by-path"
+USB_NAME = "usb.json"
+
+#: The process ends when its standard input does: how it notices that its starter has died.
+EXIT_WITH_STDIN = "--exit-with-stdin"
+
+#: First word of the one line on standard output; the tty's path or the reason follows.
+READY = "ready"
+FAILED = "failed"
+
+#: No request over the control socket is longer; bounds what a broken client can make us collect.
+MAX_REQUEST_BYTES = 200
 
 #: Importing takes 2 s on a slow Raspberry Pi.
 START_LIMIT_S = 10.0
 #: The process has only a few files to remove.
 STOP_LIMIT_S = 5.0
 
-#: The process runs the same code as we, wherever it was imported from.
+#: The process runs the code that runs here, wherever it was imported from.
 _IMPORT_ROOT = str(Path(gateway.__file__).absolute().parents[1])
 
 #: A board's process answers within milliseconds; a control thread must not hang on a stopped one.
@@ -57,11 +56,32 @@ _LINES_LIMIT_S = 2.0
 _MAX_SOCKET_PATH_BYTES = 108
 
 
+@dataclass(frozen=True, slots=True)
+class UsbDevice:
+    """The USB device that a board is at the moment.
+
+    `number` is 1 for the first device since the board's process started; `tty_name` is the
+    kernel's name, in the board's folder.
+    """
+
+    number: int
+    ids: UsbIds
+    tty_name: str
+
+
+def read_usb_device(folder: Path) -> UsbDevice | None:
+    """The device of the board in `folder`; None while there is none."""
+    try:
+        entry = json.loads((folder / USB_NAME).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    return UsbDevice(entry["number"], UsbIds.parse(entry["ids"]), entry["tty"])
+
+
 class SimulatedBoard:
     """A board whose process runs; made by `start_board`, ended by `stop`.
 
-    `tty_path` is the tty's name at first, `by_path` the name that it has for as long as the board
-    is there, whatever else it is called.
+    `tty_path` is the tty's name at first, `by_path` a name that stays when the kernel's changes.
     """
 
     def __init__(
@@ -78,12 +98,12 @@ class SimulatedBoard:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process still runs; it ends by itself only if it is killed or fails."""
+        """Whether the process still runs."""
         return self._process.returncode is None
 
     @property
     def usb_device(self) -> UsbDevice | None:
-        """The USB device that it is at the moment; None while it is gone."""
+        """The USB device that the board is at the moment; None while it is gone."""
         return read_usb_device(self._folder)
 
     @property
@@ -121,10 +141,8 @@ async def start_board(url: BoardUrl) -> SimulatedBoard:
             await _end(process)
         if owns_folder:
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | DeviceError):
             raise DeviceError(f"{url} can't be started: {error}") from error
-        if isinstance(error, DeviceError):
-            raise DeviceError(f"{url} can't be started: {error}") from None
         raise
     return SimulatedBoard(url, folder, process, owns_folder)
 

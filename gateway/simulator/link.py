@@ -1,11 +1,9 @@
 """The wire between the host's tty and the simulated board's UART: a pty, paced in both directions.
 
-What a UART and its USB bridge do to bytes: each side's take the time of its baud rate, a host that
-reads with another rate than the board sends with gets garbage, and what nobody reads is lost. On a
-board that is its own USB device the bytes take the time of the bus, and the rate that the host sets
-is a number that the board is told. What
-the board does with the bytes is `board`'s matter; the modem lines, which a pty lacks, go another
-way (`process`).
+Does to bytes what a UART and its USB bridge do: each side's take the time of its baud rate, a host
+that reads at another rate than the board sends at gets garbage, and unread output is lost. On a
+board that is its own USB device the bytes take the time of the bus; the rate that the host sets is
+only reported to the board. The modem lines, which a pty lacks, go over the control socket.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ _NS_PER_S = 1_000_000_000
 #: Bytes move in chunks of what is due, this often; about the polling of a USB bridge.
 TICK_NS = 4_000_000
 
-#: How often the host's rate is looked at where the board wants to know: nothing tells of a change.
-#: Tools that ask for a bootloader by the rate leave it for 10 ms and more.
+#: How often the host's rate is read for a board that acts on it: a change raises no event. Tools
+#: that ask for a bootloader by the rate leave it for 10 ms and more.
 RATE_POLL_NS = 5_000_000
 
 #: A UART samples each bit in its middle, so that the tenth is still right with an error of 5 %;
@@ -55,9 +53,9 @@ _FIRST_BAUDRATE = termios.B9600
 
 _SLOWEST_BAUD = 50
 
-#: What a host reads first comes through a USB bridge's own buffer, milliseconds after it has opened
-#: its tty and made it raw; through a pty it would come at once, and to a host that is preempted in
-#: between go back to the board as echo. A tty that stays cooked for longer echoes, as anywhere.
+#: Over a USB bridge the first bytes come milliseconds after the host has opened its tty and made it
+#: raw. Over a pty they would come at once, and go back to the board as echo if the host was
+#: preempted in between. A tty that stays cooked for longer echoes, as anywhere.
 COOKED_LIMIT_S = 0.5
 
 
@@ -108,8 +106,8 @@ def garble_table(sender_baud: int, receiver_baud: int) -> bytes:
     """What a receiver of another rate makes of each byte, as a table for bytes.translate.
 
     It samples the sender's frame (a slower receiver: the same one again and again) at its own bit
-    times, least significant bit first. A byte that would come out right all the same does not:
-    what is wrong shall be seen.
+    times, least significant bit first. A byte that would come out right by chance is changed, so
+    that a wrong rate shows.
     """
     ratio = sender_baud / receiver_baud
     table = bytearray()
@@ -133,8 +131,8 @@ def carry(data: bytes, sender_baud: int, receiver_baud: int) -> bytes:
 class _Pty:
     """A pty whose slave is the host's tty; the non-blocking master is ours.
 
-    No slave of our own is kept open: the master then tells (POLLHUP) whether the host has its tty
-    open, and the settings stay with the pair all the same.
+    No slave of our own is kept open: the master then shows (POLLHUP) whether the host has its tty
+    open. The settings stay with the pair.
     """
 
     def __init__(self) -> None:
@@ -147,7 +145,7 @@ class _Pty:
         os.set_blocking(self.master, False)
         self._poll = select.poll()
         self._poll.register(self.master, 0)
-        # Edge-triggered, since the hang-up of a tty that nobody has open lasts.
+        # Edge-triggered, since a tty that is not open stays hung up.
         self.edges = select.epoll()
         self.edges.register(self.master, select.EPOLLIN | select.EPOLLET)
 
@@ -172,7 +170,7 @@ class _Pty:
         """What the host has written; b"" when there is nothing."""
         try:
             return os.read(self.master, limit) if limit else b""
-        except OSError:  # EAGAIN, or EIO: nobody has it open
+        except OSError:  # EAGAIN, or EIO: it is not open
             return b""
 
     def write(self, data: bytes | bytearray) -> int:
@@ -216,7 +214,7 @@ class Link:
     ) -> None:
         self._uart = uart
         self._usb_baudrate = usb_baudrate
-        self._rate_set = rate_set
+        self._rate_set = rate_set or (lambda _rate: None)
         self._after_transfer = after_transfer
         self._lost = lost
         self._pty = _Pty()
@@ -284,11 +282,9 @@ class Link:
         at_s = self._loop.time() + RATE_POLL_NS / _NS_PER_S
         self._timers[self._watch_rate] = self._loop.call_at(at_s, self._watch_rate)
         rate = self._pty.baudrate
-        if rate != self._seen_rate and self._rate_set is not None:
+        if rate != self._seen_rate:
             self._seen_rate = rate
             self._rate_set(rate)
-
-    # Host to board
 
     def _start_receiving(self) -> None:
         baudrate = self._line_baudrate
@@ -304,8 +300,7 @@ class Link:
 
     def _deliver_due(self) -> None:
         pacer = self._to_board_pacer
-        if pacer is None:  # can't be: the timer runs only with a pacer
-            return
+        assert pacer is not None  # noqa: S101 - the timer runs only with a pacer
         now_ns = time.monotonic_ns()
         while (n_due := min(pacer.due(now_ns), len(self._to_board))) > 0:
             chunk = bytes(self._to_board[:n_due])
@@ -320,12 +315,9 @@ class Link:
             self._start_receiving()
         self._after_transfer()
 
-    # Board to host
-
     def _send_due(self) -> None:
         pacer = self._to_host_pacer
-        if pacer is None:  # can't be: the timer runs only with a pacer
-            return
+        assert pacer is not None  # noqa: S101 - the timer runs only with a pacer
         now_ns = time.monotonic_ns()
         while self._uart.unsent_bytes and (n_due := pacer.due(now_ns)) > 0:
             chunk = self._uart.take(now_ns, n_due)

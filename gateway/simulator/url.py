@@ -1,7 +1,4 @@
-"""`sim://` URLs: which board is simulated, and how.
-
-Imported by the configuration's checks as well, so it stays light: no asyncio, no I/O.
-"""
+"""`sim://` URLs: which board is simulated, and how. Light, for the configuration imports it too."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-from gateway.simulator.chips import CHIPS
-from gateway.simulator.usb import UsbKind
+from gateway.simulator.chips import CHIPS, UsbKind
 
 SCHEME = "sim"
 
@@ -40,10 +36,10 @@ class BoardUrl:
 
     `en_rise_ms` is how long EN takes from its release to the chip's threshold, `heartbeat_s` the
     time between two lines of the app's log (0: none), `folder` where tty, control socket and log
-    are put (None: in a private temporary one; `dir` in the URL). `usb` is how it hangs on USB
-    (None: as boards with this chip usually do, see `usb_kind`), `reenumerates` whether a reset
-    makes its USB device go and come back (None: as hardware does, see `attachment`),
-    `reenumerate_s` how long it is gone, `renames` whether it comes back under another name.
+    are put (None: in a private temporary one; `dir` in the URL). `usb` is its connection to USB
+    (None: that of most boards with this chip), `reenumerates` whether a reset makes its USB device
+    go and come back (None: as hardware does, see `attachment`), `reenumerate_s` how long it is
+    gone, `renames` whether it comes back under another name.
     """
 
     chip: str
@@ -59,7 +55,7 @@ class BoardUrl:
 
     @property
     def usb_kind(self) -> UsbKind:
-        """How it hangs on USB."""
+        """How it is connected to USB."""
         return self.usb or CHIPS[self.chip].usb_kinds[0]
 
     def __str__(self) -> str:
@@ -110,44 +106,27 @@ def _refuse(key: str, text: str, expected: str) -> ValueError:
     return ValueError(f"invalid {key} {text!r}: expected {expected}")
 
 
-def _read_en_rise(key: str, text: str) -> float:
-    low, high = EN_RISE_RANGE_MS
-    if _NUMBER.fullmatch(text) and low <= float(text) <= high:
-        return float(text)
-    raise _refuse(key, text, f"{low} to {high} (ms)")
+_Reader = Callable[[str, str], object]
 
 
-def _read_heartbeat(key: str, text: str) -> float:
-    low, high = HEARTBEAT_RANGE_S
-    if _NUMBER.fullmatch(text) and (float(text) == 0 or low <= float(text) <= high):
-        return float(text)
-    raise _refuse(key, text, f"0 (none) or {low} to {high} (seconds)")
+def _number(low: float, high: float, unit: str, *, zero: bool = False) -> _Reader:
+    def read(key: str, text: str) -> float:
+        if _NUMBER.fullmatch(text):
+            number = float(text)
+            if low <= number <= high or (zero and number == 0):
+                return number
+        raise _refuse(key, text, f"{'0 (none) or ' * zero}{low} to {high} ({unit})")
+
+    return read
 
 
-def _read_flash(key: str, text: str) -> int:
-    if text in map(str, FLASH_SIZES_MB):
-        return int(text)
-    raise _refuse(key, text, ", ".join(map(str, FLASH_SIZES_MB)))
+def _choice(values: dict[str, object]) -> _Reader:
+    def read(key: str, text: str) -> object:
+        if text in values:
+            return values[text]
+        raise _refuse(key, text, ", ".join(values))
 
-
-def _read_usb(key: str, text: str) -> UsbKind:
-    kinds = [kind.value for kind in UsbKind]
-    if text in kinds:
-        return UsbKind(text)
-    raise _refuse(key, text, ", ".join(kinds))
-
-
-def _read_reenumerate(key: str, text: str) -> float:
-    low, high = REENUMERATE_RANGE_S
-    if _NUMBER.fullmatch(text) and low <= float(text) <= high:
-        return float(text)
-    raise _refuse(key, text, f"{low} to {high} (seconds)")
-
-
-def _read_switch(key: str, text: str) -> bool:
-    if text in {"0", "1"}:
-        return text == "1"
-    raise _refuse(key, text, "0, 1")
+    return read
 
 
 def _read_name(key: str, text: str) -> str:
@@ -162,18 +141,20 @@ def _read_folder(key: str, text: str) -> Path:
     raise _refuse(key, text, "the path of a folder")
 
 
+_read_switch = _choice({"0": False, "1": True})
+
 #: URL key -> field of `BoardUrl` and what reads its value.
-_PARAMETERS: dict[str, tuple[str, Callable[[str, str], object]]] = {
-    "en_rise_ms": ("en_rise_ms", _read_en_rise),
+_PARAMETERS: dict[str, tuple[str, _Reader]] = {
+    "en_rise_ms": ("en_rise_ms", _number(*EN_RISE_RANGE_MS, "ms")),
     "name": ("name", _read_name),
     "dir": ("folder", _read_folder),
-    "heartbeat_s": ("heartbeat_s", _read_heartbeat),
-    "flash_mb": ("flash_mb", _read_flash),
-    "usb": ("usb", _read_usb),
+    "heartbeat_s": ("heartbeat_s", _number(*HEARTBEAT_RANGE_S, "seconds", zero=True)),
+    "flash_mb": ("flash_mb", _choice({str(size): size for size in FLASH_SIZES_MB})),
+    "usb": ("usb", _choice({kind.value: kind for kind in UsbKind})),
     "reenumerates": ("reenumerates", _read_switch),
-    "reenumerate_s": ("reenumerate_s", _read_reenumerate),
+    "reenumerate_s": ("reenumerate_s", _number(*REENUMERATE_RANGE_S, "seconds")),
     "renames": ("renames", _read_switch),
 }
 
-#: What only a board that is its own USB device has.
+#: Parameters of boards that are their own USB device.
 _OF_NATIVE_USB = {"reenumerates", "reenumerate_s", "renames"}

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.devices.device import DeviceState
-from gateway.simulator.app import PROMPT, pattern
+from gateway.simulator.board import PROMPT, pattern
 from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard
 from tests.support.processes import START_LIMIT_S

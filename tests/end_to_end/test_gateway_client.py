@@ -10,7 +10,7 @@ import pytest
 import serial
 
 from gateway.client.protocol_gateway import Serial
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5, boots_of_one_command, esptool4
 from tests.end_to_end.test_interop_tools import FIRMWARE_TEST, python_module
 from tests.support.gateway_client import client_env, gateway_url

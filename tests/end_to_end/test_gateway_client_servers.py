@@ -10,7 +10,7 @@ import pytest
 from serial import SerialException
 
 from gateway.client.protocol_gateway import Serial
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5
 from tests.end_to_end.test_tls import keys_of
 from tests.support.boards import RunningBoard, wait_until

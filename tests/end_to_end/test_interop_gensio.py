@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.support.lab import Lab, LabBoard
 from tests.support.peers import program, system_python_with
 from tests.support.processes import run_tool

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import serial
 
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.support.lab import Lab, LabBoard
 from tests.support.peers import program
 from tests.support.processes import BackgroundProcess, free_tcp_port

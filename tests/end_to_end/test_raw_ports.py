@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import serial
 
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool4, random_image
 from tests.support.lab import Lab, LabBoard
 from tests.support.peers import program

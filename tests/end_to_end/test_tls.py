@@ -17,7 +17,7 @@ import serial
 
 from gateway.client.protocol_gateway import Serial
 from gateway.net.tls_context import Tls
-from gateway.simulator.app import pattern
+from gateway.simulator.board import pattern
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool
 from tests.support.certificates import Authority
 from tests.support.lab import Lab, LabBoard

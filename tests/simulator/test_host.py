@@ -7,7 +7,8 @@ import serial
 
 from gateway.errors import DeviceError
 from gateway.simulator import host
-from gateway.simulator.host import SimulatedLines, UsbDevice, UsbIds, read_log, start_board
+from gateway.simulator.attachment import UsbIds
+from gateway.simulator.host import SimulatedLines, UsbDevice, read_log, start_board
 from gateway.simulator.url import parse_url
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.simulator.chips import UsbKind
 from gateway.simulator.url import BoardUrl, parse_url
-from gateway.simulator.usb import UsbKind
 
 
 def test_everything_but_the_chip_has_a_default() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import serial
 
-from gateway.simulator.app import PROMPT, pattern
+from gateway.simulator.attachment import JTAG_IDS, OTG_APP_IDS, OTG_ROM_IDS
+from gateway.simulator.board import PROMPT, pattern
 from gateway.simulator.host import SimulatedLines, UsbDevice
-from gateway.simulator.usb import JTAG_IDS, OTG_APP_IDS, OTG_ROM_IDS
 from tests.support.boards import RunningBoard, wait_until
 from tests.support.processes import run_tool
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 from gateway.simulator.board import Board, Runs
-from gateway.simulator.commands import Opcode
+from gateway.simulator.chips import Opcode
 from gateway.simulator.flash import Flash
-from gateway.simulator.slip import encode
 from gateway.simulator.url import parse_url
+from tests.support.download_host import slip
 
 MS = 1_000_000
 MUCH = 1 << 20
@@ -65,4 +65,4 @@ class Bench:
 
 def request(opcode: Opcode, body: bytes) -> bytes:
     """A command of the host, framed."""
-    return encode(struct.pack("<BBHI", 0, opcode, len(body), 0) + body)
+    return slip(struct.pack("<BBHI", 0, opcode, len(body), 0) + body)

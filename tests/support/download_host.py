@@ -12,7 +12,7 @@ from operator import xor
 
 from gateway.simulator.chips import CHIPS
 from gateway.simulator.flash import Flash
-from gateway.simulator.rom import DownloadMode, Event
+from gateway.simulator.loader import DownloadMode, Event
 
 FLASH_BEGIN, FLASH_DATA, FLASH_END = 0x02, 0x03, 0x04
 MEM_BEGIN, MEM_END, MEM_DATA = 0x05, 0x06, 0x07

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from gateway.simulator.app import PROMPT, pattern
+from gateway.simulator.board import PROMPT, pattern
 from tests.support.lab import Lab, LabBoard
 from tests.support.tcp_client import data_so_far
 from tests.support.telnet_wire import RFC2217_CLIENT
