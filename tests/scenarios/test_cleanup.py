@@ -236,7 +236,7 @@ async def test_a_client_that_closes_at_1200_baud_has_touched_the_board(
     async with world(tmp_path, keys, usb_ids=usb_ids) as w:
         client = await opened_at_1200(w)
         client.close()
-        await w.pass_until(lambda: w.board.lines == [IDLE], step_s=0.01)
+        await w.pass_until(lambda: w.board.lines == [IDLE])
         await w.pass_time(0.34)
         assert (w.board.lines, w.board.baudrate, w.state) == ([IDLE], 1200, State.CLEANUP)
         await w.pass_time(0.1)

@@ -75,8 +75,9 @@ class TtyCalls:
         self.has_lines = True
         self.break_is_supported = True
         self.on_call: Callable[[str], None] = lambda _: None  # in the calling thread, before it
+        self._lines_now = BOTH
         self._paths: set[str] = set()
-        self._descriptors: set[int] = set()
+        self.descriptors: set[int] = set()  # of watched ttys that are open
         self._errors: dict[str, Exception] = {}
         self._gates: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
@@ -143,6 +144,7 @@ class TtyCalls:
         with self._lock:
             self.log.append(TtyCall(clock.time(), name, value))
             if isinstance(value, Lines):
+                self._lines_now = value
                 self.lines.append(value)
 
     def _open(self, path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
@@ -152,24 +154,25 @@ class TtyCalls:
         self._enter("open")
         descriptor = _really_open(path, flags, *args, **kwargs)
         with self._lock:
-            self._descriptors.add(descriptor)
+            self.descriptors.add(descriptor)
             self.log.append(TtyCall(clock.time(), "open"))
             if self.has_lines:
+                self._lines_now = BOTH
                 self.lines.append(BOTH)
         return descriptor
 
     def _close(self, really: Callable[[int], None], descriptor: int) -> None:
-        if descriptor not in self._descriptors:
+        if descriptor not in self.descriptors:
             really(descriptor)
             return
         self._enter("close")
         with self._lock:
-            self._descriptors.discard(descriptor)
+            self.descriptors.discard(descriptor)
         self._record("close")
         really(descriptor)
 
     def _write(self, really: Callable[..., int], descriptor: int, data: Any) -> int:
-        if descriptor not in self._descriptors:
+        if descriptor not in self.descriptors:
             return really(descriptor, data)
         self._enter("write")
         if self.room is not None:
@@ -186,7 +189,7 @@ class TtyCalls:
     def _ioctl(
         self, really: Callable[..., Any], descriptor: int, request: int, arg: Any = 0, *rest: Any
     ) -> Any:
-        if descriptor not in self._descriptors:
+        if descriptor not in self.descriptors:
             return really(descriptor, request, arg, *rest)
         match request:
             case termios.TIOCMGET if self.has_lines:
@@ -216,7 +219,7 @@ class TtyCalls:
         return really(descriptor, request, arg, *rest)
 
     def _all_modem_bits(self) -> int:
-        lines = self.lines[-1]
+        lines = self._lines_now
         bits = self.modem_bits
         bits |= termios.TIOCM_DTR if lines.dtr else 0
         return bits | (termios.TIOCM_RTS if lines.rts else 0)
@@ -232,13 +235,13 @@ class TtyCalls:
         tcsetattr, tcflush, tcdrain = termios.tcsetattr, termios.tcflush, termios.tcdrain
 
         def set_attributes(descriptor: int, when: int, attributes: Any) -> None:
-            if descriptor in self._descriptors:
+            if descriptor in self.descriptors:
                 self._set(lambda: tcsetattr(descriptor, when, attributes), descriptor)
             else:
                 tcsetattr(descriptor, when, attributes)
 
         def flush(descriptor: int, queue: int) -> None:
-            if descriptor in self._descriptors:
+            if descriptor in self.descriptors:
                 self._enter("flush")
                 self._record("flush", _QUEUES[queue])
                 if queue != termios.TCIFLUSH:
@@ -246,7 +249,7 @@ class TtyCalls:
             tcflush(descriptor, queue)
 
         def drain(descriptor: int) -> None:
-            if descriptor in self._descriptors:
+            if descriptor in self.descriptors:
                 self._enter("drain")
                 self._record("drain")
             tcdrain(descriptor)

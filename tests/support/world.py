@@ -35,7 +35,6 @@ is made once. What is imported from gateway/ is imported in this module and in t
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -74,6 +73,9 @@ from tests.support.tty_calls import OtherProgram, TtyCalls, is_free
 __all__ = [
     "BOTH",
     "IDLE",
+    "PURGE_BOTH",
+    "PURGE_RECEIVE",
+    "PURGE_TRANSMIT",
     "RESET",
     "SPEAKS_TELNET",
     "STRAP",
@@ -89,6 +91,7 @@ __all__ = [
     "Notice",
     "OtherProgram",
     "State",
+    "UsbIds",
     "World",
     "baudrate",
     "com_port",
@@ -274,6 +277,11 @@ class Client(TcpClient):
         found = answer.search(self.received, n_bytes)
         assert found is not None
         return int.from_bytes(found[1], "big")
+
+    async def reads_what_has_come(self) -> None:
+        """Read without waiting for more."""
+        while self.has_more():
+            await self.receive_some()
 
     async def is_told(self, notice: bytes) -> None:
         """Wait until the client has got this among its data."""
@@ -494,38 +502,39 @@ class World:
 
     async def pass_time(self, seconds: float) -> None:
         """Let time pass; what becomes due meanwhile happens at its exact time, in its order."""
-        installed = gateway_clock.installed()
-        assert isinstance(installed, ControlledClock)
         end_s = self.clock.now_s + seconds
         await self.clock.advance(0)
-        while (next_s := _next_due_s(installed)) <= end_s:
-            await self.clock.advance(max(next_s - self.clock.now_s, 1e-9))
-        if end_s > self.clock.now_s:
-            await self.clock.advance(end_s - self.clock.now_s)
+        while self.clock.now_s < end_s:
+            await self._pass_to_next(end_s)
 
     async def pass_until(
-        self, condition: Callable[[], object], step_s: float = 0.05, limit_s: float = 3600.0
+        self, condition: Callable[[], object], step_s: float = 0.25, limit_s: float = 3600.0
     ) -> None:
-        """Let time pass in steps until a condition holds."""
+        """Let time pass until a condition holds: it is looked at behind all that becomes due."""
         end_s = self.clock.now_s + limit_s
         await self.clock.advance(0)
         while not condition():
             assert self.clock.now_s < end_s, "what the scenario waits for has not happened"
-            await self.pass_time(step_s)
+            await self._pass_to_next(self.clock.now_s + step_s)
+
+    async def _pass_to_next(self, end_s: float) -> None:
+        """Let time pass until the next timer is due, or `end_s` at the latest."""
+        installed = gateway_clock.installed()
+        assert isinstance(installed, ControlledClock)
+        now_s = self.clock.now_s
+        due_s = min(
+            (timer.when_s for timer in installed.timers if timer.when_s > now_s), default=end_s
+        )
+        await self.clock.advance(max(min(due_s, end_s) - now_s, 1e-9))
 
     async def run(self, operation: Coroutine[Any, Any, T]) -> T:
         """Let time pass until a coroutine has ended; return what it returns."""
         task = asyncio.create_task(operation)
         try:
-            await self.pass_until(task.done, step_s=0.01)
+            await self.pass_until(task.done)
         finally:
             task.cancel()
         return await task
-
-
-def _next_due_s(clock: ControlledClock) -> float:
-    now_s = clock.time()
-    return min((timer.when_s for timer in clock.timers if timer.when_s > now_s), default=math.inf)
 
 
 def port_config(path: Path | str, keys: str = "") -> PortConfig:
