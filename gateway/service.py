@@ -20,7 +20,7 @@ from gateway.config.document import GatewayConfig, PortConfig
 from gateway.devices.device import DeviceState
 from gateway.http_front import HttpFront
 from gateway.mdns.announcer import Announcer
-from gateway.mdns.records import PortFacts
+from gateway.mdns.dns_sd import PortFacts
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
 from gateway.ports.running_port import RunningPort, start_port

@@ -126,14 +126,14 @@ def _host(text: str) -> str:
 
 def _check(arguments: argparse.Namespace) -> int:
     from gateway.config.reader import load_config
-    from gateway.mdns import network
+    from gateway.mdns import dns_sd
 
     config = load_config(arguments.file)
     if not arguments.quiet:
         _print_summary(arguments.file, config)
     for warning in config.warnings:
         print(warning, file=sys.stderr)
-    for text in network.warnings(config):
+    for text in dns_sd.warnings(config):
         print(f"warning: {text}", file=sys.stderr)
     return 0
 
@@ -238,8 +238,8 @@ def _exported(arguments: argparse.Namespace) -> Export:
 
 
 def _discover(arguments: argparse.Namespace) -> int:
-    from gateway.mdns import browser
+    from gateway.mdns import dns_sd
 
-    ports = asyncio.run(browser.discover(arguments.timeout, arguments.interface))
-    print(browser.to_json(ports) if arguments.json else browser.to_table(ports))
+    ports = asyncio.run(dns_sd.discover(arguments.timeout, arguments.interface))
+    print(dns_sd.to_json(ports) if arguments.json else dns_sd.to_table(ports))
     return 0

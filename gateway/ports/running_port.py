@@ -17,7 +17,7 @@ from gateway.config.usb_match import UsbTty
 from gateway.devices.device import Device
 from gateway.devices.device_state import DeviceState
 from gateway.errors import DeviceError
-from gateway.mdns.records import PortFacts
+from gateway.mdns.dns_sd import PortFacts
 from gateway.net.access import AcceptOptions, Admission, Rejection
 from gateway.net.tls_context import TlsContext, TlsContexts
 from gateway.ports.dialer import Dialer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.reader import parse_config
-from gateway.mdns.records import FoundPort
+from gateway.mdns.dns_sd import FoundPort
 from tests.support.fake_sysfs import CP2102N
 from tests.support.lan import ADDRESS, in_a_lan
 from tests.support.mdns import find, gateway_name

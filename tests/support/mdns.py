@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 
-from gateway.mdns.browser import discover
-from gateway.mdns.records import FoundPort
+from gateway.mdns.dns_sd import FoundPort, discover
 
 #: Far above what anything takes that a test waits for.
 LIMIT_S = 60.0
