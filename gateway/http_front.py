@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway.config.checks import TokenFileError, read_token
 from gateway.config.document import HttpConfig
-from gateway.config.http import TokenFileError, read_token
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext, TlsContexts, TlsFileError
 from gateway.ports.running_port import RunningPort

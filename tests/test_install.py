@@ -135,6 +135,7 @@ class Machine:
 
 
 INSTALLED = {
+    "etc/esp-gateway/gateway.schema.json",
     "etc/esp-gateway/gateway.yaml",
     "etc/modules-load.d/esp-gateway.conf",
     "etc/systemd/system/esp-gateway.service",
@@ -162,6 +163,7 @@ def test_a_first_install_puts_everything_in_place_and_says_what_is_next(machine:
     said = machine.install()
     assert machine.files() == INSTALLED
     for inside, source in [
+        ("etc/esp-gateway/gateway.schema.json", "config/gateway.schema.json"),
         ("etc/esp-gateway/gateway.yaml", "config/gateway.yaml"),
         ("etc/modules-load.d/esp-gateway.conf", "systemd/esp-gateway.conf"),
         ("etc/systemd/system/esp-gateway.service", "systemd/esp-gateway.service"),
@@ -187,9 +189,12 @@ def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(machine: Mach
     first = machine.venvs()
     config = machine.path("etc/esp-gateway/gateway.yaml")
     config.write_text("mine")
+    schema = machine.path("etc/esp-gateway/gateway.schema.json")
+    schema.write_text("of an older version")
     machine.path("etc/systemd/system/esp-gateway.service").write_text("of an older version")
     machine.install()
     assert config.read_text() == "mine"
+    assert schema.read_text() == (ROOT / "config/gateway.schema.json").read_text()
     assert machine.files() == INSTALLED
     unit = machine.path("etc/systemd/system/esp-gateway.service").read_text()
     assert unit == (ROOT / "systemd/esp-gateway.service").read_text()
