@@ -355,8 +355,8 @@ def test_a_late_step_makes_no_pause_shorter() -> None:
     controller = controller_for(
         ResetChoice(parse_sequence("D1|W0.1|D0|W0.1|R1|W0.1|R0|W0.5")).strategy(None)
     )
-    assert enter(controller, 0.0) == [STRAP]
-    assert controller.next_deadline() == 0.1
+    controller.enter_bootloader(0.0)
+    assert (controller.lines_to_set(), controller.next_deadline()) == ([STRAP], 0.1)
     controller.handle_timer(0.15)
     assert (controller.lines_to_set(), controller.next_deadline()) == ([IDLE], 0.25)
     controller.handle_timer(9.0)
