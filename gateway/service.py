@@ -12,30 +12,32 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from gateway import __version__
-from gateway.config.document import GatewayConfig, PortConfig
-from gateway.devices.device import DeviceState
-from gateway.http_front import HttpFront
+from gateway.config.document import GatewayConfig, HttpConfig, PortConfig
 from gateway.mdns.announcer import Announcer
 from gateway.mdns.dns_sd import PortFacts
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
-from gateway.ports.running_port import RunningPort, start_port
+from gateway.port_document import PortState, service_json
+from gateway.ports.running_port import RunningPort, document, start_port
 from gateway.reload import Reloader
-from gateway.runtime import raise_descriptor_limit, reserved_descriptors
-from gateway.status import to_json
-from gateway.status_socket import SocketInUseError, StatusError, StatusServer
+from gateway.runtime import call_blocking, raise_descriptor_limit, reserved_descriptors
+from gateway.status import SocketInUseError, StatusError, StatusServer
 from gateway.systemd import Counts, ManagerReports, Notifier
 from gateway.usb.inventory import Inventory, UsbSource
 from gateway.usb.pools import default_folder
 
+if TYPE_CHECKING:
+    from gateway.web.server import HttpService
+
 #: A device whose board has vanished under its client counts in two ways.
-_OPEN = {DeviceState.IDLE, DeviceState.IN_USE, DeviceState.RELEASING}
-_IN_USE = {DeviceState.IN_USE, DeviceState.AWAY}
-_ABSENT = {DeviceState.ABSENT, DeviceState.AWAY}
+_OPEN = {PortState.IDLE, PortState.NOT_CONNECTED, PortState.IN_USE, PortState.CLEANUP}
+_IN_USE = {PortState.IN_USE, PortState.OFFLINE}
+_ABSENT = {PortState.ABSENT, PortState.OFFLINE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,7 @@ class Service:
         self._ports_are_old = False  # what runs is not what the inventory wants
         self._following: asyncio.Task[None] | None = None
         self._entries_known = False  # `_n_wanted` is the number of the configuration
-        self._http = HttpFront(
-            lambda: self._ports, __version__, self._tls_contexts, self._admission
-        )
+        self._http: HttpService | None = None  # once a configuration has asked for it
         self._announcer = Announcer(self._announced)
         self._stopping = False
 
@@ -88,7 +88,7 @@ class Service:
             await self._inventory.start(config)
             for failure in (await self._reconcile()).failures:
                 raise failure
-            await self._http.follow(config.http)
+            await self._follow_http(config.http)
         self._announcer.follow(config.mdns)
 
     async def reload(self, config: GatewayConfig) -> None:
@@ -99,7 +99,7 @@ class Service:
             await self._tls_contexts.renew()
             await self._inventory.reconfigure(config)
             changes = await self._reconcile()
-            await self._http.follow(config.http)
+            await self._follow_http(config.http)
         self._announcer.follow(config.mdns)
         self._tell_failures(changes)
         self._log.info(
@@ -121,20 +121,18 @@ class Service:
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
-        await self._http.stop()
+        if self._http is not None:
+            await self._http.stop()
         stopping = [port.stop("the gateway is shutting down") for port in self._ports]
         await asyncio.gather(self._announcer.stop(), self._inventory.stop(), *stopping)
         self._log.info("service_stopped")
 
     def snapshot(self) -> str:
-        """How all ports are now, as one line of JSON (see `status`)."""
-        ports = (port.snapshot() for port in self._ports)
-        return to_json(__version__, ports, self._inventory.not_served())
+        """How all ports are now, as one line of JSON."""
+        return service_json(__version__, map(document, self._ports), self._inventory.not_served())
 
     def _announced(self) -> Iterator[PortFacts]:
-        for port in self._ports:
-            if (facts := port.announced(self._inventory.tty_of(port.config))) is not None:
-                yield facts
+        return filter(None, (PortFacts.of(document(port)) for port in self._ports))
 
     def tcp_ports(self) -> dict[str, int | None]:
         """The TCP port of each entry by its name, in the order of the configuration.
@@ -146,20 +144,20 @@ class Service:
     @property
     def http_port(self) -> int | None:
         """The TCP port of the HTTP server; None without one, or where it could not be bound."""
-        return self._http.tcp_port
+        return None if self._http is None else self._http.tcp_port
 
     def counts(self) -> Counts | None:
         """Count the ports by state; None before it is known which ports there are."""
         if not self._entries_known:
             return None
-        states = [port.device.state for port in self._ports]
+        states = [port.state for port in self._ports]
         return Counts(
             ports=self._n_wanted,
             listening=sum(port.way_in.is_ready for port in self._ports),
             open=sum(state in _OPEN for state in states),
             in_use=sum(state in _IN_USE for state in states),
             absent=sum(state in _ABSENT for state in states),
-            broken=states.count(DeviceState.BROKEN),
+            broken=states.count(PortState.BROKEN),
         )
 
     def _rescan(self, name: str) -> None:
@@ -219,9 +217,24 @@ class Service:
 
     async def _start_port(self, port: PortConfig) -> None:
         locate = partial(self._inventory.locate, port)
-        self._ports.append(
-            await start_port(port, locate, self._log, self._tls_contexts, self._admission)
-        )
+        running = await start_port(port, locate, self._log, self._tls_contexts, self._admission)
+        running.usb_tty = partial(self._inventory.tty_of, port)
+        self._ports.append(running)
+
+    async def _follow_http(self, config: HttpConfig | None) -> None:
+        if self._http is None:
+            if config is None:
+                return
+            # On a thread: importing the server takes as long as the rest of the start.
+            http_service = await call_blocking(_import_http_service, "HTTP server")
+            self._http = http_service(
+                __version__,
+                lambda: self._ports,
+                self._inventory.not_served,
+                self._tls_contexts,
+                self._admission,
+            )
+        await self._http.follow(config)
 
     def _tell_warnings(self, config: GatewayConfig) -> None:
         for warning in config.warnings:
@@ -230,6 +243,12 @@ class Service:
     def _tell_failures(self, changes: _Changes) -> None:
         for failure in changes.failures:
             self._log.error("port_not_started", reason=str(failure))
+
+
+def _import_http_service() -> type[HttpService]:
+    from gateway.web.server import HttpService  # noqa: PLC0415 - only where it is configured
+
+    return HttpService
 
 
 async def serve(

@@ -21,7 +21,7 @@ import pytest
 import structlog
 import yaml
 
-import gateway.config.checks
+import gateway.config.http
 from gateway.cli import serving
 from gateway.cli.main import main
 from gateway.flash.plan import Outcome
@@ -400,7 +400,7 @@ def test_status_and_export_ask_the_running_service(cli: Cli) -> None:
     export = ["export", "labgrid", "--host", "localhost", "--socket", "{status.sock}"]
     for command in (status, export):
         code, _, err = cli(*command)
-        no_service = f"{cli.folder}/status.sock: no service runs here (another one: --socket)"
+        no_service = f"{cli.folder}/status.sock: no service runs here (another path: --socket)"
         assert (code, err) == (1, f"esp-gateway: {no_service}\n")
     with Service(config, {"RUNTIME_DIRECTORY": str(cli.folder)}) as service:
         tcp_port = int(service.wait_for_line(r'"tcp_port": (\d+), "event": "listen_started"')[1])
@@ -517,7 +517,7 @@ def test_without_the_packages_for_the_page_the_demo_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert serving.demo_configuration().http is not None
-    monkeypatch.setattr(gateway.config.checks, "HTTP_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(gateway.config.http, "PACKAGES", ("no_such_package",))
     assert serving.demo_configuration().http is None
     assert "esp-serial-gateway[web]" in serving.commands_to_try({"desk": 50001}, None)
 

@@ -9,9 +9,9 @@ import yaml
 
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
-from gateway.labgrid_export import Export, ExportedPort, from_config, from_service, to_yaml
+from gateway.labgrid_export import Export, from_config, from_service, to_yaml
 from gateway.usb.pools import PoolTable, Record
-from tests.test_status import DESK
+from tests.support.documents import DESK
 
 PORTS = """\
 ports:
@@ -41,7 +41,7 @@ def table() -> PoolTable:
 
 
 def addresses(export: Export) -> dict[str, tuple[str, int]]:
-    return {port.name: (port.host, port.tcp_port) for port in export.ports}
+    return {name: (str(each["host"]), int(each["port"])) for name, each in export.resources.items()}
 
 
 def test_ports_and_known_members_of_pools_are_exported_at_the_name_of_this_machine() -> None:
@@ -52,9 +52,9 @@ def test_ports_and_known_members_of_pools_are_exported_at_the_name_of_this_machi
         "wing": ("192.0.2.7", 4003),
         "shelf-4101": ("lab", 4101),
     }
-    by_name = {port.name: port for port in export.ports}
-    assert (by_name["desk"].speed, by_name["desk"].protocol) == (74880, "rfc2217")
-    assert (by_name["pipe"].speed, by_name["pipe"].protocol) == (115200, "raw")
+    desk, pipe = export.resources["desk"], export.resources["pipe"]
+    assert (desk["speed"], desk["protocol"]) == (74880, "rfc2217")
+    assert (pipe["speed"], pipe["protocol"]) == (115200, "raw")
 
 
 def test_each_port_that_is_left_out_is_named_with_the_reason() -> None:
@@ -73,8 +73,8 @@ def test_ports_with_tls_are_left_out() -> None:
     export = from_config(config(TLS), PoolTable(), "lab", is_given=True)
     assert not {"safe", "vault"} & addresses(export).keys()
     assert [line for line in export.left_out if "TLS" in line] == [
-        "safe: has TLS, which labgrid does not speak",
-        "vault: has TLS, which labgrid does not speak",
+        "safe: has TLS, which labgrid does not support",
+        "vault: has TLS, which labgrid does not support",
     ]
 
 
@@ -90,28 +90,29 @@ def test_a_name_that_was_given_goes_before_the_address_of_a_port() -> None:
 
 
 def test_the_running_service_knows_its_random_ports_too() -> None:
-    desk = replace(DESK, address="0.0.0.0:38417", protocol="rfc2217", baudrate=115200)
+    desk = replace(DESK, host="0.0.0.0", tcp_port=38417)
     ports = [
         desk,
-        replace(desk, name="six", address=":::4002", protocol="raw"),
-        replace(desk, name="unbound", address=""),
-        replace(desk, name="cabin", address="-> lab.example:7001"),
-        replace(desk, name="own", address="127.0.0.1:4004"),
-        replace(desk, name="old", protocol=""),
+        replace(desk, name="six", host="::", tcp_port=4002, protocol="raw"),
+        replace(desk, name="unbound", tcp_port=None),
+        replace(desk, name="cabin", connect="lab.example:7001"),
+        replace(desk, name="own", host="127.0.0.1"),
         replace(desk, name="safe", tls=True),
     ]
     export = from_service(ports, "lab", is_given=False)
-    assert export.ports == [
-        ExportedPort("desk", "lab", 38417, 115200, "rfc2217"),
-        ExportedPort("six", "lab", 4002, 115200, "raw"),
-    ]
+    assert export.resources == {
+        "desk": {"host": "lab", "port": 38417, "speed": 74880, "protocol": "rfc2217"},
+        "six": {"host": "lab", "port": 4002, "speed": 74880, "protocol": "raw"},
+    }
     names = [line.partition(":")[0] for line in export.left_out]
-    assert names == ["unbound", "cabin", "own", "old", "safe"]
+    assert names == ["unbound", "cabin", "own", "safe"]
 
 
 def test_the_file_has_a_group_with_one_resource_for_each_port() -> None:
-    port = ExportedPort("desk", "lab", 4001, 115200, "rfc2217")
-    text = to_yaml(Export([port, replace(port, name="on", tcp_port=4002)], ["own: far away"]))
+    export = Export("lab", left_out=["own: far away"])
+    export.add("desk", "0.0.0.0", 4001, 115200, "rfc2217")
+    export.add("on", "0.0.0.0", 4002, 115200, "rfc2217")
+    text = to_yaml(export)
     shown = {"host": "lab", "port": 4001, "speed": 115200, "protocol": "rfc2217"}
     assert yaml.safe_load(text) == {
         "desk": {"NetworkSerialPort": shown},

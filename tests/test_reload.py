@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
 from gateway.errors import ConfigError, ConfigProblem
+from gateway.port_document import PortDocument
 from gateway.reload import LOAD_LIMIT_S, Reloader
 from gateway.simulator.board import pattern
-from gateway.status import PortSnapshot, from_json
-from gateway.status_socket import ask
+from gateway.status import ask, parse
 from tests.support.processes import Service, free_tcp_port
 from tests.support.pty_board import LoopClock, turns, until
 from tests.support.tcp_client import data_so_far
@@ -194,8 +194,8 @@ class RunningGateway:
         found: dict[str, object] = json.loads(lines[-1])
         return found
 
-    def status(self) -> dict[str, PortSnapshot]:
-        return {port.name: port for port in from_json(ask(self.socket))[1]}
+    def status(self) -> dict[str, PortDocument]:
+        return {port.name: port for port in parse(ask(self.socket))[0]}
 
 
 @contextmanager
@@ -257,7 +257,7 @@ def test_an_entry_that_did_not_change_keeps_its_client_and_every_byte(tmp_path: 
         assert gateway.reload()["changed"] == ["c"]
         assert stream.read_pattern() == pattern(Stream.N_BYTES)
         assert gateway.status()["a"].sessions == 1
-        assert gateway.status()["c"].settings == "74880 8N1"
+        assert str(gateway.status()["c"].settings) == "74880 8N1"
         stream.close()
 
 

@@ -1,10 +1,9 @@
-"""Commands for the configuration, ports and devices: `check`, `schema`, `status`, `devices`, ..."""
+"""Commands that show ports and devices: `check`, `status`, `devices`, `export`, `discover`."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import socket
 import sys
@@ -17,7 +16,6 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.config.document import GatewayConfig, PortConfig
     from gateway.labgrid_export import Export
-    from gateway.status import PortSnapshot
 
 #: Interval of `status --watch`.
 _WATCH_S = 1.0
@@ -33,9 +31,6 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("file", type=Path, metavar="FILE", help="YAML file")
     check.add_argument("--quiet", action="store_true", help="print mistakes and warnings only")
     check.set_defaults(run=_check)
-
-    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration file")
-    schema.set_defaults(run=_schema)
 
     status = commands.add_parser("status", help="show the ports of the running service")
     status.add_argument("--json", action="store_true", help="as one line of JSON")
@@ -142,13 +137,6 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _schema(_: argparse.Namespace) -> int:
-    from gateway.config.schema import json_schema
-
-    print(json.dumps(json_schema(), indent=2))
-    return 0
-
-
 def _print_summary(file: Path, config: GatewayConfig) -> None:
     from gateway.config.document import tcp_text
 
@@ -181,24 +169,13 @@ def _status(arguments: argparse.Namespace) -> int:
     from gateway import status
 
     while True:
-        line, ports = _ask_service(arguments.socket)
-        table = "\n".join([status.to_table(ports), *status.notes_from_json(line)])
-        print(line if arguments.json else table, flush=True)
+        line = status.ask(arguments.socket or status.find_path())
+        ports, not_served = status.parse(line)
+        notes = [f"{device}: {reason}" for device, reason in not_served.items()]
+        print(line if arguments.json else "\n".join([status.to_table(ports), *notes]), flush=True)
         if not arguments.watch:
             return 0
         time.sleep(_WATCH_S)
-
-
-def _ask_service(path: Path | None) -> tuple[str, list[PortSnapshot]]:
-    """Return the status of the running service, as JSON and read. Raises StatusError."""
-    from gateway import status, status_socket
-
-    path = path or status_socket.find_path()
-    try:
-        line = status_socket.ask(path)
-        return line, status.from_json(line)[1]
-    except ValueError as error:
-        raise status_socket.StatusError(f"{path}: {error}") from error
 
 
 def _devices(arguments: argparse.Namespace) -> int:
@@ -225,7 +202,7 @@ def _export_labgrid(arguments: argparse.Namespace) -> int:
     from gateway import labgrid_export
 
     export = _exported(arguments)
-    if not export.ports:
+    if not export.resources:
         raise NothingToExportError("\n  ".join(["no port can be exported", *export.left_out]))
     print(labgrid_export.to_yaml(export), end="")
     for reason in export.left_out:
@@ -234,7 +211,7 @@ def _export_labgrid(arguments: argparse.Namespace) -> int:
 
 
 def _exported(arguments: argparse.Namespace) -> Export:
-    from gateway import labgrid_export
+    from gateway import labgrid_export, status
     from gateway.config.reader import load_config
     from gateway.usb import pools
 
@@ -244,7 +221,7 @@ def _exported(arguments: argparse.Namespace) -> Export:
         folder = arguments.state_dir or pools.default_folder(os.environ)
         table = pools.read_table(folder)
         return labgrid_export.from_config(config, table, host, is_given=is_given)
-    _, ports = _ask_service(arguments.socket)
+    ports, _ = status.parse(status.ask(arguments.socket or status.find_path()))
     return labgrid_export.from_service(ports, host, is_given=is_given)
 
 

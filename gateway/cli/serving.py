@@ -58,13 +58,13 @@ def _add_verbose(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     _import_structlog()
-    from gateway import service, status_socket
+    from gateway import service, status
     from gateway.config.reader import load_config
 
     serving = service.serve(
         load_config(arguments.config),
         load=lambda: load_config(arguments.config),
-        status_path=arguments.socket or status_socket.default_path(),
+        status_path=arguments.socket or status.default_path(),
         state_folder=arguments.state_dir,
     )
     _serve(serving, verbose=arguments.verbose)
@@ -86,7 +86,7 @@ def demo_configuration() -> GatewayConfig:
 
     They have an HTTP page if the packages that it needs are installed.
     """
-    from gateway.config.checks import HTTP_PACKAGES
+    from gateway.config.http import PACKAGES
     from gateway.config.reader import parse_config
     from gateway.net.acceptor import is_free
 
@@ -94,7 +94,7 @@ def demo_configuration() -> GatewayConfig:
         return tcp_port if is_free(_DEMO_HOST, tcp_port) else 0
 
     lines = ["ports:"]
-    if all(importlib.util.find_spec(name) is not None for name in HTTP_PACKAGES):
+    if all(importlib.util.find_spec(name) is not None for name in PACKAGES):
         lines.insert(0, f"http: {_DEMO_HOST}:{free(_DEMO_HTTP_PORT)}")
     for tcp_port, (name, url) in enumerate(_DEMO_BOARDS.items(), _DEMO_TCP_PORT):
         lines += [f"  - name: {name}", f"    host: {_DEMO_HOST}"]

@@ -1,4 +1,8 @@
-"""USB identities: of ttys that are plugged in, and the matches of the YAML that fit them."""
+"""Which plugged-in device an entry of the YAML means: identities, matches, choices.
+
+Pure: what is plugged in is `sysfs`'s matter, how a choice is written in YAML `config.device`'s,
+and who gets a device that several want `assignment`'s.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from dataclasses import dataclass
 
 from gateway.protocol.board_kinds import is_jtag_channel
 
-#: Placeholders that makers of cheap chips use for a serial number. Boards with one of these are
-#: identified by their socket.
-_PLACEHOLDERS = frozenset({"0001", "0002", "00000001", "1234", "12345", "123456", "12345678"})
+#: What makers of cheap chips write where a serial number belongs. Boards that carry one of these
+#: are told apart by where they are plugged in, from the first one on.
+_NO_SERIALS = frozenset({"0001", "0002", "00000001", "1234", "12345", "123456", "12345678"})
 
 SIMULATED = "sim://"
 
@@ -18,10 +22,11 @@ class UsbTty:
     """A tty of a USB device that is plugged in.
 
     `location` is the chain of sockets as the kernel names it (`1-1.3`: bus 1, socket 1, there a
-    hub, its socket 3). Bus numbers may change at reboot, so `socket` has the controller instead:
-    `0000:01:00.0-usbv2-1.3`. `tty_number` counts the ttys of one interface. `instance` differs each
-    time that a device is plugged in. `is_fixed`: the hub reports the device as a part of itself
-    (USB 2.0, 11.23.2.1, DeviceRemovable). Texts are empty where the device has none.
+    hub, its socket 3). The number of a bus may change at reboot, so `socket` has the controller
+    in its place: `0000:01:00.0-usbv2-1.3`. `tty_number` counts the ttys of one interface.
+    `instance` differs each time a device is plugged in. `is_fixed` says that the hub above calls
+    the device a part of itself (USB 2.0, 11.23.2.1, DeviceRemovable). Texts are empty where the
+    device has none.
     """
 
     path: str
@@ -51,20 +56,20 @@ class UsbTty:
 
     @property
     def unit(self) -> str:
-        """The tty within its device."""
+        """Which tty of its device it is."""
         return f"{self.configuration}.{self.interface}-port{self.tty_number}"
 
     @property
     def serial_key(self) -> str:
-        """The identity of the device, wherever it is plugged in; empty without a serial number."""
+        """What it is known by wherever it is plugged in; empty if its serial number is none."""
         text = self.serial.strip()
-        if not text.strip("0") or text in _PLACEHOLDERS:
+        if not text.strip("0") or text in _NO_SERIALS:
             return ""
         return f"{self.vendor_id:04x}:{text}:{self.unit}"
 
     @property
     def socket_key(self) -> str:
-        """The identity of the socket, whatever is plugged in there."""
+        """What whatever is plugged in there is known by."""
         return f"{self.socket}:{self.unit}"
 
     def __str__(self) -> str:
@@ -73,7 +78,7 @@ class UsbTty:
 
 @dataclass(frozen=True, slots=True)
 class UsbMatch:
-    """Criteria for a device, None for any. One of the first four is given, or `any_usb`.
+    """What must be true of a device; None does not matter. One of the first four is given.
 
     `configuration` is given only together with `interface`, by a location of the kind `1-1.3:1.0`.
     """
@@ -87,16 +92,19 @@ class UsbMatch:
     any_usb: bool = False
 
     def fits(self, tty: UsbTty) -> bool:
-        """Whether a port with this match serves a device; JTAG only if its interface is given."""
+        """Whether a port with this match is for a device.
+
+        A channel for JTAG is left out unless its interface is given.
+        """
         return self.describes(tty) and (self.interface is not None or not tty.is_jtag)
 
     def describes(self, tty: UsbTty) -> bool:
-        """Whether a device has all criteria."""
+        """Whether all that is given is true of a device."""
         return all(getattr(tty, name) == wanted for name, wanted in self.criteria)
 
     @property
     def criteria(self) -> tuple[tuple[str, int | str], ...]:
-        """The given fields with their values, always in the same order."""
+        """The fields that a device must have, with their values; always in the same order."""
         given = ((name, getattr(self, name)) for name in _CRITERIA)
         return tuple((name, value) for name, value in given if value is not None)
 
@@ -122,9 +130,9 @@ _CRITERIA = ("vendor_id", "product_id", "serial", "location", "interface", "conf
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:
-    """The device of a port: alternatives, of which the first that is plugged in counts.
+    """What the YAML says a port's device is: alternatives, of which the first that is there counts.
 
-    Each is an absolute path or a match; a `sim://` URL is alone.
+    Each is an absolute path or a match; a `sim://` URL stands alone.
     """
 
     alternatives: tuple[str | UsbMatch, ...]
@@ -136,12 +144,12 @@ class DeviceChoice:
         return first if isinstance(first, str) and first.startswith(SIMULATED) else None
 
     def fits(self, tty: UsbTty) -> bool:
-        """Whether any match fits a device."""
+        """Whether any of its matches is right for a device."""
         return any(match.fits(tty) for match in self.matches)
 
     @property
     def is_match(self) -> bool:
-        """Whether all alternatives are matches."""
+        """Whether it is matches only."""
         return not self.paths
 
     @property

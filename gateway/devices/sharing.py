@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
 
@@ -113,6 +113,7 @@ class Users:
         self.audience: tuple[DeviceUser, ...] = ()  # who gets what the board sends
         self._muted: list[DeviceUser] = []  # who was muted last drives next
         self._since = local_now()
+        self.connected_at: dict[DeviceUser, datetime] = {}  # UTC
         self._holding: set[DeviceUser] = set()
         self._doubted: set[DeviceUser] = set()
         self._replaced: dict[str, float] = {}  # when clients were replaced, by their origins
@@ -217,6 +218,7 @@ class Users:
         if not self.drivers:
             self._since = local_now()
             self.told = False
+        self.connected_at.setdefault(user, datetime.now(UTC))
         self.drivers.append(user)
         self._set_audience()
 
@@ -229,6 +231,7 @@ class Users:
         """`user` has left; returns whether nobody drives any more because of it."""
         self._holding.discard(user)
         self._doubted.discard(user)
+        self.connected_at.pop(user, None)
         is_driver = user in self.drivers
         for users in (self.drivers, self._muted):
             if user in users:
@@ -258,6 +261,7 @@ class Users:
         had = [user for user in self if user not in awaited]
         self.drivers.clear()
         self._muted.clear()
+        self.connected_at.clear()
         self._set_audience()
         self._holding.clear()
         self._doubted.clear()

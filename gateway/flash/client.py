@@ -24,6 +24,7 @@ from urllib.parse import quote, urlsplit
 from gateway.flash.display import Display
 from gateway.flash.files import Images
 from gateway.flash.plan import FlashError, Outcome, WrongInputError
+from gateway.port_document import API
 
 #: How long a gateway may take to accept a connection, and to send anything: while it flashes it
 #: sends an event at least every 10 s.
@@ -112,7 +113,7 @@ def read_address(text: str | None, host: str) -> Address:
 
 
 def find_names(target: Target, ports: Sequence[Mapping[str, Any]], where: str) -> list[str]:
-    """Find the names of the target's ports among the gateway's (`GET /api/ports`).
+    """Find the names of the target's ports among the gateway's (`GET /api/v1/ports`).
 
     `where` is the address at which it was asked. Raises FlashError when a port is not there.
     """
@@ -176,9 +177,9 @@ class GatewayClient:
                 each.shutdown(socket.SHUT_RDWR)
 
     def ports(self) -> list[dict[str, Any]]:
-        """`GET /api/ports`. Raises FlashError when there is no such answer."""
+        """`GET /api/v1/ports`. Raises FlashError when there is no such answer."""
         with self._connection() as connection:
-            connection.request("GET", "/api/ports", headers=self._headers())
+            connection.request("GET", f"{API}/ports", headers=self._headers())
             answer = connection.getresponse()
             body = answer.read(_MAX_ANSWER_BYTES)
         if answer.status != http.HTTPStatus.OK:
@@ -205,7 +206,7 @@ class GatewayClient:
             "Content-Length": str(len(plan) + images.plan.total_bytes),
         }
         query = "?disconnect=true" if disconnect else ""
-        path = f"/api/ports/{quote(name, safe='')}/flash{query}"
+        path = f"{API}/ports/{quote(name, safe='')}/flash{query}"
         with self._connection() as connection:
             # A gateway that rejects the request before its end closes the connection.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

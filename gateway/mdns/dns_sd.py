@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 from zlib import crc32
 
 from gateway import clock
 from gateway.config.document import GatewayConfig, is_loopback, pool_member_name
 from gateway.errors import GatewayError
+from gateway.port_document import PortDocument, UsbDocument
 
 if TYPE_CHECKING:
     from zeroconf import Zeroconf
@@ -188,6 +189,25 @@ class PortFacts:
     serial: str = ""
     has_tls: bool = False
     is_present: bool = True
+
+    @classmethod
+    def of(cls, port: PortDocument) -> Self | None:
+        """Return the part of a port's document that is announced; None while it does not listen."""
+        if port.tcp_port is None:
+            return None
+        usb = port.usb or UsbDocument("")
+        return cls(
+            name=port.name,
+            listens_at=port.addresses,
+            tcp_port=port.tcp_port,
+            protocol=port.protocol,
+            kind=usb.kind,
+            chip=usb.chip,
+            usb=usb.ids,
+            serial=usb.serial,
+            has_tls=port.tls,
+            is_present=port.is_present,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Which entries run is `service`'s matter; what each part does is its own.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,15 +17,22 @@ from gateway.config.document import PortConfig, Protocol
 from gateway.config.usb_match import UsbTty
 from gateway.devices.device import Device
 from gateway.devices.device_state import DeviceState
+from gateway.devices.recorder import Recorder
 from gateway.errors import DeviceError
-from gateway.mdns.dns_sd import PortFacts
 from gateway.net.access import AcceptOptions, Admission, Rejection
 from gateway.net.tls_context import TlsContext, TlsContexts
+from gateway.port_document import (
+    ClientDocument,
+    ClientState,
+    PortDocument,
+    PortState,
+    UsbDocument,
+    utc_text,
+)
 from gateway.ports.dialer import Dialer
 from gateway.ports.listener import Listener
 from gateway.protocol.access_server import AccessServer, RawPipe
-from gateway.protocol.board_kinds import row_of
-from gateway.status import NOT_CONNECTED, PortSnapshot
+from gateway.protocol.board_kinds import UsbIds, row_of
 from gateway.tty.lasting_port import Locate
 from gateway.tty.serial_tty import TtyLocation
 
@@ -46,6 +54,8 @@ class RunningPort:
         way_in: Listener | Dialer,
         board: SimulatedBoard | None,
     ) -> None:
+        #: Returns the port's USB device, None where it is not known.
+        self.usb_tty: Callable[[], UsbTty | None] = lambda: None
         self.config = config
         self.device = device
         self.way_in = way_in
@@ -68,66 +78,85 @@ class RunningPort:
         if self._board is not None:
             await self._board.stop()
 
-    def snapshot(self) -> PortSnapshot:
-        """How it is now."""
-        device = self.device
-        status = device.status if device.is_open else None
-        state, reason = device.state.value, device.reason
-        if device.state is DeviceState.IDLE and isinstance(self.way_in, Dialer):
-            state, reason = NOT_CONNECTED, self.way_in.trouble
-        return PortSnapshot(
-            name=self.config.name,
-            address=self._address(),
-            device=str(self.config.device),
-            state=state,
-            reason=reason,
-            client=device.users.names,
-            since=device.users.since,
-            watchers=device.users.watchers,
-            settings="" if status is None else str(status.settings),
-            lines="" if status is None else str(status.lines),
-            received_bytes=device.received_bytes,
-            sent_bytes=device.sent_bytes,
-            sessions=device.sessions,
-            refused=device.users.refused,
-            not_allowed=self.way_in.rejected[Rejection.NOT_ALLOWED],
-            output_dropped_bytes=device.users.output_dropped_bytes,
-            input_dropped_bytes=device.counts.input_dropped_bytes,
-            too_many=self.way_in.rejected[Rejection.TOO_MANY],
-            not_secured=self.way_in.rejected[Rejection.NOT_SECURED],
-            other_protocol=self.way_in.rejected[Rejection.OTHER_PROTOCOL],
-            protocol=self.config.protocol.value,
-            baudrate=self.config.serial.baudrate,
-            tls=self.config.tls is not None,
-        )
+    @property
+    def recorder(self) -> Recorder:
+        """The last of the board's output."""
+        return self.device.recorder
 
-    def announced(self, tty: UsbTty | None) -> PortFacts | None:
-        """What the network is told of it, None while nobody can connect.
+    @property
+    def state(self) -> PortState:
+        """The state of the port."""
+        return _state_of(self)[0]
 
-        `tty` is its USB device, if that is known.
-        """
-        if isinstance(self.way_in, Dialer) or self.way_in.tcp_port is None:
-            return None
-        ids = self.device.usb_ids if tty is None else (tty.vendor_id, tty.product_id)
-        row = row_of(ids)
-        return PortFacts(
-            name=self.config.name,
-            listens_at=self.way_in.addresses,
-            tcp_port=self.way_in.tcp_port,
-            protocol=self.config.protocol.value,
-            kind="" if row is None else row.kind.value,
-            chip="" if row is None else row.name,
-            usb="" if ids is None else f"{ids[0]:04x}:{ids[1]:04x}",
-            serial="" if tty is None else tty.serial,
-            has_tls=self.config.tls is not None,
-            is_present=self.device.state not in {DeviceState.ABSENT, DeviceState.BROKEN},
-        )
 
-    def _address(self) -> str:
-        if self.config.connect is not None:
-            return f"-> {self.config.connect}"
-        tcp_port = self.way_in.tcp_port
-        return "" if tcp_port is None else f"{self.config.host}:{tcp_port}"
+def document(port: RunningPort) -> PortDocument:
+    """Describe a port as it is now; all that the documents need of a Device is asked for here."""
+    config, device, way_in = port.config, port.device, port.way_in
+    users, counts = device.users, device.counts
+    state, reason = _state_of(port)
+    status = device.status if device.is_open else None
+    rejected = {each.value: way_in.rejected[each] for each in Rejection}
+    listener = way_in if isinstance(way_in, Listener) else None
+    return PortDocument(
+        name=config.name,
+        state=state,
+        reason=reason,
+        device=str(config.device),
+        protocol=config.protocol.value,
+        sharing=config.sharing.value,
+        tls=config.tls is not None,
+        host=config.host if config.connect is None else None,
+        addresses=() if listener is None else listener.addresses,
+        tcp_port=way_in.tcp_port if config.connect is None else None,
+        connect=None if config.connect is None else str(config.connect),
+        usb=_usb_of(device.usb_ids, port.usb_tty()),
+        configured_baudrate=config.serial.baudrate,
+        settings=None if status is None else status.settings,
+        lines=None if status is None else status.lines,
+        clients=tuple(
+            ClientDocument(
+                user.label,
+                ClientState.CONTROLLER if user in users.drivers else ClientState.SUSPENDED,
+                utc_text(users.connected_at[user]),
+            )
+            for user in users
+        ),
+        received_bytes=device.received_bytes,
+        sent_bytes=device.sent_bytes,
+        output_dropped_bytes=users.output_dropped_bytes,
+        input_dropped_bytes=counts.input_dropped_bytes,
+        sessions=device.sessions,
+        rejected={"unavailable": users.refused, **rejected},
+        reconnects=max(0, counts.opened - 1),
+        peer_connected=way_in.is_connected if isinstance(way_in, Dialer) else None,
+        dial_failures=way_in.failures if isinstance(way_in, Dialer) else 0,
+        recorded_from=device.recorder.begin,
+        recorded_to=device.recorder.end,
+        resets=dict(counts.resets),
+        control_calls=counts.control_calls.copy(),
+    )
+
+
+def _state_of(port: RunningPort) -> tuple[PortState, str]:
+    """The state and its reason, which is empty where there is none."""
+    device = port.device
+    if device.state is DeviceState.IDLE and isinstance(port.way_in, Dialer):
+        return PortState.NOT_CONNECTED, port.way_in.trouble
+    return _STATES.get(device.state) or PortState(device.state.value), device.reason
+
+
+_STATES = {DeviceState.AWAY: PortState.OFFLINE, DeviceState.RELEASING: PortState.CLEANUP}
+
+
+def _usb_of(ids: UsbIds | None, tty: UsbTty | None) -> UsbDocument | None:
+    """Describe the tty's USB device where it is known, else the one that was open last."""
+    if tty is not None:
+        ids = tty.vendor_id, tty.product_id
+    if ids is None:
+        return None
+    row = row_of(ids)
+    kind, chip = ("", "") if row is None else (row.kind.value, row.name)
+    return UsbDocument(f"{ids[0]:04x}:{ids[1]:04x}", kind, chip, "" if tty is None else tty.serial)
 
 
 async def start_port(

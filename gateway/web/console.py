@@ -1,4 +1,4 @@
-"""`GET /api/ports/{name}/console`: a client of a port whose connection is a WebSocket.
+"""`GET /api/v1/ports/{name}/console`: a client of a port whose connection is a WebSocket.
 
 Binary messages are bytes of and for the board, text messages are JSON: what the client wants to
 have set, and what happens to it. It comes by the port's sharing rule as any client does.
@@ -22,18 +22,16 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 from gateway.config.document import ConnectionLimits
 from gateway.errors import ClientError, DeviceError
 from gateway.net.client_socket import peer_host
+from gateway.port_document import API
 from gateway.ports.running_port import RunningPort
 from gateway.sessions.client_output import ClientOutput
 from gateway.sessions.client_watch import ClientWatch
 from gateway.sessions.seat import Seat
+from gateway.web.connection import HttpHandler, PacedConnection, StrictFrames
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.flash import FLASHER
 from gateway.web.http_access import CONSOLE_PROTOCOL
-from gateway.web.http_answers import HttpError, Places, client_name
-from gateway.web.lab import LAB
-from gateway.web.pacing import PacedConnection
-from gateway.web.ports_api import port_asked_for
-from gateway.web.websocket_frames import HttpHandler, StrictFrames
+from gateway.web.http_answers import LAB, HttpError, Places, client_name, port_asked_for
 
 #: One message of a client, a paste for instance. No more is read while the board does not take what
 #: has come, which is handed on in pieces.
@@ -68,7 +66,7 @@ def add_routes(app: web.Application) -> None:
     """Add the routes of this module."""
     app[_CONSOLES] = Consoles()
     app.on_shutdown.append(_close_all)
-    app.router.add_get("/api/ports/{name}/console", open_console)
+    app.router.add_get(f"{API}/ports/{{name}}/console", open_console)
 
 
 async def open_console(request: web.Request) -> web.StreamResponse:

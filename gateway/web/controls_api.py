@@ -1,4 +1,4 @@
-"""`POST /api/ports/{name}/...`: what can be done to a board and its clients.
+"""`POST /api/v1/ports/{name}/...`: what can be done to a board and its clients.
 
 Clients of a port are not disturbed unless the request says `force`, and a flash not even then.
 """
@@ -16,6 +16,7 @@ from gateway import clock
 from gateway.devices.device import Device
 from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
+from gateway.port_document import API
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import Starts
 from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
@@ -26,12 +27,12 @@ from gateway.web.http_answers import (
     answer,
     client_name,
     is_true,
+    port_asked_for,
     read_body,
     read_options,
     takes,
 )
-from gateway.web.port_document import document_of
-from gateway.web.ports_api import port_asked_for
+from gateway.web.ports_api import document_of
 
 #: As much as is read from a client at once.
 MAX_WRITE_BYTES: Final = 65536
@@ -53,7 +54,7 @@ def add_routes(app: web.Application) -> None:
         ("resume", resume_tty),
         ("write", write_to_board),
     ):
-        app.router.add_post(f"/api/ports/{{name}}/{name}", handler)
+        app.router.add_post(f"{API}/ports/{{name}}/{name}", handler)
 
 
 async def reset_board(request: web.Request) -> web.Response:

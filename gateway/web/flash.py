@@ -1,4 +1,4 @@
-"""`POST /api/ports/{name}/flash`: takes images, writes them to the board, reports each step.
+"""`POST /api/v1/ports/{name}/flash`: takes images, writes them to the board, reports each step.
 
 The body is `application/octet-stream`: the plan (`flash.plan`) as JSON in one line, then its images
 one behind the other in its order. The answer is a line of JSON for each event, the last of them
@@ -36,11 +36,19 @@ from gateway.flash.plan import (
 )
 from gateway.flash.store import ImageStore, ImageStores, NoRoomError, NotStoredError
 from gateway.flash.user import NoBoardError
+from gateway.port_document import API
 from gateway.ports.running_port import RunningPort
 from gateway.web.http_access import BYTES
-from gateway.web.http_answers import HttpError, answer, client_name, is_true, takes, write_in_time
-from gateway.web.lab import LAB
-from gateway.web.ports_api import port_asked_for
+from gateway.web.http_answers import (
+    LAB,
+    HttpError,
+    answer,
+    client_name,
+    is_true,
+    port_asked_for,
+    takes,
+    write_in_time,
+)
 
 
 class _Flashing(set[asyncio.Future[FlashResult]]):
@@ -68,7 +76,7 @@ def add_routes(app: web.Application) -> None:
     app[STORES] = ImageStores()
     app[FLASHING] = _Flashing()
     app.on_shutdown.append(_end_all)
-    app.router.add_post("/api/ports/{name}/flash", flash)
+    app.router.add_post(f"{API}/ports/{{name}}/flash", flash)
 
 
 @takes(BYTES)

@@ -1,21 +1,22 @@
-"""Whether an HTTP request may do what it asks for: host names, the token, pages of other sites.
+"""Access rules of HTTP requests: host names, the token, pages of other sites.
 
 A browser sends requests for any page that a person looks at, with the rights of that person's
-machine. So every request is checked for the name that it was sent to (DNS rebinding), and a request
-that changes something for the page that it comes from (cross-site request forgery). Pure: which
-addresses may connect at all is checked before (tcp/).
+machine. So every request is checked for the host name that it was sent to (DNS rebinding), and a
+request that changes something for the origin that it comes from (cross-site request forgery).
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
+import re
+import socket
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
-
-from gateway.web.host_names import is_served
 
 #: The WebSocket protocol that is spoken on a console, and how a browser, which can't set headers
 #: there, offers its token beside it.
@@ -24,6 +25,13 @@ _TOKEN_PROTOCOL: Final = "bearer."  # noqa: S105 - no token
 
 #: Methods that change nothing.
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+#: Where the resolver's search domains and the host's own entry are; no name server is asked.
+_RESOLV_CONF: Final = Path("/etc/resolv.conf")
+_HOSTS: Final = Path("/etc/hosts")
+
+#: Both are of a few lines; more of them is not read.
+_MAX_BYTES: Final = 65536
 
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
@@ -171,3 +179,51 @@ def split_host(host: str) -> tuple[str, int | None]:
 
 def _shown(text: str) -> str:
     return repr(text[:60]) if not text.isprintable() or len(text) > 60 else text
+
+
+def is_served(name: str, names: Collection[str]) -> bool:
+    """Whether a request for the host `name` (no port, lower case) is served; `names` are our own.
+
+    Any IP address is: a browser connects to exactly that address, so no DNS can point it elsewhere.
+    localhost is never looked up in DNS (RFC 6761, section 6.3).
+    """
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        pass
+    else:
+        return True
+    name = name.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost") or name in names:
+        return True
+    # Multicast DNS appends a number to a name that is taken, and mdns/ a suffix of its own.
+    label, _, rest = name.partition(".")
+    return rest == "local" and any(label.startswith(f"{own}-") for own in names if "." not in own)
+
+
+def own_names(resolv_conf: Path = _RESOLV_CONF, hosts: Path = _HOSTS) -> frozenset[str]:
+    """The host's names: its host name, alone and with each domain; blocks on two small files."""
+    full = socket.gethostname().lower().rstrip(".")
+    if not full or full == "localhost":
+        return frozenset()
+    label = full.partition(".")[0]
+    names = {full, label, f"{label}.local"}
+    names |= {f"{label}.{domain}" for domain in _search_domains(_text(resolv_conf))}
+    for line in _text(hosts).lower().splitlines():
+        words = line.partition("#")[0].split()[1:]
+        if full in words or label in words:
+            names |= {word.rstrip(".") for word in words}
+    return frozenset(names - {"localhost"})
+
+
+def _search_domains(resolv_conf: str) -> set[str]:
+    found = re.findall(r"^(?:search|domain)\s+(.*)$", resolv_conf.lower(), re.MULTILINE)
+    return {domain.strip(".") for line in found for domain in line.split()} - {""}
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_BYTES).decode(errors="replace")
+    except OSError:
+        return ""

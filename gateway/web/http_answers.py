@@ -1,10 +1,11 @@
-"""How requests are answered: access checks first, JSON, errors in one line.
+"""Every request passes through `guarded`: access checks, then its handler, then errors as JSON.
 
-What is answered is in the modules that add routes; the rules of access are in `http_access`.
+Beside it, helpers for handlers: bodies, JSON, long answers, and `Lab`, the service as they see it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import (
@@ -15,11 +16,14 @@ from collections.abc import (
     Collection,
     Iterator,
     Mapping,
+    Sequence,
 )
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
+import structlog
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -27,22 +31,26 @@ from gateway import clock
 from gateway.config.document import ConnectionLimits, peer_holder
 from gateway.errors import GatewayError
 from gateway.inputs import parse_json
-from gateway.web.http_access import JSON, SAFE_METHODS, Asked
-from gateway.web.lab import LAB
+from gateway.net.access import Rejection
+from gateway.ports.running_port import RunningPort
+from gateway.turns import Turns
+from gateway.web.http_access import JSON, SAFE_METHODS, Asked, Policy, own_names
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
-#: What a request may carry, unless its handler reads it itself, piece by piece.
+#: For requests whose handler does not read the body itself.
 MAX_BODY_BYTES: Final = 65536
-
-#: How long a client may take to send it.
 _BODY_LIMIT_S: Final = 10.0
 
-#: Of a long answer, so much is written at a time, which waits that long for a slow client.
+#: Long answers are written in pieces, and a client that does not read one so long is cut off.
 PIECE_BYTES: Final = 65536
 _WRITE_LIMIT_S: Final = 30.0
 
-#: Nothing of ours is to be shown in a frame of another page, kept, or taken for what it is not.
+#: A host learns its domain from the network, perhaps after the gateway has started.
+_NAMES_AGE_S: Final = 10.0
+
+#: Answers must not be framed by another page, kept, or interpreted as another type.
 _HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -54,8 +62,40 @@ _HEADERS: Final = {
 _TAKES: Final = "content_types"
 
 
+@dataclass
+class Lab:
+    """The service behind the server, in each request's `app[LAB]`.
+
+    `ports` returns the running ports in the order of the file, `not_served` USB devices without a
+    port with the reasons. `policy` is replaced by a reload. `rejections` counts connections,
+    `errors` answers by their status.
+    """
+
+    version: str
+    ports: Callable[[], Sequence[RunningPort]]
+    not_served: Callable[[], Mapping[str, str]]
+    policy: Policy
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    turns: Turns = field(default_factory=Turns)
+    stop_reason: str = "the gateway is shutting down"  # for clients, when the server stops
+    rejections: Counter[Rejection] = field(default_factory=Counter)
+    errors: Counter[int] = field(default_factory=Counter)
+    _names_read_at: float | None = field(default=None, init=False)
+
+    async def read_own_names(self) -> None:
+        """Read the host's names, unless that was done within _NAMES_AGE_S."""
+        now = clock.time()
+        if self._names_read_at is None or now - self._names_read_at >= _NAMES_AGE_S:
+            self._names_read_at = now
+            names = await asyncio.to_thread(own_names)
+            self.policy = replace(self.policy, own_names=names)
+
+
+LAB: web.AppKey[Lab] = web.AppKey("lab", Lab)
+
+
 class HttpError(GatewayError):
-    """For the client: the status and one line that says why."""
+    """An error for the client: its status and one line."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -63,10 +103,9 @@ class HttpError(GatewayError):
 
 
 class Places:
-    """Places for requests that clients keep open, so that one address can't hold all of them."""
+    """Limits requests that clients keep open; `what` names them in errors, in the plural."""
 
     def __init__(self, limits: ConnectionLimits, what: str) -> None:
-        """`what` names them to a client that gets none, in the plural."""
         self._limits = limits
         self._what = what
         self._taken: Counter[str] = Counter()  # by holder
@@ -90,8 +129,97 @@ class Places:
                 del self._taken[holder]
 
 
+class SharedBuild(Generic[T]):
+    """Shares one `build` among all callers of `get`: one at a time, at most once in `every_s`.
+
+    Every caller gets a build that began after its call, so that none is older than what it has
+    seen before. `build` must give up its turn on the event loop now and then.
+    """
+
+    def __init__(self, build: Callable[[], Awaitable[T]], every_s: float) -> None:
+        self._build = build
+        self._every_s = every_s
+        self._waiting: list[asyncio.Future[T]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._begun_at: float | None = None
+
+    async def get(self) -> T:
+        """Return what was built; raises what `build` raised."""
+        waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+        return await waiting
+
+    async def stop(self, _: object = None) -> None:
+        """Cancel the build and every `get` that waits."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        for each in self._waiting:
+            each.cancel()
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                if self._begun_at is not None:
+                    await clock.sleep(max(0.0, self._begun_at + self._every_s - clock.time()))
+                self._begun_at = clock.time()
+                asking, self._waiting = self._waiting, []
+                await self._build_for(asking)
+        finally:
+            self._task = None
+
+    async def _build_for(self, asking: list[asyncio.Future[T]]) -> None:
+        if all(each.done() for each in asking):  # the clients have disconnected
+            return
+        try:
+            built = await self._build()
+        except Exception as error:  # logged by `guarded`
+            for each in asking:
+                if not each.done():
+                    each.set_exception(error)
+        except asyncio.CancelledError:
+            for each in asking:
+                each.cancel()
+            raise
+        else:
+            for each in asking:
+                if not each.done():
+                    each.set_result(built)
+
+
+# --- requests
+
+
+def port_asked_for(request: web.Request) -> RunningPort:
+    """The port whose name is in the path; HttpError if there is none."""
+    name = request.match_info["name"]
+    for port in request.app[LAB].ports():
+        if port.config.name == name:
+            return port
+    raise HttpError(HTTPStatus.NOT_FOUND, f"there is no port {name[:40]!r}")
+
+
+def client_name(request: web.Request) -> str:
+    """The address of a request's client, for logs and other clients."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if not peer:
+        return "HTTP client"
+    host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
+    return f"{host}:{peer[1]}"
+
+
+def is_true(request: web.Request, name: str) -> bool:
+    """A boolean parameter of the query, false if it is left out; raises HttpError."""
+    value = request.query.get(name, "false")
+    if value not in {"true", "false"}:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be true or false")
+    return value == "true"
+
+
 def takes(*content_types: str) -> Callable[[Handler], Handler]:
-    """Marks a handler whose requests have a body of another type than JSON."""
+    """Mark a handler whose requests have a body of another type than JSON."""
 
     def mark(handler: Handler) -> Handler:
         setattr(handler, _TAKES, content_types)
@@ -100,9 +228,57 @@ def takes(*content_types: str) -> Callable[[Handler], Handler]:
     return mark
 
 
+async def read_body(request: web.Request, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """Read a body; raises HttpError when it is too large or too slow."""
+    too_large = HttpError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {limit_bytes} bytes in one request"
+    )
+    if (request.content_length or 0) > limit_bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with clock.timeout(_BODY_LIMIT_S):
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise too_large
+    except (web.RequestPayloadError, HttpProcessingError):
+        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not valid HTTP") from None
+    except TimeoutError:
+        reason = f"the request did not end within {_BODY_LIMIT_S:g} s"
+        raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
+    return bytes(body)
+
+
+async def read_options(request: web.Request, known: Collection[str]) -> dict[str, Any]:
+    """Read a body that is a JSON object with some of the `known` keys, or empty."""
+    body = await read_body(request)
+    try:
+        options = parse_json(body) if body.strip() else {}
+    except ValueError as error:
+        raise HttpError(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
+    if unknown := sorted(options.keys() - set(known)):
+        reason = f"unknown key {unknown[0][:40]!r} (known: {', '.join(sorted(known)) or 'none'})"
+        raise HttpError(HTTPStatus.BAD_REQUEST, reason)
+    return options
+
+
+# --- answers
+
+
 def answer(content: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
     """A JSON answer."""
     return web.Response(text=json.dumps(content) + "\n", status=status, content_type=JSON)
+
+
+def error_answer(status: int, reason: str) -> web.Response:
+    """The answer to a request that is not carried out."""
+    response = answer({"error": reason}, HTTPStatus(status))
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="esp-gateway"'
+    return response
 
 
 async def send(request: web.Request, content_type: str, body: bytes) -> web.StreamResponse:
@@ -125,8 +301,8 @@ async def stream(
 ) -> web.StreamResponse:
     """Send pieces as they are made, `n_bytes` together if that is known.
 
-    One piece of all answers is written in a turn of the event loop. A client that takes none for
-    _WRITE_LIMIT_S is cut off: ConnectionAbortedError.
+    One piece of all answers is written in a turn of the event loop. Raises ConnectionAbortedError
+    when the client reads nothing for _WRITE_LIMIT_S.
     """
     turns = request.app[LAB].turns
     await turns.wait()
@@ -148,9 +324,9 @@ async def write_in_time(
     data: bytes,
     limit_s: float | None = None,
 ) -> None:
-    """Write data and wait until there is room for more; cut a client off that does not read.
+    """Write data and wait until there is room for more; by default at most _WRITE_LIMIT_S.
 
-    `limit_s` None is _WRITE_LIMIT_S.
+    Raises ConnectionAbortedError after that time.
     """
     limit_s = _WRITE_LIMIT_S if limit_s is None else limit_s
     try:
@@ -167,49 +343,14 @@ def cut_off(request: web.Request, reason: str) -> ConnectionError:
     return ConnectionAbortedError(reason)
 
 
-def error_answer(status: int, reason: str) -> web.Response:
-    """The answer to a request that is not carried out."""
-    response = answer({"error": reason}, HTTPStatus(status))
-    if status == HTTPStatus.UNAUTHORIZED:
-        response.headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="esp-gateway"'
-    return response
+async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every answer (the signal `on_response_prepare`)."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers[hdrs.SERVER] = "esp-gateway"
 
 
-async def read_body(request: web.Request, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """What a request carries; HttpError when it is too large or too slow."""
-    too_large = HttpError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {limit_bytes} bytes in one request"
-    )
-    if (request.content_length or 0) > limit_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async with clock.timeout(_BODY_LIMIT_S):
-            while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > limit_bytes:
-                    raise too_large
-    except (web.RequestPayloadError, HttpProcessingError):
-        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not valid HTTP") from None
-    except TimeoutError:
-        reason = f"the request did not end within {_BODY_LIMIT_S:g} s"
-        raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
-    return bytes(body)
-
-
-async def read_options(request: web.Request, known: Collection[str]) -> dict[str, Any]:
-    """The JSON object that a request carries, empty without one; its keys are some of `known`."""
-    body = await read_body(request)
-    try:
-        options = parse_json(body) if body.strip() else {}
-    except ValueError as error:
-        raise HttpError(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise HttpError(HTTPStatus.BAD_REQUEST, "the body is not a JSON object")
-    if unknown := sorted(options.keys() - set(known)):
-        reason = f"unknown key {unknown[0][:40]!r} (known: {', '.join(sorted(known)) or 'none'})"
-        raise HttpError(HTTPStatus.BAD_REQUEST, reason)
-    return options
+# --- around every request
 
 
 def knowing_expectations(
@@ -218,28 +359,20 @@ def knowing_expectations(
     """Answer 417 before aiohttp does, whose own answer fails on bytes that are not UTF-8."""
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        expected = request.headers.get(hdrs.EXPECT, "100-continue")
-        if expected.lower() != "100-continue":
+        if request.headers.get(hdrs.EXPECT, "100-continue").lower() != "100-continue":
             return error_answer(HTTPStatus.EXPECTATION_FAILED, "Expect must be 100-continue")
         return await handler(request)
 
     return handle
 
 
-def is_true(request: web.Request, name: str) -> bool:
-    """A parameter of the query that is true or false, false if it is left out; HttpError."""
-    value = request.query.get(name, "false")
-    if value not in {"true", "false"}:
-        raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be true or false")
-    return value == "true"
-
-
 @web.middleware
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Check and answer one request, and answer all errors; every request passes through here."""
+    """Check one request, have it handled, and answer all errors."""
     lab = request.app[LAB]
     try:
-        response = await _answered(request, handler)
+        await _check(request)
+        response = await handler(request)
     except HttpError as error:
         response = error_answer(error.status, str(error))
     except web.HTTPException as error:
@@ -248,10 +381,12 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = _plain_error(request, error)
     except (ConnectionError, web.RequestPayloadError) as error:
         response = web.Response()  # nothing of it is sent
-        if not _has_left(request):
+        if request.transport is not None and not request.transport.is_closing():
             response = _failed(request, error)
     except Exception as error:
         response = _failed(request, error)
+    if response.status >= HTTPStatus.BAD_REQUEST:
+        lab.errors[response.status] += 1
     if request.method not in SAFE_METHODS:
         lab.log.info(
             "http_asked",
@@ -262,41 +397,13 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-def _has_left(request: web.Request) -> bool:
-    return request.transport is None or request.transport.is_closing()
-
-
-def _failed(request: web.Request, error: Exception) -> web.Response:
-    """Log a fault of the gateway; the client gets no details of it."""
-    log = request.app[LAB].log
-    log.error("http_failed", method=request.method, path=_path(request), exc_info=error)
-    if request.writer.output_size and request.transport is not None:
-        request.transport.abort()  # a second head must not follow within the first answer
-    return error_answer(500, "internal error of the gateway: its log has the details")
-
-
-async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
-    """What every answer says (the signal `on_response_prepare`)."""
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
-    response.headers[hdrs.SERVER] = "esp-gateway"
-
-
-def client_name(request: web.Request) -> str:
-    """The client of a request, as the log and other clients see it."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not peer:
-        return "HTTP client"
-    host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
-    return f"{host}:{peer[1]}"
-
-
-async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _check(request: web.Request) -> None:
+    """Raise HttpError for a request that the policy does not permit."""
     lab = request.app[LAB]
     asked = _asked(request)
     content_types: Collection[str] | None = getattr(request.match_info.handler, _TAKES, (JSON,))
     if request.match_info.http_exception is not None:
-        content_types = None  # 404 or 405, whatever comes with it
+        content_types = None  # 404 or 405, whatever the body
     refused = lab.policy.refusal(asked, content_types)
     if refused is not None and refused.status is HTTPStatus.MISDIRECTED_REQUEST:
         await lab.read_own_names()  # the host may have a new one
@@ -306,7 +413,6 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         reason = "Content-Encoding must be identity: compressed bodies are not accepted"
         raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
-    return await handler(request)
 
 
 def _asked(request: web.Request) -> Asked:
@@ -325,6 +431,15 @@ def _asked(request: web.Request) -> Asked:
         is_websocket="websocket" in headers.get(hdrs.UPGRADE, "").lower(),
         protocols=tuple(each.strip() for line in offered for each in line.split(",")),
     )
+
+
+def _failed(request: web.Request, error: Exception) -> web.Response:
+    """Log a fault of the gateway; the client gets no details of it."""
+    log = request.app[LAB].log
+    log.error("http_failed", method=request.method, path=_path(request), exc_info=error)
+    if request.writer.output_size and request.transport is not None:
+        request.transport.abort()  # a second head must not follow within the first answer
+    return error_answer(500, "internal error of the gateway: its log has the details")
 
 
 def _plain_error(request: web.Request, error: web.HTTPException) -> web.Response:

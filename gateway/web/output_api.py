@@ -1,43 +1,68 @@
-"""What a board has said: the last of it with times, as a file, and waiting for something in it."""
+"""A board's output: the last of it with times, as a file, and waiting for a regular expression.
+
+Some expressions take years (`(a+)+b`), and nothing in Python can stop one. So each runs in a
+process of its own (text_matcher.py), which can be killed without disturbing other boards.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import hdrs, web
 
 from gateway import clock
 from gateway.config.document import ConnectionLimits
-from gateway.devices.device import Device
 from gateway.devices.recorder import Piece
+from gateway.errors import GatewayError
+from gateway.port_document import API, utc_text
+from gateway.ports.running_port import RunningPort
+from gateway.runtime import start_process
 from gateway.web.http_access import JSON
-from gateway.web.http_answers import HttpError, Places, answer, cut_off, read_options, stream
-from gateway.web.lab import LAB
-from gateway.web.ports_api import port_asked_for
-from gateway.web.text_wait import MAX_PATTERN_CHARS, PatternError, TextWait
+from gateway.web.http_answers import (
+    LAB,
+    HttpError,
+    Places,
+    answer,
+    cut_off,
+    port_asked_for,
+    read_options,
+    stream,
+)
 
-#: As much of the output as one answer has; `record_kib` may be more.
+#: In one answer; `record_kib` may be more.
 MAX_TAIL_BYTES: Final = 1 << 20
 _TAIL_BYTES: Final = 65536
 
-#: Of it, what is written in one turn of the event loop: 1 ms on a PC.
+#: Written in one turn of the event loop: 1 ms on a PC.
 _PART_BYTES: Final = 65536
 _PART_PIECES: Final = 128
 
-#: How long a request may wait for something that a board says.
+#: How long a request may wait for a match.
 MAX_WAIT_S: Final = 600.0
 _WAIT_S: Final = 30.0
 
-#: Waits in all, each of which has a process, and of one address.
+MAX_PATTERN_CHARS: Final = 1000
+
+#: Waiting for the process: an expression that is slower than the board is given up.
+MAX_UNREAD_BYTES: Final = 1 << 22
+
+#: The longest line of JSON that the process writes (_MOST_FOUND_BYTES in text_matcher.py).
+MAX_ANSWER_BYTES: Final = 1 << 21
+
+_PROGRAM: Final = Path(__file__).with_name("text_matcher.py")
+
+#: Waits at a time, each of which has a process, and of one address.
 WAIT_LIMITS: Final = ConnectionLimits(max=16, max_per_address=12)
-_WAITS: web.AppKey[set[TextWait]] = web.AppKey("waits", set)
-_PLACES: web.AppKey[Places] = web.AppKey("wait_places", Places)
 
 
 def add_routes(app: web.Application) -> None:
@@ -45,14 +70,14 @@ def add_routes(app: web.Application) -> None:
     app[_WAITS] = set()
     app[_PLACES] = Places(WAIT_LIMITS, "waits")
     app.on_shutdown.append(_end_waits)
-    app.router.add_get("/api/ports/{name}/tail", show_tail)
-    app.router.add_get("/api/ports/{name}/log", show_log)
-    app.router.add_post("/api/ports/{name}/wait", wait_for_text)
+    app.router.add_get(f"{API}/ports/{{name}}/tail", show_tail)
+    app.router.add_get(f"{API}/ports/{{name}}/log", show_log)
+    app.router.add_post(f"{API}/ports/{{name}}/wait", wait_for_text)
 
 
 async def show_tail(request: web.Request) -> web.StreamResponse:
-    """The last of what the board has said, or what it has said since a position."""
-    recorder = port_asked_for(request).device.recorder
+    """The last of the output, or the output since a position."""
+    recorder = port_asked_for(request).recorder
     n_bytes = _number(request, "bytes", _TAIL_BYTES, MAX_TAIL_BYTES)
     since = _number(request, "since", -1, 1 << 62)
     pieces = recorder.first(max(0, recorder.end - n_bytes) if since < 0 else since, n_bytes)
@@ -68,9 +93,9 @@ async def show_tail(request: web.Request) -> web.StreamResponse:
 
 
 async def show_log(request: web.Request) -> web.StreamResponse:
-    """All that is kept, as the board has sent it."""
+    """All output that is kept, byte for byte."""
     port = port_asked_for(request)
-    recorder = port.device.recorder
+    recorder = port.recorder
     begin, end = recorder.begin, recorder.end
 
     async def output() -> AsyncIterator[bytes]:
@@ -94,45 +119,44 @@ async def show_log(request: web.Request) -> web.StreamResponse:
 
 
 async def wait_for_text(request: web.Request) -> web.Response:
-    """Wait until the board says something."""
-    device = port_asked_for(request).device
+    """Wait until a regular expression matches the output."""
+    port = port_asked_for(request)
     options = await read_options(request, {"pattern", "timeout_s", "since"})
     pattern = options.get("pattern")
     if not isinstance(pattern, str) or not 0 < len(pattern) <= MAX_PATTERN_CHARS:
         reason = f"pattern must be a regular expression of 1 to {MAX_PATTERN_CHARS} characters"
         raise HttpError(HTTPStatus.BAD_REQUEST, reason)
     limit_s = _option(options, "timeout_s", _WAIT_S, MAX_WAIT_S)
-    since = int(_option(options, "since", device.recorder.end, 1 << 62))
+    since = int(_option(options, "since", port.recorder.end, 1 << 62))
     waits = request.app[_WAITS]
     with request.app[_PLACES].taken_by(request):
         wait = TextWait(pattern)
         waits.add(wait)
         try:
-            return await _waited(device, wait, since, limit_s)
+            return await _waited(port, wait, since, limit_s)
         finally:
             waits.discard(wait)
             await wait.close()
 
 
-async def _waited(device: Device, wait: TextWait, since: int, limit_s: float) -> web.Response:
-    recorder = device.recorder
+async def _waited(port: RunningPort, wait: TextWait, since: int, limit_s: float) -> web.Response:
+    recorder = port.recorder
     for piece in recorder.pieces(since):
         wait.add(piece.seq, piece.data)
     recorder.follow(wait.add)
     try:
         async with clock.timeout(limit_s):
-            found = await wait.found()
+            return answer(await wait.found())
     except PatternError as error:
         raise HttpError(HTTPStatus.BAD_REQUEST, str(error)) from None
     except TimeoutError:
-        reason = f"{device.name}: nothing that fits within {limit_s:g} s"
+        reason = f"{port.config.name}: no match within {limit_s:g} s"
         raise HttpError(HTTPStatus.REQUEST_TIMEOUT, reason) from None
     except OSError as error:
         reason = f"the gateway can't start a process: {error.strerror or error}"
         raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, reason) from None
     finally:
         recorder.unfollow(wait.add)
-    return answer(found)
 
 
 async def _end_waits(app: web.Application) -> None:
@@ -156,12 +180,11 @@ def _in_parts(pieces: list[Piece]) -> Iterator[tuple[int, list[Piece]]]:
 
 
 def _entry(piece: Piece) -> str:
-    # The recorder knows the time of `clock` only.
-    at = time.time() - (clock.time() - piece.at)
+    at = time.time() - (clock.time() - piece.at)  # the recorder's times are `clock`'s
     return json.dumps(
         {
             "seq": piece.seq,
-            "time": datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds"),
+            "time": utc_text(datetime.fromtimestamp(at, UTC)),
             "data": piece.data.decode(errors="replace"),
             "base64": base64.b64encode(piece.data).decode(),
         }
@@ -182,3 +205,85 @@ def _option(options: dict[str, Any], name: str, default: float, most: float) -> 
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
         raise HttpError(HTTPStatus.BAD_REQUEST, f"{name} must be a number from 0 to {most:g}")
     return value
+
+
+class PatternError(GatewayError):
+    """The expression can't be used, or is too slow."""
+
+
+class TextWait:
+    """Waits for an expression in a process of its own; `close` must be called in the end."""
+
+    def __init__(self, pattern: str) -> None:
+        self._reason = "the expression takes more time or memory than there is"
+        # Not an argument of the process, which can't contain NUL.
+        self._early: list[bytes] = [_frame(0, pattern.encode())]
+        self._process: asyncio.subprocess.Process | None = None
+
+    def add(self, seq: int, data: bytes) -> None:
+        """Search `data` too, output of the board that begins at position `seq`."""
+        frame = _frame(seq, data)
+        process = self._process
+        if process is None:  # being started, which takes no longer than the board's next lines
+            self._early.append(frame)
+            return
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        if process.stdin.is_closing():
+            return  # it has found a match
+        process.stdin.write(frame)
+        if process.stdin.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+            self.give_up(self._reason)
+
+    def give_up(self, reason: str) -> None:
+        """End it; `found` raises PatternError with the reason."""
+        self._reason = reason
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def found(self) -> dict[str, Any]:
+        """Wait indefinitely for a match, and return it as the interface describes it.
+
+        Raises PatternError when the expression can't be used or is too slow for the board, OSError
+        when no process can be started.
+        """
+        # Isolated: neither the environment nor the current folder has an influence.
+        process = await start_process(
+            sys.executable,
+            "-I",
+            "-S",
+            str(_PROGRAM),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=MAX_ANSWER_BYTES,
+        )
+        self._process = process
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        assert process.stdout is not None  # noqa: S101
+        process.stdin.writelines(self._early)
+        self._early.clear()
+        line = await process.stdout.readline()
+        if not line:
+            raise PatternError(self._reason)
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise PatternError(str(found["error"]))
+        return found
+
+    async def close(self) -> None:
+        """End the process and close its pipes."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        with contextlib.suppress(ConnectionError):
+            await self._process.communicate()
+
+
+_WAITS: web.AppKey[set[TextWait]] = web.AppKey("waits", set)
+_PLACES: web.AppKey[Places] = web.AppKey("wait_places", Places)
+
+
+def _frame(seq: int, data: bytes) -> bytes:
+    return b"%d %d\n%b" % (seq, len(data), data)

@@ -19,9 +19,9 @@ from gateway.web.http_answers import HttpError, send
 
 _FOLDER: Final = Path(str(files("gateway.web")))
 STATIC: Final = _FOLDER / "static"
-#: The page loads nothing from elsewhere, and neither runs nor draws by what stands in its text:
-#: static/xterm_document.js has its terminal keep to that.
 
+#: The page loads nothing from elsewhere, and its text is neither run nor drawn:
+#: static/xterm_document.js makes its terminal comply.
 _POLICY: Final = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'"
@@ -37,7 +37,7 @@ def add_routes(app: web.Application) -> None:
 
 
 class StaticFiles:
-    """The files of a folder, read once: what a client asks for is never looked up on the disk."""
+    """The files of a folder, listed and read once: a name in a request never reaches the disk."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = {
@@ -48,17 +48,14 @@ class StaticFiles:
         self._read: dict[str, tuple[str, bytes]] = {}
 
     async def get(self, name: str) -> tuple[str, bytes] | None:
-        """Its content type and its bytes; None if there is no such file."""
+        """Content type and bytes of a file; None if there is none of that name."""
         if name not in self._paths:
             return None
         if name not in self._read:
-            self._read[name] = await asyncio.to_thread(_read, self._paths[name])
+            content_type, _ = mimetypes.guess_type(name)
+            data = await asyncio.to_thread(self._paths[name].read_bytes)
+            self._read[name] = content_type or "application/octet-stream", data
         return self._read[name]
-
-
-def _read(path: Path) -> tuple[str, bytes]:
-    content_type, _ = mimetypes.guess_type(path.name)
-    return content_type or "application/octet-stream", path.read_bytes()
 
 
 _FILES: Final[web.AppKey[StaticFiles]] = web.AppKey("files", StaticFiles)
@@ -82,17 +79,16 @@ async def show_file(request: web.Request) -> web.StreamResponse:
 
 
 async def show_interface(request: web.Request) -> web.StreamResponse:
-    """The description of the interface in the form of OpenAPI."""
-    text = await asyncio.to_thread(interface_json)  # reading it takes 0.2 s the first time
+    """The description of the interface, OpenAPI in JSON."""
+    text = await asyncio.to_thread(_interface_json)  # parsing it takes 0.2 s the first time
     return await send(request, JSON, text.encode())
 
 
 @cache
-def interface_json() -> str:
-    """openapi.yaml as JSON."""
+def _interface_json() -> str:
     return json.dumps(interface())
 
 
 def interface() -> Any:
-    """What stands in openapi.yaml."""
+    """The content of openapi.yaml."""
     return yaml.safe_load((_FOLDER / "openapi.yaml").read_text())

@@ -191,7 +191,7 @@ def until(condition: Callable[[], object]) -> None:
 def port_of(lab: Lab) -> dict[str, Any]:
     host, _, tcp_port = lab.http.partition(":")
     with socket.create_connection((host, int(tcp_port))) as http:
-        http.sendall(b"GET /api/ports/desk HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        http.sendall(b"GET /api/v1/ports/desk HTTP/1.0\r\nHost: localhost\r\n\r\n")
         with http.makefile("rb") as answer:
             content: dict[str, Any] = json.loads(answer.read().partition(b"\r\n\r\n")[2])
             return content

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gateway.net.tls import MAX_HANDSHAKES
-from gateway.status_socket import ask
+from gateway.status import ask
 from tests.support.certificates import Authority
 from tests.support.processes import BackgroundProcess, free_tcp_port
 from tests.support.pty_board import PtyBoard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.reader import parse_config
 from tests.support.browser import Browser, Page
+from tests.support.fake_sysfs import CP2102N
 from tests.support.lab import Lab
+from tests.support.usb_lab import usb_lab
 
 # A browser on a busy machine takes its time; what is waited for ends long before.
 pytestmark = pytest.mark.timeout(400)
@@ -105,6 +109,15 @@ def test_a_board_goes_and_comes_and_says_what_it_does(page: Page, tmp_path: Path
         lab.boards["desk"].ask("plug")
         page.wait_for_text(in_card("desk", ".state"), "free")
         assert page.evaluate(f"document.querySelector('{in_card('desk', '.reason')}').hidden")
+
+
+async def test_usb_devices_without_a_port_are_listed(page: Page, tmp_path: Path) -> None:
+    text = "ports: [{name: desk, tcp: 0, device: /dev/none}]\nhttp: 127.0.0.1:0"
+    async with usb_lab(tmp_path) as lab:
+        lab.usb.plug(CP2102N, "1-2", bound_to="usbfs")
+        await lab.service.start(parse_config(text, "gateway.yaml"))
+        await asyncio.to_thread(page.open, f"http://127.0.0.1:{lab.service.http_port}/")
+        await asyncio.to_thread(page.wait_for_text, "#not-served", "no tty: claimed by")
 
 
 def test_a_gateway_that_is_gone_is_not_shown_as_live(page: Page, tmp_path: Path) -> None:
@@ -303,8 +316,9 @@ def test_markup_in_a_name_stays_text(page: Page, lab: Lab) -> None:
     shown = page.evaluate(
         f"""Promise.all([import('/static/card.js'), import('/static/port.js')]).then((modules) => {{
           const name = {json.dumps(name)};
-          const told = {{name, state: name, reason: name, client: name, device: name, lines: name,
-            usb: {{ids: name, chip: name}}, address: name, settings: name, since: name}};
+          const told = {{name, state: name, reason: name, device: name, lines: name, connect: name,
+            usb: {{ids: name, chip: name}}, settings: {{parity: name, flow_control: name}},
+            clients: [{{address: name, state: name, connected_at: name}}]}};
           const card = new modules[0].Card(name, {{}});
           card.update(modules[1].portFrom(told));
           card.addOutput(name);

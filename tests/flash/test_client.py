@@ -183,7 +183,7 @@ def flash(client: GatewayClient) -> tuple[Outcome, list[dict[str, Any]]]:
 def test_the_ports_of_a_gateway() -> None:
     with answering(http('{"ports": [{"name": "desk"}]}')) as (client, received):
         assert GatewayClient(client.address).ports() == [{"name": "desk"}]
-    assert received.startswith(b"GET /api/ports HTTP/1.1\r\n")
+    assert received.startswith(b"GET /api/v1/ports HTTP/1.1\r\n")
     assert b"Authorization" not in received
 
 
@@ -199,7 +199,7 @@ def test_images_are_sent_with_their_plan_and_events_come_back() -> None:
     assert sent == sorted(sent)
     assert (sent[0], sent[-1]) == (0, len(DATA))
     head, _, body = bytes(received).partition(b"\r\n\r\n")
-    assert head.startswith(b"POST /api/ports/desk%201%2F2/flash HTTP/1.1\r\n")
+    assert head.startswith(b"POST /api/v1/ports/desk%201%2F2/flash HTTP/1.1\r\n")
     assert b"Authorization: Bearer secret" in head
     assert b"Content-Type: application/octet-stream" in head
     plan, _, data = body.partition(b"\n")

@@ -27,6 +27,8 @@ from gateway.mdns.dns_sd import (
     to_table,
     understood,
 )
+from gateway.port_document import PortState
+from tests.support import documents
 
 OWN = ("192.0.2.7", "198.51.100.7", "fd00::7", "fe80::7")
 HOST = Host("lab", "a1b2c3", OWN)
@@ -56,6 +58,15 @@ FOUND = FoundPort(
     has_tls=False,
     is_present=True,
 )
+
+
+def test_the_announced_part_of_a_document() -> None:
+    facts = PortFacts.of(documents.DESK)
+    assert facts == replace(DESK, listens_at=("127.0.0.1",))
+    assert PortFacts.of(replace(documents.DESK, tcp_port=None)) is None
+    absent = PortFacts.of(replace(documents.DESK, state=PortState.ABSENT, usb=None))
+    assert absent is not None
+    assert (absent.is_present, absent.usb) == (False, "")
 
 
 def announcement(host: Host = HOST, number: int = 1, **changes: object) -> Announcement:

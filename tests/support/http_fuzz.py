@@ -48,32 +48,32 @@ PATHS: Final = (
     "/static/{any}",
     "/openapi.json",
     "/metrics",
-    "/api/ports",
-    "/api/ports/desk",
-    "/api/ports/{any}",
-    "/api/ports/desk/{any}",
-    "/api/ports/desk/reset",
-    "/api/ports/desk/bootloader",
-    "/api/ports/desk/disconnect",
-    "/api/ports/desk/release",
-    "/api/ports/desk/resume",
-    "/api/ports/desk/write",
-    "/api/ports/desk/tail",
-    "/api/ports/desk/log",
-    "/api/ports/desk/wait",
-    "/api/ports/desk/flash",
-    "/api/ports/desk/console",
-    "/api/events",
+    "/api/v1/ports",
+    "/api/v1/ports/desk",
+    "/api/v1/ports/{any}",
+    "/api/v1/ports/desk/{any}",
+    "/api/v1/ports/desk/reset",
+    "/api/v1/ports/desk/bootloader",
+    "/api/v1/ports/desk/disconnect",
+    "/api/v1/ports/desk/release",
+    "/api/v1/ports/desk/resume",
+    "/api/v1/ports/desk/write",
+    "/api/v1/ports/desk/tail",
+    "/api/v1/ports/desk/log",
+    "/api/v1/ports/desk/wait",
+    "/api/v1/ports/desk/flash",
+    "/api/v1/ports/desk/console",
+    "/api/v1/events",
 )
 #: What a client asks for that means well: method, target, content type and what its body is of.
 _MEANT_WELL: Final = (
     *(("GET", path, "", "") for path in PATHS if "{" not in path),
     *(
-        ("POST", f"/api/ports/desk/{name}", "application/json", "json")
+        ("POST", f"/api/v1/ports/desk/{name}", "application/json", "json")
         for name in ("reset", "bootloader", "disconnect", "release", "resume", "wait", "wait")
     ),
-    ("POST", "/api/ports/desk/write?force=true", "application/octet-stream", "bytes"),
-    *(("POST", "/api/ports/desk/flash", "application/octet-stream", "flash"),) * 2,
+    ("POST", "/api/v1/ports/desk/write?force=true", "application/octet-stream", "bytes"),
+    *(("POST", "/api/v1/ports/desk/flash", "application/octet-stream", "flash"),) * 2,
 )
 METHODS: Final = (
     *("GET", "POST") * 6,
@@ -314,7 +314,7 @@ class _Maker:
     def _upgrade(self) -> bytes:
         offers = self._rng.choice([f"esp-gateway, bearer.{TOKEN}", "", "x", "bearer.\xff"])
         head = (
-            "GET /api/ports/desk/console HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            "GET /api/v1/ports/desk/console HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
             "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, cast
 
 import aiohttp
@@ -15,8 +16,10 @@ from gateway.config.document import HttpConfig
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext
 from gateway.ports.running_port import RunningPort
-from gateway.web.http_server import HttpServer
+from gateway.web.http_access import Policy
+from gateway.web.http_answers import Lab
 from gateway.web.page import interface
+from gateway.web.server import HttpServer
 from tests.support.pty_board import Served
 
 INTERFACE = interface()
@@ -129,10 +132,13 @@ async def http_server(
     config: HttpConfig | None = None,
     tls: TlsContext | None = None,
     admission: Admission | None = None,
+    *,
+    not_served: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[HttpServer]:
     """A server on a free port of loopback."""
-    options = AcceptOptions(admission or Admission(), tls)
-    server = HttpServer(config or HttpConfig(LOOPBACK, 0), token, lambda: ports, "1.2.3", options)
+    config = config or HttpConfig(LOOPBACK, 0)
+    lab = Lab("1.2.3", lambda: ports, lambda: not_served, Policy(token, config.host_names))
+    server = HttpServer(config, lab, AcceptOptions(admission or Admission(), tls))
     await server.start()
     try:
         yield server
@@ -142,10 +148,15 @@ async def http_server(
 
 @asynccontextmanager
 async def http_client(
-    ports: Sequence[RunningPort], token: str | None = None
+    ports: Sequence[RunningPort],
+    token: str | None = None,
+    not_served: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[HttpClient]:
     """A server on a free port of loopback and its client, who shows no token by itself."""
-    async with http_server(ports, token) as server, client_of(server) as client:
+    async with (
+        http_server(ports, token, not_served=not_served) as server,
+        client_of(server) as client,
+    ):
         yield client
 
 

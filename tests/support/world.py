@@ -52,7 +52,8 @@ from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.flash.user import FlashUser
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
-from gateway.ports.running_port import RunningPort, start_port
+from gateway.port_document import ClientState
+from gateway.ports.running_port import RunningPort, document, start_port
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
 from gateway.protocol.rfc2217 import Control
@@ -120,8 +121,8 @@ class State:
     ABSENT = "absent"
     IDLE = "idle"
     IN_USE = "in use"
-    OFFLINE = "away"
-    CLEANUP = "releasing"
+    OFFLINE = "offline"
+    CLEANUP = "cleanup"
     RELEASED = "released"
     BROKEN = "broken"
     STOPPED = "stopped"
@@ -362,18 +363,18 @@ class World:
     @property
     def status(self) -> Status:
         """What status says of the port."""
-        said = self.port.snapshot()
+        said = document(self.port)
         return Status(
             state=said.state,
             reason=said.reason,
-            controls=said.client,
-            observes=said.watchers,
-            since=said.since,
-            settings=said.settings,
-            lines=said.lines,
+            controls=", ".join(said.addresses_of(ClientState.CONTROLLER)),
+            observes=", ".join(said.addresses_of(ClientState.SUSPENDED)),
+            since=said.clients[0].connected_at if said.clients else "",
+            settings="" if said.settings is None else str(said.settings),
+            lines="" if said.lines is None else str(said.lines),
             address=said.address,
             sessions=said.sessions,
-            refused=said.refused,
+            refused=said.rejected["unavailable"],
             received_bytes=said.received_bytes,
             sent_bytes=said.sent_bytes,
             dropped_bytes=said.input_dropped_bytes,

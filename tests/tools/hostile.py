@@ -82,12 +82,12 @@ _FLOODS = (
 
 _HTTP_REQUESTS = (
     b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-    b"GET /api/ports HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-    b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"GET /api/v1/ports HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"GET /api/v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n",
     b"TRACE / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 3\r\n\r\nabc",
-    b"GET /api/ports HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer \xff\r\n\r\n",
-    b"POST /api/ports/quiet/reset HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}",
+    b"GET /api/v1/ports HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer \xff\r\n\r\n",
+    b"POST /api/v1/ports/quiet/reset HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}",
     b"GET /" + b"a" * 9000,
 )
 

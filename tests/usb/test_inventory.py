@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.status import notes_from_json
+from gateway.status import parse
 from gateway.usb.pools import PoolTable, Record, write_table
 from tests.conftest import open_fds
 from tests.support.fake_sysfs import CH340, CP2102, CP2102N, FT2232, USB_JTAG
@@ -23,6 +23,11 @@ from tests.support.usb_lab import UsbLab, usb_lab
 #: Below what the kernel gives out by itself, and another one in each process that runs tests.
 FIRST = 20_000 + os.getpid() % 100 * 100
 SHELF = f"name: shelf, tcp: {FIRST}-{FIRST + 9}, device: [{{usb: '10c4:*'}}, {{usb: '1a86:*'}}]"
+
+
+def notes(lab: UsbLab) -> list[str]:
+    """USB devices that no port serves, as `status` prints them."""
+    return [f"{device}: {reason}" for device, reason in parse(lab.service.snapshot())[1].items()]
 
 
 async def answer(lab: UsbLab, name: str) -> bytes:
@@ -340,12 +345,12 @@ async def test_what_is_not_served_is_in_the_status(tmp_path: Path) -> None:
         note = (
             f"{jtag} (0403:6010 at 1-1:1.0): JTAG channel; to serve it all the same, give a port "
         )
-        assert notes_from_json(lab.service.snapshot()) == [f"{note}`interface: 0`"]
+        assert notes(lab) == [f"{note}`interface: 0`"]
         # A device without a tty sends no event about one; others do.
         lab.usb.plug(CP2102N, "1-2", bound_to="usbfs")
         lab.plug(CH340, "1-3")
-        await until(lambda: len(notes_from_json(lab.service.snapshot())) == 2)
-        last = notes_from_json(lab.service.snapshot())[-1]
+        await until(lambda: len(notes(lab)) == 2)
+        last = notes(lab)[-1]
         assert last.startswith("10c4:ea60 CP2102, CP2102N, CP2104 at 1-2: no tty: claimed by ")
 
 

@@ -19,9 +19,9 @@ from gateway.config.document import ClientLimits, ConnectionLimits, Sharing, Slo
 from gateway.devices.device import DeviceState
 from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import IDLE, RESET
+from gateway.web import connection
 from gateway.web import console as module
-from gateway.web import pacing
-from gateway.web.websocket_frames import HttpHandler
+from gateway.web.connection import HttpHandler
 from tests.sessions.test_floods import READ_BYTES, TURN_LIMIT_S, counted_turns
 from tests.support.http_fuzz import ws_frame
 from tests.support.http_lab import (
@@ -93,7 +93,7 @@ class Terminal:
 
 @asynccontextmanager
 async def console(client: HttpClient, **options: Any) -> AsyncIterator[Terminal]:
-    url = f"{client.url}/api/ports/desk/console"
+    url = f"{client.url}/api/v1/ports/desk/console"
     async with client.session.ws_connect(url, **options) as socket:
         yield Terminal(socket)
 
@@ -251,7 +251,7 @@ async def test_what_control_is_lost_over_is_not_called_done(tmp_path: Path) -> N
 
 
 UPGRADE = (
-    b"GET /api/ports/desk/console HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"GET /api/v1/ports/desk/console HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
@@ -321,7 +321,7 @@ async def test_frames_without_contents_are_bounded_while_it_does_not_read(
                 assert isinstance(handler, HttpHandler)
                 held = handler.transport._held_bytes  # type: ignore[union-attr]
                 assert held is not None
-                assert 0 < held <= pacing._HELD_BYTES + pacing.PIECE_BYTES
+                assert 0 < held <= connection._HELD_BYTES + connection.PIECE_BYTES
                 writer.transport.abort()
                 with contextlib.suppress(ConnectionError):
                     await writer.wait_closed()
@@ -515,7 +515,7 @@ async def test_a_page_of_others_gets_none(tmp_path: Path) -> None:
 async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.get("/api/ports/desk/console")
+            answered = await client.get("/api/v1/ports/desk/console")
             assert (answered.status, answered.error) == (426, "a console is a WebSocket")
 
 
@@ -564,7 +564,7 @@ async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             async with http_client(running(served)) as client:
-                socket = await client.session.ws_connect(f"{client.url}/api/ports/desk/console")
+                socket = await client.session.ws_connect(f"{client.url}/api/v1/ports/desk/console")
                 terminal = Terminal(socket)
                 await terminal.notice("attached")
                 ending = asyncio.create_task(terminal.end())

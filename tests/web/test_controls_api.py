@@ -38,7 +38,7 @@ async def test_a_board_that_nobody_uses_is_reset(
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             before = len(board.lines)
-            answered = await client.post(f"/api/ports/desk/{what}", {})
+            answered = await client.post(f"/api/v1/ports/desk/{what}", {})
             assert answered.status == 200
             assert answered.content["name"] == "desk"
             await served.until_idle()
@@ -58,7 +58,7 @@ async def test_a_reset_that_no_line_does_is_answered_with_the_reason(
                 if not force:
                     user.close()
                     await served.until_idle()
-                answered = await client.post(f"/api/ports/desk/{what}", {"force": force})
+                answered = await client.post(f"/api/v1/ports/desk/{what}", {"force": force})
                 assert answered.status == 409
                 assert answered.error.startswith("desk: no line starts the ")
                 assert board.lines[before:] == []
@@ -67,7 +67,7 @@ async def test_a_reset_that_no_line_does_is_answered_with_the_reason(
 async def test_no_content_is_needed_by_a_program(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            assert (await client.post("/api/ports/desk/reset")).status == 200
+            assert (await client.post("/api/v1/ports/desk/reset")).status == 200
             await served.until_idle()
 
 
@@ -78,7 +78,7 @@ async def test_who_has_a_port_is_named_and_not_disturbed(what: str, tmp_path: Pa
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.receive_wire(GREETING)
                 before = len(board.lines)
-                answered = await client.post(f"/api/ports/desk/{what}", {"force": False})
+                answered = await client.post(f"/api/v1/ports/desk/{what}", {"force": False})
                 assert answered.status == 409
                 assert answered.error.startswith(f"desk: in use by {user.name} since ")
                 await board.write(b"still there")
@@ -97,9 +97,9 @@ async def test_a_forced_reset_never_mixes_with_a_client_s_own(after: int, tmp_pa
                 for step in steps[:after]:
                     await set_line(user, step)
                 before = len(board.lines)
-                answered = await client.post("/api/ports/desk/reset", {"force": True})
+                answered = await client.post("/api/v1/ports/desk/reset", {"force": True})
                 assert answered.status == 200
-                assert (answered.content["dtr"], answered.content["rts"]) == (False, False)
+                assert answered.content["lines"] == {"dtr": False, "rts": False}
                 # The reset is whole, whatever state it has begun in.
                 resets = board.lines[max(before - 1, 0) :]
                 assert resets[-2:] == [RESET, IDLE]
@@ -122,7 +122,7 @@ async def test_a_reset_waits_for_what_a_client_has_asked_for(tmp_path: Path) -> 
                 await user.send(com_port(SET_CONTROL, bytes([RTS_ON])))
                 await until(lambda: served.device.status.lines == RESET)
                 asked = asyncio.create_task(
-                    client.post("/api/ports/desk/bootloader", {"force": True})
+                    client.post("/api/v1/ports/desk/bootloader", {"force": True})
                 )
                 await asyncio.sleep(0.05)
                 board.answers.set()
@@ -140,7 +140,7 @@ async def test_a_client_that_comes_during_a_reset_waits_for_its_end(tmp_path: Pa
         ):
             before = len(board.lines)
             board.answers.clear()
-            asked = asyncio.create_task(client.post("/api/ports/desk/reset", {}))
+            asked = asyncio.create_task(client.post("/api/v1/ports/desk/reset", {}))
             await until(lambda: served.device.state is DeviceState.IN_USE)
             with await TcpClient.connect(served.tcp_port) as user:
                 await until(lambda: served.sessions)
@@ -167,7 +167,7 @@ async def test_what_on_disconnect_asks_for_is_not_done_behind_what_was_asked_for
             http_client(running(served)) as client,
         ):
             before = len(board.lines)
-            assert (await client.post("/api/ports/desk/bootloader", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/bootloader", {})).status == 200
             await served.until_idle()
             assert board.lines[before:] == [RESET, STRAP, IDLE]
 
@@ -176,16 +176,16 @@ async def test_a_request_that_is_disconnected_gives_the_port_back(tmp_path: Path
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             board.answers.clear()  # the kernel takes its time
-            resetting = asyncio.ensure_future(client.post("/api/ports/desk/reset", {}))
+            resetting = asyncio.ensure_future(client.post("/api/v1/ports/desk/reset", {}))
             await until(lambda: served.device.users)
-            disconnected = await client.post("/api/ports/desk/disconnect", {"force": True})
+            disconnected = await client.post("/api/v1/ports/desk/disconnect", {"force": True})
             assert disconnected.status == 200
             refused = await resetting
             assert refused.status == 409
             assert "disconnected by 127.0.0.1:" in refused.error
             board.answers.set()
             await served.until_idle()
-            assert (await client.post("/api/ports/desk/reset", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/reset", {})).status == 200
 
 
 async def test_clients_are_disconnected_if_it_is_forced(tmp_path: Path) -> None:
@@ -199,20 +199,20 @@ async def test_clients_are_disconnected_if_it_is_forced(tmp_path: Path) -> None:
                 await TcpClient.connect(served.tcp_port) as second,
             ):
                 await until(lambda: len(served.device.users) == 2)
-                answered = await client.post("/api/ports/desk/disconnect", {"force": True})
+                answered = await client.post("/api/v1/ports/desk/disconnect", {"force": True})
                 assert answered.status == 200
                 for each in (first, second):
                     told = await each.receive_to_end()
                     assert b"desk: disconnected by 127.0.0.1:" in told
             await served.until_idle()
-            assert (await client.post("/api/ports/desk/disconnect", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/disconnect", {})).status == 200
 
 
 async def test_bytes_are_written_when_nobody_has_the_port(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             board.start_reading()
-            path = "/api/ports/desk/write"
+            path = "/api/v1/ports/desk/write"
             assert (await client.post(path, data=b"\x00\xffAT\r", headers=BYTES)).status == 200
             await until(lambda: board.received == b"\x00\xffAT\r")
             await served.until_idle()
@@ -230,7 +230,7 @@ async def test_bytes_go_beside_a_client_s_if_the_port_is_shared_or_it_is_forced(
             board.start_reading()
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.receive_wire(GREETING)
-                path = "/api/ports/desk/write"
+                path = "/api/v1/ports/desk/write"
                 assert (await client.post(path, data=b"x", headers=BYTES)).status == 409
                 path += "?force=true"
                 assert (await client.post(path, data=b"y", headers=BYTES)).status == 200
@@ -246,7 +246,7 @@ async def test_a_shared_port_is_written_to_by_all(tmp_path: Path) -> None:
             board.start_reading()
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.receive_wire(GREETING)
-                path = "/api/ports/desk/write"
+                path = "/api/v1/ports/desk/write"
                 assert (await client.post(path, data=b"x", headers=BYTES)).status == 200
                 await user.send(b"y")
                 await until(lambda: board.received == b"xy")
@@ -261,10 +261,10 @@ async def test_a_board_that_is_not_there_is_a_409(what: str, force: bool, tmp_pa
             board.unplug()
             await until(lambda: served.device.state is DeviceState.ABSENT)
             if what == "write":
-                path = f"/api/ports/desk/write?force={str(force).lower()}"
+                path = f"/api/v1/ports/desk/write?force={str(force).lower()}"
                 answered = await client.post(path, data=b"x", headers=BYTES)
             else:
-                answered = await client.post(f"/api/ports/desk/{what}", {"force": force})
+                answered = await client.post(f"/api/v1/ports/desk/{what}", {"force": force})
             assert answered.status == 409
             assert answered.error == "desk: absent: not plugged in"
 
@@ -278,7 +278,7 @@ async def test_a_board_that_vanishes_meanwhile_is_a_409(force: bool, tmp_path: P
                 users.append(await TcpClient.connect(served.tcp_port))
                 await users[0].receive_wire(GREETING)
             board.answers.clear()
-            asked = asyncio.create_task(client.post("/api/ports/desk/reset", {"force": force}))
+            asked = asyncio.create_task(client.post("/api/v1/ports/desk/reset", {"force": force}))
             await until(lambda: served.device.state is DeviceState.IN_USE)
             await asyncio.sleep(0.02)
             board.lines_error = OSError(5, "Input/output error")
@@ -299,7 +299,7 @@ async def test_a_kernel_that_does_not_answer_is_not_waited_for(
         async with serving(board) as served, http_client(running(served)) as client:
             # The board reads nothing, and this is more than the kernel ever keeps for it.
             served.device.write(b"x" * (1 << 20))
-            path = "/api/ports/desk/write"
+            path = "/api/v1/ports/desk/write"
             answered = await client.post(path, data=b"x", headers=BYTES)
             assert answered.status == 409
             assert "not done within" in answered.error
@@ -323,29 +323,29 @@ async def test_what_is_not_understood_is_not_done(
 ) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post(f"/api/ports/desk/{path}", content)
+            answered = await client.post(f"/api/v1/ports/desk/{path}", content)
             assert (answered.status, answered.error) == (400, error)
             assert served.device.state is DeviceState.IDLE
 
 
 async def state_of(client: HttpClient) -> tuple[str, str]:
-    desk = (await client.get("/api/ports/desk")).content
+    desk = (await client.get("/api/v1/ports/desk")).content
     return desk["state"], desk["reason"]
 
 
 async def test_a_tty_is_left_to_a_local_tool_and_taken_back(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            released = await client.post("/api/ports/desk/release", {"reason": "for openocd"})
+            released = await client.post("/api/v1/ports/desk/release", {"reason": "for openocd"})
             assert released.status == 200
             assert released.content["state"] == "released"
             assert await state_of(client) == ("released", "for openocd")
-            answered = await client.post("/api/ports/desk/reset", {})
+            answered = await client.post("/api/v1/ports/desk/reset", {})
             assert (answered.status, answered.error) == (409, "desk: released: for openocd")
-            assert (await client.post("/api/ports/desk/resume", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
             await until(lambda: served.device.state is DeviceState.IDLE)
             # Resuming what is not released changes nothing.
-            assert (await client.post("/api/ports/desk/resume", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
 
 
 async def test_a_tty_in_use_is_left_only_if_it_is_forced(tmp_path: Path) -> None:
@@ -353,11 +353,11 @@ async def test_a_tty_in_use_is_left_only_if_it_is_forced(tmp_path: Path) -> None
         async with serving(board) as served, http_client(running(served)) as client:
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.receive_wire(GREETING)
-                refused = await client.post("/api/ports/desk/release", {})
+                refused = await client.post("/api/v1/ports/desk/release", {})
                 assert refused.status == 409
                 assert refused.error.startswith(f"desk: in use by {user.name}")
-                forced = await client.post("/api/ports/desk/release", {"force": True})
+                forced = await client.post("/api/v1/ports/desk/release", {"force": True})
                 assert forced.status == 200
                 assert b"desk: released for a local tool" in await user.receive_to_end()
-            await client.post("/api/ports/desk/resume", {})
+            await client.post("/api/v1/ports/desk/resume", {})
             await served.until_idle()

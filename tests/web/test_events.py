@@ -14,7 +14,7 @@ import pytest
 
 from gateway.config.document import ConnectionLimits
 from gateway.ports.running_port import RunningPort
-from gateway.web import events
+from gateway.web import ports_api as events
 from tests.support.http_lab import (
     HttpClient,
     check_schema,
@@ -55,7 +55,7 @@ class Stream:
 
 @asynccontextmanager
 async def listening(client: HttpClient) -> AsyncIterator[Stream]:
-    async with client.session.get(f"{client.url}/api/events") as response:
+    async with client.session.get(f"{client.url}/api/v1/events") as response:
         assert response.status == 200
         assert response.headers["content-type"] == "text/event-stream"
         yield Stream(response)
@@ -73,7 +73,7 @@ async def test_the_ports_are_told_at_once_and_when_they_change(tmp_path: Path) -
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.receive_wire(GREETING)
                 [desk] = (await stream.next("ports"))["ports"]
-                assert (desk["state"], desk["client"]) == ("in use", user.name)
+                assert (desk["state"], desk["clients"][0]["address"]) == ("in use", user.name)
             while desk["state"] != "idle":
                 [desk] = (await stream.next("ports"))["ports"]
 
@@ -141,8 +141,8 @@ async def test_nobody_looks_when_nobody_listens() -> None:
         async with listening(client) as stream, listening(client) as other:
             await stream.next("ports")
             await other.next("ports")
-            assert shared._looking is not None
-        await until(lambda: shared._looking is None)
+            assert shared._task is not None
+        await until(lambda: shared._task is None)
         async with listening(client) as stream:
             await stream.next("ports")
 
@@ -151,7 +151,7 @@ async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "STREAM_LIMITS", ConnectionLimits(2, 1))
     async with http_client([]) as client, listening(client) as stream:
         await stream.next("ports")
-        answered = await client.get("/api/events")
+        answered = await client.get("/api/v1/events")
         assert (answered.status, answered.error) == (
             429,
             "1 streams of events of this address are open already",
@@ -159,7 +159,7 @@ async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
         async with from_address("127.0.0.2", client) as other, listening(other) as second:
             await second.next("ports")
             async with from_address("127.0.0.3", client) as third:
-                answered = await third.get("/api/events")
+                answered = await third.get("/api/v1/events")
                 assert (answered.status, answered.error) == (
                     503,
                     "2 streams of events are open already",
@@ -171,7 +171,7 @@ async def test_only_so_many_listen(monkeypatch: pytest.MonkeyPatch) -> None:
 async def until_listening(client: HttpClient) -> None:
     """Listen, as soon as the one before has been noticed to be gone."""
     while True:
-        async with client.session.get(f"{client.url}/api/events") as response:
+        async with client.session.get(f"{client.url}/api/v1/events") as response:
             if response.status == 200:
                 return
 
@@ -183,7 +183,7 @@ async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
             value for value in server._runner.app.values() if isinstance(value, events.Events)
         ]
         reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port, limit=1024)
-        writer.write(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        writer.write(b"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         [listener] = shared._clients
         while shared._clients:

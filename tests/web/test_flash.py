@@ -1,4 +1,4 @@
-"""`POST /api/ports/{name}/flash`: what is taken and refused, and how it is told how it goes."""
+"""`POST /api/v1/ports/{name}/flash`: what is taken and refused, and how it is told how it goes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.images import ESP32, image_of
 from tests.support.pty_board import PtyBoard, serving, until
 from tests.support.tcp_client import GREETING, TcpClient
 
-PATH = "/api/ports/desk/flash"
+PATH = "/api/v1/ports/desk/flash"
 DATA = image_of(ESP32, 32768)
 IMAGE = FlashImage(0x1000, len(DATA), hashlib.sha256(DATA).hexdigest(), "app.bin")
 PLAN = FlashPlan((IMAGE,), label="ann@desk")
@@ -146,12 +146,14 @@ async def test_nothing_is_done_to_a_board_that_is_being_flashed(
             before = len(board.lines)
             for name in ("reset", "bootloader", "disconnect", "release"):
                 for content in ({}, {"force": True}):
-                    refused = await client.post(f"/api/ports/desk/{name}", content)
+                    refused = await client.post(f"/api/v1/ports/desk/{name}", content)
                     assert refused.status == 409
                     assert refused.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
-            refused = await client.post("/api/ports/desk/write?force=true", data=b"x", headers=KIND)
+            refused = await client.post(
+                "/api/v1/ports/desk/write?force=true", data=b"x", headers=KIND
+            )
             assert refused.status == 409
-            url = f"{client.url}/api/ports/desk/console"
+            url = f"{client.url}/api/v1/ports/desk/console"
             async with client.session.ws_connect(url) as console:
                 assert (await console.receive_json())["type"] == "attached"
                 for command in (
@@ -184,7 +186,7 @@ async def test_a_board_whose_images_are_still_coming_can_be_reset(
             writer.write(RIGHT[:-1])
             await until(lambda: server._runner.app[FLASHER].under_way)
             assert (await post(client)).status == 409
-            assert (await client.post("/api/ports/desk/reset", {})).status == 200
+            assert (await client.post("/api/v1/ports/desk/reset", {})).status == 200
             writer.close()
             await writer.wait_closed()
 

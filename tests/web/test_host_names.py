@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.web.host_names import is_served, own_names
-from gateway.web.http_access import split_host
+from gateway.web.http_access import is_served, own_names, split_host
 
 OWN = frozenset({"raspberrypi", "raspberrypi.local", "raspberrypi.lab.example", "lab.example"})
 

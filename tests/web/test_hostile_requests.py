@@ -36,7 +36,7 @@ async def test_a_planted_fault_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         raise ValueError("planted")
 
     monkeypatch.setattr(output_api, "_number", fail)
-    case = request("GET", "/api/ports/desk/tail")
+    case = request("GET", "/api/v1/ports/desk/tail")
     with pytest.raises(AssertionError, match="planted"):
         async with http_fuzz_world(tmp_path, None) as world:
             await world.play(case)
@@ -51,14 +51,14 @@ def request(method: str, target: str, *headers: str, body: bytes = b"") -> HttpC
 
 
 JSON = "Content-Type: application/json"
-WAIT = "/api/ports/desk/wait"
-FLASH = "/api/ports/desk/flash"
+WAIT = "/api/v1/ports/desk/wait"
+FLASH = "/api/v1/ports/desk/flash"
 
 
 @pytest.mark.parametrize(
     ("case", "status"),
     [
-        (request("POST", "/api/ports/desk/reset", "Authorization: Bearer \xff"), 401),
+        (request("POST", "/api/v1/ports/desk/reset", "Authorization: Bearer \xff"), 401),
         (request("POST", WAIT, JSON, body=b'{"pattern": "\\ud800"}'), 400),
         (request("POST", WAIT, JSON, body=b'{"pattern": "\\u0000", "timeout_s": 0}'), 408),
         (request("POST", WAIT, JSON, body=b'{"pattern": "(", "timeout_s": 0}'), 408),
@@ -75,15 +75,15 @@ FLASH = "/api/ports/desk/flash"
         (request("GET", "/static/%00"), 404),
         (request("GET", "/static/vendor"), 404),
         (request("GET", "/static/" + "a" * 5000), 404),
-        (request("TRACE", "/api/ports", JSON, body=b"x"), 405),
-        (request("TRACE", "/api/ports", body=b"x"), 405),
+        (request("TRACE", "/api/v1/ports", JSON, body=b"x"), 405),
+        (request("TRACE", "/api/v1/ports", body=b"x"), 405),
         (request("CONNECT", "localhost:80"), 404),
         (request("OPTIONS", "*"), 404),
         (request("GET", "/metrics", "Accept: application/openmetrics-text; version=x"), 200),
-        (request("GET", "/api/ports", "Expect: \xff"), 417),
-        (request("GET", "/api/ports/desk/console", "Upgrade: \xff", "Connection: Upgrade"), 426),
-        (request("GET", "/api/ports/desk/tail?bytes=%ff"), 400),
-        (request("GET", "/api/ports/desk/tail?" + "bytes=1&" * 900), 200),
+        (request("GET", "/api/v1/ports", "Expect: \xff"), 417),
+        (request("GET", "/api/v1/ports/desk/console", "Upgrade: \xff", "Connection: Upgrade"), 426),
+        (request("GET", "/api/v1/ports/desk/tail?bytes=%ff"), 400),
+        (request("GET", "/api/v1/ports/desk/tail?" + "bytes=1&" * 900), 200),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -98,5 +98,5 @@ async def test_what_was_found_once_stays_mended(
 async def test_a_reader_of_an_event_stream_that_leaves_is_not_an_error(tmp_path: Path) -> None:
     async with http_fuzz_world(tmp_path, None) as world:
         for _ in range(5):
-            await world.play(request("GET", "/api/events"))
+            await world.play(request("GET", "/api/v1/events"))
             await asyncio.sleep(0.3)  # the next look at the ports finds it gone

@@ -13,8 +13,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from gateway.config.document import HttpConfig
-from gateway.web import http_answers, lab
-from gateway.web import http_server as module
+from gateway.web import http_answers
+from gateway.web import server as module
 from gateway.web.http_answers import MAX_BODY_BYTES, answer, read_body, read_options, takes
 from tests.support.http_lab import LOOPBACK, HttpClient, client_of, http_client, http_server
 
@@ -42,7 +42,7 @@ def add_routes(app: web.Application) -> None:
 
 @pytest.fixture(autouse=True)
 def rooms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROOMS", (*module.ROOMS, add_routes))
+    monkeypatch.setattr(module, "ROUTES", (*module.ROUTES, add_routes))
 
 
 async def post(client: HttpClient, path: str, body: bytes, kind: str) -> tuple[int, Any]:
@@ -117,12 +117,12 @@ async def test_a_mistake_of_ours_is_logged_and_not_shown() -> None:
 
 async def test_who_may_not_is_refused_before_a_handler_sees_it() -> None:
     async with http_client([], TOKEN) as client:
-        refused = await client.post("/api/ports", {})
+        refused = await client.post("/api/v1/ports", {})
         assert refused.status == 401
         assert refused.headers["www-authenticate"] == 'Bearer realm="esp-gateway"'
         assert (await post(client, "/fail", b"", JSON))[0] == 401
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        allowed = await client.post("/api/ports", {}, headers=headers)
+        allowed = await client.post("/api/v1/ports", {}, headers=headers)
         assert (allowed.status, allowed.headers["allow"]) == (405, "GET,HEAD")
 
 
@@ -136,7 +136,7 @@ async def test_a_path_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 async def test_every_answer_says_what_browsers_may_do_with_it() -> None:
     async with http_client([]) as client:
-        for path in ("/api/ports", "/nothing", "/openapi.json"):
+        for path in ("/api/v1/ports", "/nothing", "/openapi.json"):
             headers = (await client.get(path)).headers
             assert headers["x-frame-options"] == "DENY"
             assert headers["x-content-type-options"] == "nosniff"
@@ -147,15 +147,15 @@ async def test_every_answer_says_what_browsers_may_do_with_it() -> None:
 async def test_a_name_of_somebody_else_is_refused() -> None:
     async with http_client([]) as client:
         for method, path in [
-            ("GET", "/api/ports"),
+            ("GET", "/api/v1/ports"),
             ("GET", "/"),
             ("GET", "/static/app.js"),
             ("GET", "/nothing"),
             ("GET", "/metrics"),
-            ("GET", "/api/events"),
-            ("GET", "/api/ports/desk/console"),
-            ("POST", "/api/ports/desk/reset"),
-            ("OPTIONS", "/api/ports"),
+            ("GET", "/api/v1/events"),
+            ("GET", "/api/v1/ports/desk/console"),
+            ("POST", "/api/v1/ports/desk/reset"),
+            ("OPTIONS", "/api/v1/ports"),
         ]:
             answered = await client.ask(method, path, headers={"Host": "evil.example"})
             assert answered.status == 421
@@ -167,7 +167,7 @@ async def test_a_request_line_with_a_host_of_somebody_else_is_refused() -> None:
         for host, status in (("evil.example", b"421"), ("localhost", b"200")):
             reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
             writer.write(
-                f"GET http://{host}/api/ports HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+                f"GET http://{host}/api/v1/ports HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
             )
             assert status in await reader.readuntil(b"\r\n")
             writer.close()
@@ -178,26 +178,26 @@ async def test_a_name_that_the_host_has_got_meanwhile_is_served(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names: set[str] = set()
-    monkeypatch.setattr(lab, "own_names", lambda: frozenset(names))
-    monkeypatch.setattr(lab, "_NAMES_AGE_S", 0.0)
+    monkeypatch.setattr(http_answers, "own_names", lambda: frozenset(names))
+    monkeypatch.setattr(http_answers, "_NAMES_AGE_S", 0.0)
     async with http_client([]) as client:
         headers = {"Host": "pi.lab.example"}
-        assert (await client.get("/api/ports", headers=headers)).status == 421
+        assert (await client.get("/api/v1/ports", headers=headers)).status == 421
         names.add("pi.lab.example")
-        assert (await client.get("/api/ports", headers=headers)).status == 200
+        assert (await client.get("/api/v1/ports", headers=headers)).status == 200
 
 
 async def test_names_of_the_configuration_are_served() -> None:
     config = HttpConfig(LOOPBACK, 0, host_names=frozenset({"lab.example"}))
     async with http_server([], config=config) as server, client_of(server) as client:
-        answered = await client.get("/api/ports", headers={"Host": "Lab.example:8080"})
+        answered = await client.get("/api/v1/ports", headers={"Host": "Lab.example:8080"})
         assert answered.status == 200
 
 
 async def test_a_compressed_body_is_refused() -> None:
     async with http_client([]) as client:
         headers = {"Content-Encoding": "gzip", "Content-Type": JSON}
-        answered = await client.post("/api/ports/desk/reset", headers=headers, data=b"x")
+        answered = await client.post("/api/v1/ports/desk/reset", headers=headers, data=b"x")
         assert answered.status == 415
         assert answered.error.startswith("Content-Encoding must be identity")
 
@@ -213,8 +213,8 @@ async def test_what_fails_within_an_answer_ends_the_connection(what: Exception) 
         raise what
 
     with pytest.MonkeyPatch.context() as patch:
-        routes = (*module.ROOMS, lambda app: app.router.add_get("/begin", begin))
-        patch.setattr(module, "ROOMS", routes)
+        routes = (*module.ROUTES, lambda app: app.router.add_get("/begin", begin))
+        patch.setattr(module, "ROUTES", routes)
         async with http_client([]) as client:
             reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
             writer.write(b"GET /begin HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -231,11 +231,11 @@ async def test_what_fails_within_an_answer_ends_the_connection(what: Exception) 
 async def test_what_is_asked_to_be_changed_is_logged_with_who_and_what_came_of_it() -> None:
     async with http_client([]) as client:
         with capture_logs() as logs:
-            await client.get("/api/ports")
-            await client.post("/api/ports", {})
+            await client.get("/api/v1/ports")
+            await client.post("/api/v1/ports", {})
         [told] = logs
         assert told["event"] == "http_asked"
-        assert told["path"] == "/api/ports"
+        assert told["path"] == "/api/v1/ports"
         assert told["status"] == 405
         assert told["client"].startswith("127.0.0.1:")
 

@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 
 from gateway.config.document import ConnectionLimits, HttpConfig, Networks
 from gateway.net.access import AcceptOptions
-from gateway.web import http_server as module
+from gateway.web import server as module
+from gateway.web.http_access import Policy
+from gateway.web.http_answers import Lab
 from tests.support.http_lab import client_of, http_client, http_server
 from tests.support.pty_board import LoopClock, until
 from tests.support.resolver import resolver_that_hangs
@@ -39,7 +41,7 @@ async def test_an_address_that_is_taken_is_tried_again() -> None:
                 blocker.close()
                 await until(lambda: server.tcp_port)
                 async with client_of(server) as client:
-                    assert (await client.get("/api/ports")).status == 200
+                    assert (await client.get("/api/v1/ports")).status == 200
 
 
 async def test_one_that_could_never_be_bound_can_be_stopped() -> None:
@@ -51,7 +53,7 @@ async def test_one_that_could_never_be_bound_can_be_stopped() -> None:
 
 async def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     config = HttpConfig("lab", 0)
-    server = module.HttpServer(config, None, list, "1.2.3", AcceptOptions())
+    server = module.HttpServer(config, Lab("1.2.3", list, dict, Policy(None)), AcceptOptions())
     with resolver_that_hangs(monkeypatch) as resolver, LoopClock() as clock:
         with capture_logs() as logs:
             starting = asyncio.create_task(server.start())
@@ -82,7 +84,7 @@ async def test_connections_are_bounded_over_all_and_for_each_address(
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", client.tcp_port, local_addr=elsewhere
         )
-        writer.write(b"GET /api/ports HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /api/v1/ports HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         with suppress(ConnectionResetError):
             assert (b" 200 OK" in await reader.read()) == served_elsewhere
         writer.close()
@@ -91,7 +93,7 @@ async def test_connections_are_bounded_over_all_and_for_each_address(
             await each.wait_closed()
 
 
-@pytest.mark.parametrize("head", [b"", b"GET /api/ports HTT"])
+@pytest.mark.parametrize("head", [b"", b"GET /api/v1/ports HTT"])
 async def test_a_connection_without_a_whole_request_is_closed(
     head: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +118,6 @@ async def test_stopping_does_not_wait_for_idle_connections() -> None:
 async def test_a_new_token_counts_from_then_on() -> None:
     async with http_server([], "a" * 16) as server, client_of(server) as client:
         headers = {"Authorization": "Bearer " + "b" * 16}
-        assert (await client.post("/api/ports", {}, headers=headers)).status == 401
+        assert (await client.post("/api/v1/ports", {}, headers=headers)).status == 401
         server.use_token("b" * 16)
-        assert (await client.post("/api/ports", {}, headers=headers)).status == 405
+        assert (await client.post("/api/v1/ports", {}, headers=headers)).status == 405

@@ -22,8 +22,9 @@ from gateway.net.access import Admission
 from gateway.net.tls import HANDSHAKE_LIMIT_S
 from gateway.net.tls_context import TlsContext, server_context
 from gateway.ports.running_port import RunningPort
-from gateway.web import events, page
-from gateway.web import http_server as module
+from gateway.web import page
+from gateway.web import ports_api as events
+from gateway.web import server as module
 from gateway.web.http_answers import takes
 from tests.support.certificates import Authority
 from tests.support.http_lab import http_server, running
@@ -31,7 +32,7 @@ from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
 from tests.support.tcp_client import TcpClient
 from tests.support.tls_client import TlsClient
 
-REQUEST = b"GET /api/ports HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REQUEST = b"GET /api/v1/ports HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSING_REQUEST = REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 
 #: More than the buffers of the kernel and of ours take from a peer that does not read.
@@ -47,7 +48,7 @@ class Lab:
         self.context = authority.client(None)
         self.admission = admission
 
-    async def get(self, path: str = "/api/ports") -> bytes:
+    async def get(self, path: str = "/api/v1/ports") -> bytes:
         """What a client gets that is alone on its connection."""
         async with (
             aiohttp.ClientSession() as session,
@@ -275,7 +276,7 @@ def chunks() -> list[bytes]:
 @pytest.fixture
 def routes(monkeypatch: pytest.MonkeyPatch) -> Routes:
     made = Routes()
-    monkeypatch.setattr(module, "ROOMS", (*module.ROOMS, made.add))
+    monkeypatch.setattr(module, "ROUTES", (*module.ROUTES, made.add))
     return made
 
 
@@ -294,8 +295,8 @@ async def test_a_handler_sees_the_connection_as_with_asyncio_s_tls(
 async def test_many_requests_go_over_one_connection(tmp_path: Path) -> None:
     async with https(tmp_path) as lab, aiohttp.ClientSession() as session:
         for _ in range(100):
-            async with session.get(lab.url("/api/ports"), ssl=lab.context) as response:
-                assert await response.json() == {"ports": [], "version": "1.2.3"}
+            async with session.get(lab.url("/api/v1/ports"), ssl=lab.context) as response:
+                assert await response.json() == {"ports": [], "version": "1.2.3", "not_served": []}
         assert lab.admission.connections.count == 1
 
 
@@ -313,7 +314,7 @@ async def test_a_download_waits_for_a_slow_reader_and_loses_nothing(
         with await TlsClient.connect_tls(
             lab.tcp_port, lab.context, receive_buffer_bytes=65536
         ) as client:
-            await client.send(CLOSING_REQUEST.replace(b"/api/ports", b"/test/large"))
+            await client.send(CLOSING_REQUEST.replace(b"/api/v1/ports", b"/test/large"))
             await until(lambda: routes.transport and routes.transport.get_write_buffer_size())
             await until_still(lambda: routes.sent_bytes)
             assert routes.sent_bytes < KERNEL_BYTES
@@ -347,7 +348,7 @@ async def test_a_client_that_stops_reading_is_closed_by_the_kernel_in_time(
         else:
             client = await TcpClient.connect(plain.tcp_port or 0, receive_buffer_bytes=4096)
         with client:
-            await client.send(REQUEST.replace(b"/api/ports", b"/test/large"))
+            await client.send(REQUEST.replace(b"/api/v1/ports", b"/test/large"))
             await until(lambda: routes.sent_bytes)
             await until(lambda: admission.connections.count == 0)
             await until(lambda: routes.ended == 1)
@@ -360,7 +361,7 @@ async def test_a_client_that_leaves_amid_a_download_leaves_nothing(
         async with https(tmp_path) as lab:
             for leaves in (TcpClient.close, TcpClient.reset):
                 client = await TlsClient.connect_tls(lab.tcp_port, lab.context)
-                await client.send(REQUEST.replace(b"/api/ports", b"/test/large"))
+                await client.send(REQUEST.replace(b"/api/v1/ports", b"/test/large"))
                 await client.receive_wire(b"HTTP/1.1 200 OK")
                 leaves(client)
                 await until(lambda: lab.admission.connections.count == 0)
@@ -416,7 +417,7 @@ async def test_an_event_stream_without_a_reader_is_cut_off(
             with await TlsClient.connect_tls(
                 lab.tcp_port, lab.context, receive_buffer_bytes=4096
             ) as client:
-                await client.send(REQUEST.replace(b"/api/ports", b"/api/events"))
+                await client.send(REQUEST.replace(b"/api/v1/ports", b"/api/v1/events"))
                 await client.receive_wire(b"event: ports")
                 assert lab.admission.connections.count == 1
                 while lab.admission.connections.count:
@@ -431,7 +432,7 @@ async def test_a_console_loses_nothing_either_way(tmp_path: Path) -> None:
             https(tmp_path, *running(served)) as lab,
             aiohttp.ClientSession() as session,
             session.ws_connect(
-                lab.url("/api/ports/desk/console"), ssl=lab.context, protocols=("esp-gateway",)
+                lab.url("/api/v1/ports/desk/console"), ssl=lab.context, protocols=("esp-gateway",)
             ) as console,
         ):
             assert await console.receive_json() == {"type": "attached"}

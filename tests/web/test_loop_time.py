@@ -21,9 +21,9 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.ports.listener import Listener
 from gateway.ports.running_port import RunningPort
 from gateway.web import metrics, ports_api
+from gateway.web.connection import PIECE_BYTES, PacedConnection
 from gateway.web.http_answers import PIECE_BYTES as WRITTEN_PIECE_BYTES
-from gateway.web.pacing import PIECE_BYTES, PacedConnection
-from gateway.web.port_document import document_of
+from gateway.web.ports_api import document_of
 from tests.support.http_lab import LOOPBACK, client_of, from_address, http_server, running
 from tests.support.pty_board import PtyBoard, device_of, port_config, serving
 from tests.support.tcp_client import GREETING, TcpClient
@@ -99,13 +99,13 @@ async def asked_by_many(tcp_port: int, path: str, answers: list[int]) -> AsyncIt
         await asyncio.to_thread(clients.__exit__, None, None, None)
 
 
-@pytest.mark.parametrize("path", ["/api/ports", "/metrics", "/static/vendor/xterm/xterm.js"])
+@pytest.mark.parametrize("path", ["/api/v1/ports", "/metrics", "/static/vendor/xterm/xterm.js"])
 async def test_many_clients_in_a_closed_loop_share_what_takes_long(
     tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = TurnMeter()
     meter.counting(monkeypatch, ports_api, "document_of", lambda _: 1)
-    meter.counting(monkeypatch, metrics, "sample_of", lambda _: 1)
+    meter.counting(monkeypatch, metrics, "document", lambda _: 1)
     meter.counting(monkeypatch, RequestHandler, "data_received", lambda _, data: len(data))
     meter.counting(monkeypatch, PacedConnection, "write", lambda _, data: len(data))
     ports = many_ports(tmp_path)
@@ -116,12 +116,12 @@ async def test_many_clients_in_a_closed_loop_share_what_takes_long(
             async with asked_by_many(server.tcp_port, path, answers):
                 await until_asyncio(lambda: min(answers) >= 3)
     # One slice of a build, and one piece of an answer, is done in a turn; a head is its own write.
-    assert meter.most("document_of") <= 2 * ports_api._PORTS_AT_A_TIME
-    assert meter.most("sample_of") <= 2 * metrics._PORTS_AT_A_TIME
+    assert meter.most("document_of") <= 2 * ports_api._PORTS_PER_TURN
+    assert meter.most("document") <= 2 * metrics._PORTS_PER_TURN
     assert meter.most("data_received") <= 2 * PIECE_BYTES
     assert meter.most("write") <= 2 * WRITTEN_PIECE_BYTES + 8192
     # Far fewer are built than are answered.
-    builds = (meter.total("document_of") + meter.total("sample_of")) / PORTS
+    builds = (meter.total("document_of") + meter.total("document")) / PORTS
     assert builds <= sum(answers) / 4
     # A build at once, as each request would be without that, takes several times as long.
     started_s = time.thread_time()
@@ -137,9 +137,9 @@ async def until_asyncio(condition: Any) -> None:
         await asyncio.sleep(0.01)
 
 
-HEAD = b"POST /api/ports/desk/flash HTTP/1.1\r\nHost: localhost\r\n"
+HEAD = b"POST /api/v1/ports/desk/flash HTTP/1.1\r\nHost: localhost\r\n"
 TYPE = b"Content-Type: application/octet-stream\r\n"
-GET = b"GET /api/ports HTTP/1.1\r\nHost: localhost\r\n"
+GET = b"GET /api/v1/ports HTTP/1.1\r\nHost: localhost\r\n"
 
 FLOODS = {
     "newlines before a request": b"\r\n" * 500_000,
@@ -151,7 +151,7 @@ FLOODS = {
     "requests in one segment": (GET + b"\r\n") * 3000,
     "many headers": (GET + b"a:\r\n" * 120 + b"\r\n") * 300,
     "a compressed body": HEAD + b"Content-Encoding: gzip\r\nContent-Length: 9\r\n\r\n123456789",
-    "large JSON": b"POST /api/ports/desk/wait HTTP/1.1\r\nHost: localhost\r\n"
+    "large JSON": b"POST /api/v1/ports/desk/wait HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/json\r\nContent-Length: 65000\r\n\r\n" + b'{"a":' * 13000,
 }
 
@@ -192,7 +192,7 @@ async def test_a_flood_of_one_kind_leaves_a_neighbour_its_turns(
             await served.until_idle()
             # Of the flood's address, connections may still be open.
             async with client_of(server) as client, from_address("127.0.0.2", client) as other:
-                assert (await other.get("/api/ports")).status == 200
+                assert (await other.get("/api/v1/ports")).status == 200
     assert meter.most("data_received") <= 2 * PIECE_BYTES
 
 

@@ -37,7 +37,7 @@ async def test_the_last_of_it_is_told_with_times(tmp_path: Path) -> None:
         async with serving(board) as served, http_client(running(served)) as client:
             before = datetime.now(UTC)
             await say(board, served, b"boot\r\n\xff")
-            told = (await client.get("/api/ports/desk/tail")).content
+            told = (await client.get("/api/v1/ports/desk/tail")).content
             assert told["next"] == 7
             assert "".join(entry["data"] for entry in told["entries"]) == "boot\r\n\ufffd"
             whole = b"".join(base64.b64decode(entry["base64"]) for entry in told["entries"])
@@ -52,10 +52,10 @@ async def test_only_the_last_bytes_are_told_if_asked(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             await say(board, served, b"0123456789")
-            told = (await client.get("/api/ports/desk/tail?bytes=3")).content
+            told = (await client.get("/api/v1/ports/desk/tail?bytes=3")).content
             assert [entry["data"] for entry in told["entries"]] == ["789"]
             assert (told["entries"][0]["seq"], told["next"]) == (7, 10)
-            none = (await client.get("/api/ports/desk/tail?bytes=0")).content
+            none = (await client.get("/api/v1/ports/desk/tail?bytes=0")).content
             assert none == {"entries": [], "next": 10}
 
 
@@ -65,12 +65,12 @@ async def test_it_is_followed_from_position_to_position(tmp_path: Path) -> None:
             await say(board, served, b"0123456789")
             seen, next_seq = "", 0
             while next_seq < 10:
-                path = f"/api/ports/desk/tail?since={next_seq}&bytes=4"
+                path = f"/api/v1/ports/desk/tail?since={next_seq}&bytes=4"
                 told = (await client.get(path)).content
                 seen += "".join(entry["data"] for entry in told["entries"])
                 next_seq = told["next"]
             assert seen == "0123456789"
-            ahead = (await client.get("/api/ports/desk/tail?since=99")).content
+            ahead = (await client.get("/api/v1/ports/desk/tail?since=99")).content
             assert ahead == {"entries": [], "next": 10}
 
 
@@ -81,7 +81,7 @@ async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
             http_client(running(served)) as client,
         ):
             await say(board, served, b"x" * 2000)
-            told = (await client.get("/api/ports/desk/tail?since=0")).content
+            told = (await client.get("/api/v1/ports/desk/tail?since=0")).content
             assert told["entries"][0]["seq"] == 2000 - 1024
             assert told["next"] == 2000
 
@@ -92,7 +92,7 @@ async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
 async def test_what_is_no_number_is_told(query: str, tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.get(f"/api/ports/desk/tail?{query}")
+            answered = await client.get(f"/api/v1/ports/desk/tail?{query}")
             assert answered.status == 400
             assert "must be a number from 0 to" in answered.error
 
@@ -101,7 +101,7 @@ async def test_the_log_is_a_file(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             await say(board, served, b"boot\r\n\xff")
-            log = await client.get("/api/ports/desk/log")
+            log = await client.get("/api/v1/ports/desk/log")
             assert log.body == b"boot\r\n\xff"
             assert log.headers["content-disposition"] == 'attachment; filename="desk.log"'
             assert log.headers["content-type"] == "text/plain; charset=utf-8"
@@ -116,7 +116,7 @@ async def test_a_large_tail_and_log_are_sent_a_part_at_a_time(
         async with serving(board) as served, http_client(running(served)) as client:
             for at in range(0, len(data), 500):
                 await say(board, served, data[at : at + 500])
-            told = (await client.get("/api/ports/desk/tail?bytes=100000")).content
+            told = (await client.get("/api/v1/ports/desk/tail?bytes=100000")).content
             entries = told["entries"]
             assert b"".join(base64.b64decode(entry["base64"]) for entry in entries) == data
             assert [entry["seq"] for entry in entries] == [
@@ -124,7 +124,7 @@ async def test_a_large_tail_and_log_are_sent_a_part_at_a_time(
                 for number in range(len(entries))
             ]
             assert told["next"] == len(data)
-            assert (await client.get("/api/ports/desk/log")).body == data
+            assert (await client.get("/api/v1/ports/desk/log")).body == data
 
 
 async def test_a_log_that_the_board_overtakes_breaks_off_instead_of_having_a_gap(
@@ -140,7 +140,7 @@ async def test_a_log_that_the_board_overtakes_breaks_off_instead_of_having_a_gap
             recorder = served.device.recorder
             recorder.record(0.0, b"x" * (4096 << 10))
             reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port, limit=1024)
-            writer.write(b"GET /api/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            writer.write(b"GET /api/v1/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             recorder.record(1.0, b"y" * (4096 << 10))
             got = b""
@@ -166,7 +166,7 @@ async def test_a_client_that_does_not_read_a_long_answer_is_cut_off(
                 capture_logs() as logs,
                 socket.create_connection(("127.0.0.1", server.tcp_port or 0)) as client,
             ):
-                client.sendall(b"GET /api/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                client.sendall(b"GET /api/v1/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 aiohttp_server = server._runner.server
                 assert aiohttp_server is not None
                 await until(lambda: aiohttp_server.connections)
@@ -175,7 +175,7 @@ async def test_a_client_that_does_not_read_a_long_answer_is_cut_off(
 
 
 async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
-    return await client.post("/api/ports/desk/wait", {"pattern": pattern, **options})
+    return await client.post("/api/v1/ports/desk/wait", {"pattern": pattern, **options})
 
 
 async def test_what_comes_is_waited_for(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ async def test_nothing_that_fits_in_time_is_a_408(tmp_path: Path) -> None:
         async with serving(board) as served, http_client(running(served)) as client:
             answered = await wait(client, "ready", timeout_s=0.01)
             assert answered.status == 408
-            assert answered.error == "desk: nothing that fits within 0.01 s"
+            assert answered.error == "desk: no match within 0.01 s"
             assert not served.device.recorder._followers
 
 
@@ -216,7 +216,7 @@ async def test_an_expression_that_takes_for_ever_stops_nobody(tmp_path: Path) ->
             waiting = asyncio.create_task(wait(client, "(a+)+b", since=0, timeout_s=3))
             await until(lambda: served.device.recorder._followers)
             while not waiting.done():
-                assert (await client.get("/api/ports")).status == 200
+                assert (await client.get("/api/v1/ports")).status == 200
             assert (await waiting).status == 408
 
 
@@ -239,7 +239,7 @@ async def test_what_can_t_be_waited_for_is_told(
 ) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post("/api/ports/desk/wait", content)
+            answered = await client.post("/api/v1/ports/desk/wait", content)
             assert answered.status == 400
             assert answered.error.startswith(error)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.turns import Turns
-from gateway.web import pacing
-from gateway.web.pacing import PIECE_BYTES, PacedConnection
+from gateway.web import connection as pacing
+from gateway.web.connection import PIECE_BYTES, PacedConnection
 
 
 class FakeTransport(asyncio.Transport):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import structlog
 from aiohttp import web
 
 from gateway.web import page
 from gateway.web.http_access import Policy
-from gateway.web.http_server import ROOMS
-from gateway.web.lab import LAB, Lab
+from gateway.web.http_answers import LAB, Lab
+from gateway.web.server import ROUTES
 from tests.support.http_lab import INTERFACE, http_client
 
 
@@ -61,8 +60,8 @@ async def test_the_interface_is_described_for_programs() -> None:
 
 def test_the_description_names_every_route_and_no_other() -> None:
     app = web.Application()
-    app[LAB] = Lab(list, "1", Policy(None), structlog.get_logger())
-    for add_routes in ROOMS:
+    app[LAB] = Lab("1", list, dict, Policy(None))
+    for add_routes in ROUTES:
         add_routes(app)
     served = {
         (route.method, route.resource.canonical)

@@ -21,7 +21,7 @@ CHECKS = (
 )
 
 #: They last as long as the client asks for; tests/support/http_fuzz.py has them.
-LASTING = ("/api/events", "/api/ports/{name}/wait")
+LASTING = ("/api/v1/events", "/api/v1/ports/{name}/wait")
 
 LIMIT_S = 280.0
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.web.shared_build import SharedBuild
+from gateway.web.http_answers import SharedBuild
 from tests.support.pty_board import LoopClock
 
 

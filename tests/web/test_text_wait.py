@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from gateway.web import text_wait
-from gateway.web.text_wait import PatternError, TextWait
+from gateway.web import output_api as text_wait
+from gateway.web.output_api import PatternError, TextWait
 from tests.support.pty_board import until
 
 

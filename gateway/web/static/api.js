@@ -1,7 +1,10 @@
 /**
  * The gateway's HTTP interface (docs/http-api.md) as functions. Asks for the token when the gateway
- * wants one, once, and keeps it for this tab. What is shown of it is others' matter.
+ * wants one, once, and keeps it for this tab.
  */
+
+/** Every path of the interface begins with it. */
+export const API = '/api/v1';
 
 const TOKEN_KEY = 'esp-gateway-token';
 
@@ -28,7 +31,7 @@ export function token() {
 
 /** The path of a port's resource. */
 export function portPath(name, resource = '') {
-  return `/api/ports/${encodeURIComponent(name)}${resource ? `/${resource}` : ''}`;
+  return `${API}/ports/${encodeURIComponent(name)}${resource ? `/${resource}` : ''}`;
 }
 
 /**
@@ -108,7 +111,7 @@ export async function checkToken(name) {
   return '';
 }
 
-/** What a board has said since `seq` (null: the last `bytes` of it), as { bytes, next }. */
+/** A board's output since `seq` (null: the last `bytes` of it), as { bytes, next }. */
 export async function tail(name, seq, bytes, options) {
   const query = new URLSearchParams({ bytes });
   if (seq !== null) query.set('since', seq);

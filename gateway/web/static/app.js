@@ -1,6 +1,6 @@
-/** The page: its boards as the gateway tells them, the console that is open, and what buttons do. */
+/** The page: its boards as the gateway describes them, the open console, and the buttons' actions. */
 
-import { ApiError, onTokenWanted, portPath, postJson, tail } from './api.js';
+import { API, ApiError, onTokenWanted, portPath, postJson, tail } from './api.js';
 import { Card } from './card.js';
 import { Console } from './console.js';
 import { announce, askForToken, confirmDisturbance, toast } from './dialogs.js';
@@ -37,19 +37,19 @@ const actions = {
   },
 };
 
-/** Does to a board what others would feel; asks first when somebody else has it. */
+/** Resets a board; asks first when another client has it. */
 async function disturb(name, resource, verb, done) {
   const port = cards.get(name)?.port;
   const mine = open?.name === name && open.isConnected;
-  const others = port && usersOf(port) && !(mine && !port.client.includes(',') && !port.watchers);
+  const others = port && port.clients.length > (mine ? 1 : 0);
   try {
     let force = mine && !others;
     if (others) {
-      force = await confirm(name, verb, `${usersOf(port)} has this board.`);
+      force = await confirm(name, verb, `In use by ${usersOf(port)}.`);
       if (!force) return;
     }
     await postJson(portPath(name, resource), force ? { force: true } : {}).catch(async (error) => {
-      // Somebody has come meanwhile.
+      // Another client has connected meanwhile.
       if (error.status !== 409 || force) throw error;
       if (!(await confirm(name, verb, error.message))) return null;
       return postJson(portPath(name, resource), { force: true });
@@ -64,12 +64,12 @@ async function disturb(name, resource, verb, done) {
 function confirm(name, verb, who) {
   return confirmDisturbance({
     title: `${verb} – ${name}`,
-    text: `${who} The board restarts under whoever uses it: a flash write would be broken off.`,
+    text: `${who} The board restarts while it is in use: a flash write would be broken off.`,
     action: `${verb} anyway`,
   });
 }
 
-// What the gateway tells.
+// Events of the gateway.
 
 const handlers = {
   live() {
@@ -99,8 +99,10 @@ const handlers = {
   },
 
   event(name, data) {
-    if (name === 'ports') showPorts(data.ports.map(portFrom));
-    else if (name === 'output') showOutput(data);
+    if (name === 'ports') {
+      showPorts(data.ports.map(portFrom));
+      showNotServed(data.not_served);
+    } else if (name === 'output') showOutput(data);
   },
 };
 
@@ -132,6 +134,17 @@ function showPorts(ports) {
   choose();
   showConsole();
   open?.console.update(cards.get(open.name)?.port ?? null, isLive);
+}
+
+/** USB devices that no port serves although a board may be on them. */
+function showNotServed(devices) {
+  const found = Array.isArray(devices) ? devices : [];
+  show(byId('not-served'), found.length > 0);
+  byId('not-served-devices').replaceChildren(
+    ...found.map(({ device, reason }) =>
+      make('li', {}, make('span', { class: 'device', text: device }), make('span', { class: 'reason', text: reason })),
+    ),
+  );
 }
 
 function newCard(name) {
@@ -182,7 +195,7 @@ function showFilters(ports) {
 function choose() {
   const wanted = byId('search').value.trim().toLowerCase();
   for (const { port, element } of cards.values()) {
-    const words = [port.name, port.device, port.usb, port.client, port.address, port.state];
+    const words = [port.name, port.device, port.usb, usersOf(port), port.connect, port.tcpPort, port.state];
     const fits = words.join(' ').toLowerCase().includes(wanted);
     show(element, fits && (!chosenLook || port.look === chosenLook));
   }
@@ -255,4 +268,4 @@ setInterval(() => {
 setInterval(() => {
   for (const card of cards.values()) if (card.hasNews) card.showOutput();
 }, OUTPUT_MS);
-follow('/api/events', handlers);
+follow(`${API}/events`, handlers);

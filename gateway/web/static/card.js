@@ -97,13 +97,13 @@ export class Card {
     setText(this.reason, port.reason);
     show(this.reason, Boolean(port.reason));
     setText(this.device, [port.device, port.usb].filter(Boolean).join(' · '));
-    setText(this.address, portUrl(port, location.hostname) ?? (port.address || 'no address yet'));
-    setText(this.users, usersOf(port) || 'nobody is connected');
-    this.users.classList.toggle('none', !port.client && !port.watchers);
+    setText(this.address, portUrl(port, location.hostname) ?? (port.connect ? `→ ${port.connect}` : 'no address yet'));
+    setText(this.users, usersOf(port) || 'no client connected');
+    this.users.classList.toggle('none', !port.clients.length);
     setText(this.settings, port.settings || '–');
     this.showLines(port.lines);
     this.showCommands();
-    if (before && (before.state !== port.state || before.client !== port.client)) {
+    if (before && (before.state !== port.state || usersOf(before) !== usersOf(port))) {
       announce(`${port.name}: ${[stateOf(port), port.reason, usersOf(port)].filter(Boolean).join(', ')}`);
     }
     if (!before) this.tick(false);
@@ -148,9 +148,9 @@ export class Card {
   }
 
   commandHint() {
-    const { tcpPort, address, host, tls } = this.port;
-    if (tls) return 'This port wants TLS: ca.pem is the authority of its certificate; a client certificate goes in as cert=…&key=….';
-    if (!tcpPort) return address.startsWith('->') ? `The gateway connects to ${address.slice(3)}.` : 'This port has no address yet.';
+    const { tcpPort, connect, host, tls } = this.port;
+    if (tls) return 'This port requires TLS: ca.pem is the authority of its certificate; a client certificate goes in as cert=…&key=….';
+    if (!tcpPort) return connect ? `The gateway connects to ${connect}.` : 'This port has no address yet.';
     const isLocal = host.startsWith('127.') || host === '[::1]' || host === 'localhost';
     const here = location.hostname;
     const openedLocally = here === 'localhost' || here === '[::1]' || here.startsWith('127.');
@@ -171,19 +171,19 @@ export class Card {
     return make('li', {}, make('span', { class: 'tool' }, label), copyButton, make('code', { translate: 'no' }, command));
   }
 
-  /** The board has said something; `text` may be any text at all. */
+  /** Output of the board; `text` may be any text at all. */
   addOutput(text) {
     this.output = (this.output + text).slice(-OUTPUT_CHARACTERS);
     this.hasNews = true;
   }
 
-  /** What the board had said before the page was opened. */
+  /** The board's output from before the page was opened. */
   setFirstOutput(text) {
     this.output = (text + this.output).slice(-OUTPUT_CHARACTERS);
     this.hasNews = true;
   }
 
-  /** Draws what was said since the last call; the page calls it a few times a second. */
+  /** Draws the output since the last call; the page calls it a few times a second. */
   showOutput() {
     this.hasNews = false;
     const lines = lastLines(this.output, OUTPUT_LINES, OUTPUT_COLUMNS);

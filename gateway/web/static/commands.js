@@ -1,4 +1,4 @@
-/** What to type to reach a port, for each of the tools that people have. Pure. */
+/** Commands that reach a port, for each common tool. Pure. */
 
 /**
  * Where a port is, for a machine that has opened this page as `host`: null while it has no
@@ -29,11 +29,11 @@ export function commandsFor(port, host) {
       ['netcat', `nc ${host} ${port.tcpPort}`],
     ];
   }
-  const baud = port.baud || 115200;
+  const baudrate = port.baudrate || 115200;
   return [
     ...commands,
-    ['pyserial terminal', `pyserial-miniterm ${url} ${baud}`],
-    ['pyserial', `serial.serial_for_url("${url}", baudrate=${baud})`],
+    ['pyserial terminal', `pyserial-miniterm ${url} ${baudrate}`],
+    ['pyserial', `serial.serial_for_url("${url}", baudrate=${baudrate})`],
   ];
 }
 

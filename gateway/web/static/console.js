@@ -1,6 +1,6 @@
 /**
- * The console of one board. It watches first, over the log that the gateway keeps, which takes the
- * port from nobody; after "Connect" it is a client of the port like any other, over a WebSocket.
+ * The console of one board. It begins read-only, over the log that the gateway keeps, and leaves
+ * the port to others; after "Connect" it is a client of the port like any other, over a WebSocket.
  */
 
 import { ApiError, checkToken, portPath, request, tail, token } from './api.js';
@@ -109,13 +109,13 @@ export class Console {
     return form;
   }
 
-  /** The port as it is now; null once the gateway does not have it any more. */
+  /** The port as it is now; null once the gateway no longer serves it. */
   update(port, isLive) {
     this.port = port;
     this.isLive = isLive;
     setAttribute(this.section, 'data-look', isLive && port ? port.look : 'unknown');
-    setText(this.state, !port ? 'not served any more' : isLive ? stateOf(port) : `was ${stateOf(port)}`);
-    setText(this.users, port ? [port.reason, usersOf(port) || 'nobody is connected'].filter(Boolean).join(' – ') : '');
+    setText(this.state, !port ? 'no longer served' : isLive ? stateOf(port) : `was ${stateOf(port)}`);
+    setText(this.users, port ? [port.reason, usersOf(port) || 'no client connected'].filter(Boolean).join(' – ') : '');
     const cannot = !isLive || !port || port.look === 'absent' || port.look === 'broken';
     this.resetButton.disabled = cannot;
     this.bootloaderButton.disabled = cannot;
@@ -123,7 +123,7 @@ export class Console {
     this.showMode();
   }
 
-  /** Whether this console is a client of the port, so that whoever asks about it need not be asked. */
+  /** Whether this console is a client of the port, for which no confirmation is needed. */
   get isConnected() {
     return this.socket?.readyState === WebSocket.OPEN && this.isAttached;
   }

@@ -3,7 +3,7 @@
  * connected again with growing waits, and never taken for live when nothing has been heard.
  */
 
-import { ApiError, request } from './api.js';
+import { API, ApiError, request } from './api.js';
 
 const FIRST_WAIT_S = 0.5;
 const LONGEST_WAIT_S = 10;
@@ -17,7 +17,7 @@ const LONGEST_EVENT = 8 << 20;
 
 /**
  * Calls `handlers.event(name, data)` for each event, `handlers.live()` when the stream is there, and
- * `handlers.lost(why, waitSeconds)` when it is not; runs for ever.
+ * `handlers.lost(why, waitSeconds)` when it is not; runs indefinitely.
  */
 export async function follow(path, handlers) {
   for (let failures = 0; ; ) {
@@ -83,7 +83,7 @@ async function readOnce(path, handlers, succeeded) {
   }
 }
 
-/** Ends a stream whose gateway does not answer any more: a cut network ends no connection. */
+/** Ends a stream whose gateway no longer answers: a cut network ends no connection. */
 class Watchdog {
   constructor(stop) {
     this.why = '';
@@ -98,7 +98,7 @@ class Watchdog {
 
   async ask() {
     try {
-      await request('/api/ports', { signal: AbortSignal.timeout(ANSWER_LIMIT_MS) });
+      await request(`${API}/ports`, { signal: AbortSignal.timeout(ANSWER_LIMIT_MS) });
       if (!this.ended) this.heard();
     } catch {
       this.why = 'the gateway does not answer';

@@ -1,23 +1,23 @@
 /**
- * One port as the page needs it, from what `GET /api/ports` tells. Pure: the one place that knows the
- * names of the interface's fields, and what is shown where a gateway does not tell one.
+ * One port as the page shows it, from the schema `port` of openapi.yaml. Pure: the only module that
+ * knows the names of its fields, and what is shown where one is missing.
  */
 
-/** Each state of a device in the words of docs/operations.md, and how it is drawn. */
+/** How each state of docs/operations.md is drawn. */
 const LOOKS = {
   idle: 'free',
   'not connected': 'waiting',
   'in use': 'busy',
   absent: 'absent',
   broken: 'broken',
-  away: 'waiting',
+  offline: 'waiting',
   opening: 'waiting',
-  releasing: 'waiting',
+  cleanup: 'waiting',
   released: 'waiting',
   stopped: 'absent',
 };
 
-/** What the buttons above the cards choose by: a look and its label, in the order shown. */
+/** The buttons above the cards: a look and its label, in the order shown. */
 export const FILTERS = [
   ['free', 'Free'],
   ['busy', 'In use'],
@@ -28,63 +28,73 @@ export const FILTERS = [
 
 const INPUTS = ['cts', 'dsr', 'ri', 'cd'];
 
-/** A port as `told` by the gateway; whatever is missing is empty, whatever is odd is text. */
-export function portFrom(told) {
-  const state = text(told.state) || 'unknown';
+/** A port as the gateway describes it; whatever is missing is empty, whatever is odd is text. */
+export function portFrom(content) {
+  const state = text(content.state) || 'unknown';
   return {
-    name: text(told.name),
+    name: text(content.name),
     state,
     look: LOOKS[state] ?? 'waiting',
-    reason: text(told.reason),
-    address: text(told.address),
-    tcpPort: Number(told.tcp_port) || 0,
-    host: text(told.host),
-    protocol: text(told.protocol) || 'rfc2217',
-    tls: told.tls === true,
-    device: text(told.device),
-    usb: usbOf(told.usb),
-    settings: text(told.settings),
-    baud: Number(told.baud) || 0,
-    lines: linesOf(told),
-    client: text(told.client),
-    watchers: text(told.watchers),
-    since: text(told.since),
-    receivedBytes: Number(told.received_bytes) || 0,
-    sentBytes: Number(told.sent_bytes) || 0,
+    reason: text(content.reason),
+    connect: text(content.connect),
+    host: text(content.host),
+    tcpPort: Number(content.tcp_port) || 0,
+    protocol: text(content.protocol) || 'rfc2217',
+    tls: content.tls === true,
+    device: text(content.device),
+    usb: usbOf(content.usb),
+    settings: settingsOf(content.settings),
+    baudrate: Number(content.settings?.baudrate) || 0,
+    lines: linesOf(content.lines ?? {}),
+    clients: Array.isArray(content.clients) ? content.clients.map(clientFrom) : [],
+    receivedBytes: Number(content.received_bytes) || 0,
+    sentBytes: Number(content.sent_bytes) || 0,
   };
+}
+
+function clientFrom({ address, state, connected_at: connectedAt }) {
+  return { address: text(address), isController: state === 'controller', connectedAt: text(connectedAt) };
 }
 
 function text(value) {
   return value === null || value === undefined ? '' : String(value);
 }
 
-/** Who the USB device is, in one line. */
+/** The USB device in one line. */
 function usbOf(usb) {
-  return usb ? [usb.chip, usb.ids].filter(Boolean).map(text).join(' · ') : '';
+  return usb ? [usb.chip, usb.ids, usb.serial].filter(Boolean).map(text).join(' · ') : '';
 }
 
-/**
- * [name, on, driven by] for each line: DTR and RTS are the gateway's, the others the board's. Empty while
- * nobody knows.
- */
-function linesOf(told) {
-  const found = ['dtr', 'rts']
-    .filter((name) => typeof told[name] === 'boolean')
-    .map((name) => ({ name: name.toUpperCase(), on: told[name], input: false }));
-  for (const name of INPUTS) {
-    if (typeof told[name] === 'boolean') {
-      found.push({ name: name.toUpperCase(), on: told[name], input: true });
-    }
-  }
-  return found;
+/** "115200 8N1", and the flow control if there is one. */
+function settingsOf(settings) {
+  if (!settings) return '';
+  const { baudrate, bytesize, parity, stopbits, flow_control: flow } = settings;
+  const frame = `${text(bytesize)}${text(parity).charAt(0).toUpperCase()}${text(stopbits)}`;
+  return [text(baudrate), frame, flow === 'none' ? '' : text(flow)].filter(Boolean).join(' ');
 }
 
-/** Who has the port and since when; '' when nobody. */
-export function usersOf(port) {
-  if (!port.client && !port.watchers) return '';
-  const since = port.since ? ` since ${port.since}` : '';
-  const watchers = port.watchers ? `, watched by ${port.watchers}` : '';
-  return `${port.client}${since}${watchers}`;
+/** Each known line: DTR and RTS are outputs of the gateway, the others inputs. */
+function linesOf(lines) {
+  return ['dtr', 'rts', ...INPUTS]
+    .filter((name) => typeof lines[name] === 'boolean')
+    .map((name) => ({ name: name.toUpperCase(), on: lines[name], input: INPUTS.includes(name) }));
+}
+
+/** The clients of a port and since when the first has it; '' without any. */
+export function usersOf({ clients }) {
+  const named = (some) => some.map(({ address }) => address).join(', ');
+  const controllers = clients.filter(({ isController }) => isController);
+  const suspended = named(clients.filter(({ isController }) => !isController));
+  const since = controllers.length ? ` since ${localTime(controllers[0].connectedAt)}` : '';
+  return [named(controllers) + since, suspended && `suspended: ${suspended}`].filter(Boolean).join(', ');
+}
+
+/** A time of day here, with the date if that is not today's. */
+function localTime(iso) {
+  const at = new Date(iso);
+  if (Number.isNaN(at.getTime())) return iso;
+  const isToday = at.toDateString() === new Date().toDateString();
+  return isToday ? at.toLocaleTimeString() : at.toLocaleString();
 }
 
 /** The state for a reader and a screen reader alike. */

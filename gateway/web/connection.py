@@ -1,6 +1,6 @@
-"""HTTP in pieces: one piece of one connection per turn of the event loop, read or written.
+"""An HTTP connection below aiohttp: one piece of one connection per turn of the event loop.
 
-aiohttp parses whatever it is handed at once, and event loops hand over up to 256 KiB of each
+aiohttp parses all that it is handed at once, and event loops hand over up to 256 KiB of each
 connection in one turn: chunks of one byte each or many small requests held up every serial port for
 tens of milliseconds. So did long answers to many clients at once.
 """
@@ -8,23 +8,26 @@ tens of milliseconds. So did long answers to many clients at once.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.http import WebSocketReader
 
 from gateway.turns import Turns
 
-#: So much may wait in a protocol for a handler that reads none of it: frames of a WebSocket without
-#: contents, for instance, which a parser does not count.
+#: Of a held connection: frames of a WebSocket without contents, for instance, which aiohttp's
+#: parser does not count.
 _HELD_BYTES: Final = 65536
 
-#: A piece, for which aiohttp takes 1 ms of CPU at the worst (requests of 120 headers; a PC's core).
+#: A piece takes aiohttp at most 1 ms of CPU (requests of 120 headers; a PC's core).
 PIECE_BYTES: Final = 8192
 
 
 class PacedConnection(asyncio.Transport, asyncio.Protocol):
-    """Between a transport and the protocol that reads from it: hands received bytes on in pieces.
+    """Passes what a transport receives to a protocol in pieces; for the protocol, the transport.
 
-    For the protocol it is the transport. Only reading is paced: while pieces wait for their turn,
-    or the protocol has paused, the transport is not read.
+    While pieces wait for their turn, or the protocol has paused, the transport is not read.
     """
 
     def __init__(self, protocol: asyncio.Protocol, turns: Turns) -> None:
@@ -36,9 +39,9 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._has_ended = False  # the peer sends no more
         self._waits = False  # for its turn
         self._is_paused = False  # by the protocol
-        self._held_bytes: int | None = None  # handed on since `hold`
+        self._held_bytes: int | None = None  # passed on since `hold`
 
-    # What the transport reports.
+    # Reported by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.BaseProtocol."""
@@ -51,7 +54,7 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._wait_for_turn()
 
     def eof_received(self) -> bool:
-        """Tell the protocol in its turn; until then the transport stays open."""
+        """Report it to the protocol in its turn; until then the transport stays open."""
         self._has_ended = True
         self._wait_for_turn()
         return True
@@ -71,11 +74,8 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._protocol.resume_writing()
 
     def _take_turn(self) -> None:
-        """Hand the next piece on."""
         self._waits = False
-        if self._transport is None or self._is_paused:
-            return
-        if self._held_bytes is not None and self._held_bytes >= _HELD_BYTES:
+        if self._transport is None or self._is_paused or self._is_full:
             return
         if self._received:
             piece = bytes(self._received[:PIECE_BYTES])
@@ -103,35 +103,38 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         if not self._has_ended and not self.is_closing():
             self._transport.pause_reading()
 
-    # What a handler asks that reads what the protocol has made of the pieces.
+    # Called by a handler that reads what the protocol has made of the pieces.
+
+    @property
+    def _is_full(self) -> bool:
+        return self._held_bytes is not None and self._held_bytes >= _HELD_BYTES
 
     def hold(self) -> None:
-        """Hand on so much only, and the end of the connection, until `release`."""
+        """Pass on at most _HELD_BYTES, and the end of the connection, until `release`."""
         if self._held_bytes is None:
             self._held_bytes = 0
 
     def release(self) -> None:
-        """The handler reads."""
-        was_full = self._held_bytes is not None and self._held_bytes >= _HELD_BYTES
-        self._held_bytes = None
+        """Pass on without that limit."""
+        was_full, self._held_bytes = self._is_full, None
         if was_full:
             self._wait_for_turn()
 
-    # What the protocol asks of its transport.
+    # Called by the protocol on its transport.
 
     def pause_reading(self) -> None:
-        """Hand on nothing more."""
+        """Pass on nothing more."""
         self._is_paused = True
         if not self._waits and self._transport is not None and not self.is_closing():
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Go on."""
+        """Pass on again."""
         self._is_paused = False
         self._wait_for_turn()
 
     def is_reading(self) -> bool:
-        """Whether the protocol reads."""
+        """See asyncio.ReadTransport."""
         return not self._is_paused and not self.is_closing()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -173,3 +176,97 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         """See asyncio.WriteTransport."""
         if self._transport is not None:
             self._transport.set_write_buffer_limits(high, low)
+
+
+#: Of a WebSocket's frame (RFC 6455, section 5.2): the mask bit, the length in its second byte, the
+#: bytes of a longer length by that value, and the smallest length that needs them.
+_MASKED: Final = 0x80
+_LENGTH: Final = 0x7F
+_LENGTH_BYTES: Final = {126: 2, 127: 8}
+_SMALLEST: Final = {0: 0, 2: 126, 8: 65536}
+_MASK_BYTES: Final = 4
+
+#: A head with reserved bits, which the parser answers with 1002 as it does every such error.
+_PROTOCOL_ERROR: Final = b"\xf0\x80"
+
+
+class HttpHandler(web.RequestHandler):
+    """aiohttp's, with StrictFrames before the parser of a WebSocket."""
+
+    frames: StrictFrames | None = None
+
+    def set_parser(
+        self,
+        parser: WebSocketReader,
+        data_received_cb: Callable[[], None] | None = None,
+    ) -> None:
+        """Parse a WebSocket from here on."""
+        self.frames = StrictFrames(parser)
+        super().set_parser(cast("WebSocketReader", self.frames), data_received_cb)
+
+
+class StrictFrames:
+    """Rejects frames that aiohttp's parser accepts against RFC 6455: unmasked, or oddly long.
+
+    Only the heads of frames are examined. `fault` describes the error; the parser closes with 1002.
+    """
+
+    def __init__(self, parser: WebSocketReader) -> None:
+        self.fault = ""
+        self._parser = parser
+        self._head = bytearray()  # of a frame, as far as received; the parser gets it whole
+        self._left_bytes = 0  # of the payload
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Pass on all before the first frame that breaks a rule."""
+        if self.fault:
+            return True, b""
+        return self._parser.feed_data(self._checked(data))
+
+    def feed_eof(self) -> None:
+        """Pass it on."""
+        self._parser.feed_eof()
+
+    def _checked(self, data: bytes) -> bytes:
+        checked = []
+        at = 0
+        while at < len(data):
+            if self._left_bytes:
+                payload = data[at : at + self._left_bytes]
+                checked.append(payload)
+                self._left_bytes -= len(payload)
+                at += len(payload)
+                continue
+            part = data[at : at + self._head_bytes() - len(self._head)]
+            self._head += part
+            at += len(part)
+            if len(self._head) < self._head_bytes():
+                continue
+            self.fault = self._find_fault()
+            if self.fault:
+                checked.append(_PROTOCOL_ERROR)
+                break
+            self._left_bytes = self._payload_bytes()
+            checked.append(bytes(self._head))
+            self._head.clear()
+        return b"".join(checked)
+
+    def _head_bytes(self) -> int:
+        """The length of the head, as far as it is known."""
+        if len(self._head) < 2:
+            return 2
+        second = self._head[1]
+        mask_bytes = _MASK_BYTES if second & _MASKED else 0
+        return 2 + _LENGTH_BYTES.get(second & _LENGTH, 0) + mask_bytes
+
+    def _payload_bytes(self) -> int:
+        short = self._head[1] & _LENGTH
+        n_bytes = _LENGTH_BYTES.get(short, 0)
+        return int.from_bytes(self._head[2 : 2 + n_bytes], "big") if n_bytes else short
+
+    def _find_fault(self) -> str:
+        if not self._head[1] & _MASKED:
+            return "a client's frame must be masked"
+        if self._payload_bytes() < _SMALLEST[_LENGTH_BYTES.get(self._head[1] & _LENGTH, 0)]:
+            return "a length must have as few bytes as possible"
+        return ""
