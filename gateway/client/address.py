@@ -1,4 +1,4 @@
-"""What a gateway:// URL says: where the server is, how it is spoken to, TLS or not."""
+"""gateway:// URLs: address of the server, TLS, options."""
 
 from __future__ import annotations
 
@@ -11,22 +11,17 @@ FORM = "gateway://HOST:PORT[?OPTION[&OPTION...]]"
 #: As long as pyserial's own client waits for each answer.
 DEFAULT_TIMEOUT_S = 3.0
 
-_LOG_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
 class Address:
     """One server's port.
 
-    `timeout_s` is how long the server may take to be reached and to answer. With `tls` the
-    server has to show a certificate of `ca` (a PEM file; "" is what the system trusts), and is
-    shown `cert` with its `key` if there is one. `checks_control` says whether answers to
-    SET-CONTROL are believed, `polls_modem` whether CTS and its like are asked for at each look.
+    `timeout_s` limits connecting and each answer. With `tls` the server needs a certificate of `ca`
+    (a PEM file; "" for those that the system trusts), and is shown `cert` with its `key` if given.
+    `checks_control` says whether answers to SET-CONTROL are awaited and checked, `polls_modem`
+    whether the modem state is requested at each read of CTS and its like.
     """
 
     host: str
@@ -75,7 +70,7 @@ def _with_options(host: str, port: int, options: dict[str, str]) -> Address:
         elif name == "logging":
             if value not in _LOG_LEVELS:
                 raise ValueError(f"logging={value}: accepted are {', '.join(_LOG_LEVELS)}")
-            log_level = _LOG_LEVELS[value]
+            log_level = logging.getLevelName(value.upper())
         else:
             known = ", ".join((*files, *flags, "timeout", "logging"))
             raise ValueError(f"unknown option {name!r}; accepted are {known}")

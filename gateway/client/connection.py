@@ -1,15 +1,17 @@
-"""A conversation with an RFC 2217 server: commands, who waits for which answers, data both ways.
+"""A conversation with an RFC 2217 server: commands, answers, data both ways.
 
-Round trips are made where the caller needs the answer, and nowhere else: the server carries out
-what it gets in order, so a line, a break or a purge needs no waiting before the next is sent.
-What pyserial calls all this is `protocol_gateway`'s matter.
+Round trips are made only where the caller needs the answer: the server executes what it gets in
+order, so a line, a break or a purge needs no waiting before the next is sent. One thread receives,
+any number of others send and read; they share one condition.
 """
 
 from __future__ import annotations
 
+import math
+import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -17,9 +19,16 @@ from ..protocol import rfc2217
 from ..protocol.rfc2217 import Control, Modemstate, PurgeBuffers
 from ..protocol.telnet_stream import double
 from .address import Address
-from .received import ConnectionEndedError, Received
 from .tcp_link import Link, SendTimeoutError
 from .wire import Wire, WireError
+
+#: What may wait to be read. Above it the receiving thread pauses, and with it the server: nothing
+#: is lost, unlike in a tty's driver. Ten seconds of the fastest serial line.
+MAX_WAITING_BYTES = 4 * 1024 * 1024
+
+#: While a thread waits for an answer of the server, data in front of it is received all the same.
+#: No serial line sends as much within an answer's time-out.
+MAX_WAITING_BYTES_AHEAD_OF_ANSWERS = 64 * 1024 * 1024
 
 #: A write goes out in such pieces: between two of them other threads' commands get their turn,
 #: and a write that times out has handed over whole ones.
@@ -28,7 +37,7 @@ PIECE_BYTES = 16384
 #: No read waits longer for the network than that, whatever the network does.
 _MOST_ROUND_TRIP_S = 2.0
 
-#: How long a state that was told is as good as one that is asked for, with `poll_modem`.
+#: How long a modem state that was received counts as fresh, with `poll_modem`.
 _FRESH_S = 0.3
 
 #: How long close() waits for the server to close, too, beyond what the network and unsent bytes
@@ -46,19 +55,23 @@ _SHOWN_BYTES = 200
 
 
 class RefusedError(Exception):
-    """The server is there, but does not give what was asked for. Its text is for a person."""
+    """The server is reachable, but refuses the port; the text is for a person."""
 
 
 class NoAnswerError(Exception):
-    """The server has not answered in time. Its text is for a person."""
+    """The server has not answered in time; the text is for a person."""
 
 
 class WriteTimeoutError(Exception):
     """Not all could be written in time."""
 
 
+class ConnectionEndedError(Exception):
+    """The connection has ended and all that came has been read; the text says why."""
+
+
 def kind_of(command: rfc2217.Command) -> str:
-    """What a command is about: the server's answer to it is about the same."""
+    """The subject of a command, which the server's answer shares."""
     if isinstance(command, rfc2217.SetControl):
         return _CONTROL_KINDS.get(command.control, "flow")
     return type(command).__name__
@@ -71,11 +84,209 @@ _CONTROL_KINDS: dict[int, str] = {
 }
 
 
+class Received:
+    """The bytes between the receiving thread and the threads that read.
+
+    `news` guards them and wakes readers and threads that wait for answers. Times are of
+    `time.monotonic`; time-outs in seconds, None waits indefinitely.
+    """
+
+    def __init__(self, news: threading.Condition) -> None:
+        self.news = news
+        self.ended: str | None = None  # the reason, once nothing more comes
+        self.answers_awaited = 0  # by how many threads
+        self._data = bytearray()
+        self._last_feed_s = 0.0
+        self._wanted = 0.0  # how many bytes a reader waits for at once
+        self._purges: deque[float] = deque()  # until when each is waited for
+        self._cancelled = False
+        self._dropped = False
+        self._signal: tuple[socket.socket, socket.socket] | None = None
+        self._signalled = False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def wait_for_room(self) -> None:
+        """Wait until more may be received."""
+        with self.news:
+            self.news.wait_for(self._has_room)
+
+    def _has_room(self) -> bool:
+        if self.ended is not None or self._dropped:
+            return True
+        if self.answers_awaited:
+            return len(self._data) < MAX_WAITING_BYTES_AHEAD_OF_ANSWERS
+        return len(self._data) < max(MAX_WAITING_BYTES, self._wanted)
+
+    def feed(self, data: bytes) -> None:
+        """Add received data."""
+        with self.news:
+            now_s = time.monotonic()
+            while self._purges and self._purges[0] < now_s:
+                self._purges.popleft()
+            if self._purges or self._dropped:
+                return
+            self._data += data
+            self._last_feed_s = now_s
+            self._set_signal()
+            self.news.notify_all()
+
+    def end(self, reason: str) -> None:
+        """Note that nothing more comes."""
+        with self.news:
+            self.ended = reason
+            self._set_signal()
+            self.news.notify_all()
+
+    def purge(self, give_up_s: float) -> None:
+        """Drop what has come, and what comes until `purged`, or until that time."""
+        with self.news:
+            self._forget(len(self._data))
+            self._purges.append(give_up_s)
+
+    def purged(self) -> None:
+        """The server has answered a purge: what comes now was received after the oldest one."""
+        with self.news:
+            if self._purges:
+                self._purges.popleft()
+
+    def drop(self) -> None:
+        """Drop all that has come and will."""
+        with self.news:
+            self._dropped = True
+            self._forget(len(self._data))
+            self.news.notify_all()
+
+    def cancel(self) -> None:
+        """Let the read that waits, or else the next that would have to, return what there is."""
+        with self.news:
+            self._cancelled = True
+            self.news.notify_all()
+
+    def take(
+        self, size: int, timeout_s: float | None, gap_s: float | None, reply_due_s: float
+    ) -> bytes:
+        """Return `size` bytes, fewer after `timeout_s` or a gap of `gap_s` between two of them.
+
+        `reply_due_s` is when the answer to what was written last can be here at the earliest: a
+        reader that has got nothing at all waits `timeout_s` from then on, as it does at a port
+        without a network. Raises ConnectionEndedError when there is nothing and never will be.
+        """
+        with self.news:
+            if len(self._data) < size:
+                self._wait(size, timeout_s, gap_s, reply_due_s)
+            return self._forget(min(size, len(self._data)))
+
+    def _wait(
+        self, size: int, timeout_s: float | None, gap_s: float | None, reply_due_s: float
+    ) -> None:
+        begin_s = time.monotonic()
+        deadline_s = math.inf if timeout_s is None else begin_s + timeout_s
+        empty_deadline_s = max(deadline_s, reply_due_s + timeout_s) if timeout_s else deadline_s
+        while len(self._data) < size:
+            until_s = deadline_s if self._data else empty_deadline_s
+            if gap_s is not None and self._data:
+                until_s = min(until_s, max(begin_s, self._last_feed_s) + gap_s)
+            if not self._wait_for_more(size, until_s):
+                return
+
+    def take_until(  # the parameters of pyserial's read_until and readline
+        self,
+        expected: bytes,
+        size: int | None,
+        timeout_s: float | None,
+        reply_due_s: float,
+        *,
+        restart: bool,
+    ) -> bytes:
+        """Return all up to and with `expected`, `size` bytes, or what there is after `timeout_s`.
+
+        With `restart` the time-out starts again with each arrival of data.
+        """
+        with self.news:
+            begin_s, searched = time.monotonic(), 0
+            while True:
+                if (length := self._length_of(expected, searched, size)) is not None:
+                    return self._forget(length)
+                searched = len(self._data)
+                until_s = math.inf
+                if timeout_s is not None:
+                    since_s = max(begin_s, self._last_feed_s) if restart else begin_s
+                    if not self._data and timeout_s:
+                        since_s = max(since_s, reply_due_s)
+                    until_s = since_s + timeout_s
+                if not self._wait_for_more(math.inf if size is None else size, until_s):
+                    return self._forget(len(self._data))
+
+    def _length_of(self, expected: bytes, searched: int, size: int | None) -> int | None:
+        found = self._data.find(expected, max(0, searched - len(expected) + 1))
+        length = found + len(expected) if found >= 0 else None
+        if size is not None and len(self._data) >= size:
+            return min(size, length or size)
+        return length
+
+    def _wait_for_more(self, wanted: float, until_s: float) -> bool:
+        """Wait for news; return whether there may be more data."""
+        if self._cancelled:
+            self._cancelled = False
+            return False
+        if self.ended is not None:
+            if not self._data:
+                raise ConnectionEndedError(self.ended)
+            return False
+        left_s = until_s - time.monotonic()
+        if left_s <= 0:
+            return False
+        self._wanted = wanted
+        if len(self._data) >= MAX_WAITING_BYTES:
+            self.news.notify_all()  # the receiving thread pauses
+        try:
+            self.news.wait(None if left_s == math.inf else left_s)
+        finally:
+            self._wanted = 0
+        return True
+
+    def _forget(self, size: int) -> bytes:
+        was_full = len(self._data) >= MAX_WAITING_BYTES
+        taken = bytes(self._data[:size])
+        del self._data[:size]
+        if was_full:
+            self.news.notify_all()
+        if self._signalled and not self._data and self.ended is None:
+            self._signalled = False
+            if self._signal is not None:
+                self._signal[0].recv(1)
+        return taken
+
+    def fileno(self) -> int:
+        """A descriptor for select(): readable while there is data, or nothing more will come."""
+        with self.news:
+            if self._signal is None:
+                self._signal = socket.socketpair()
+                if self._data or self.ended is not None:
+                    self._set_signal()
+            return self._signal[0].fileno()
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        with self.news:
+            if self._signal is not None:
+                for end in self._signal:
+                    end.close()
+                self._signal = None
+
+    def _set_signal(self) -> None:
+        if self._signal is not None and not self._signalled:
+            self._signalled = True
+            self._signal[1].send(b"!")
+
+
 class Connection:
     """One connection, made and negotiated on creation, and the thread that receives.
 
-    Raises OSError when the server can't be reached, RefusedError when it is no RFC 2217 server
-    or does not give the port. Once it has ended, everything raises ConnectionEndedError.
+    Raises OSError when the server can't be reached, RefusedError when it does not speak RFC 2217
+    or refuses the port. Once it has ended, everything raises ConnectionEndedError.
     """
 
     def __init__(self, address: Address) -> None:
@@ -89,7 +300,7 @@ class Connection:
         self._timeout_s = address.timeout_s
         self._modemstate_s = 0.0
         self._wire = Wire()
-        greeting = self._wire.data_to_send()  # from now on the wire is the receiving thread's
+        greeting = self._wire.data_to_send()  # from now on only the receiving thread uses the wire
         self._unanswered: Counter[str] = Counter()
         self._suspended = False
         self._write_cancelled = False
@@ -107,7 +318,7 @@ class Connection:
 
     def _negotiate(self, greeting: bytes) -> None:
         deadline_s = time.monotonic() + self._timeout_s
-        with suppress(OSError):  # the thread that receives finds out why, and what was said
+        with suppress(OSError):  # the receiving thread finds out why, and what was said
             self._link.send(greeting, deadline_s)
         with self.news:
             while not self._wire.takes_commands:
@@ -123,9 +334,8 @@ class Connection:
         text = said.decode("utf-8", "replace").strip()
         return f"{reason}; it said: {text}" if text else reason
 
-    # The thread that receives.
-
     def _receive(self) -> None:
+        """Run the receiving thread."""
         reason = "the server has closed the connection"
         try:
             while True:
@@ -161,10 +371,8 @@ class Connection:
                 case rfc2217.NotifyModemstate(state):
                     self.modemstate = Modemstate(state)
                     self._modemstate_s = time.monotonic()
-                case rfc2217.FlowcontrolSuspend():
-                    self._suspended = True
-                case rfc2217.FlowcontrolResume():
-                    self._suspended = False
+                case rfc2217.FlowcontrolSuspend() | rfc2217.FlowcontrolResume():
+                    self._suspended = isinstance(command, rfc2217.FlowcontrolSuspend)
                 case _:
                     kind = kind_of(command)
                     self.in_force[kind] = command
@@ -172,17 +380,18 @@ class Connection:
                         self._unanswered[kind] -= 1
             self.news.notify_all()
 
-    # Everybody else.
+    def _ended(self, error: OSError) -> ConnectionEndedError:
+        return ConnectionEndedError(self.received.ended or str(error))
 
     def send(self, commands: Iterable[rfc2217.Command]) -> None:
-        """Send commands in one segment, and don't wait for the answers."""
+        """Send commands in one segment, without waiting for the answers."""
         wire_bytes = b"".join(rfc2217.encode(command, from_server=False) for command in commands)
         try:
             self._link.send(wire_bytes, time.monotonic() + self._timeout_s)
         except SendTimeoutError:
             raise NoAnswerError(f"the server has taken nothing for {self._timeout_s:g} s") from None
         except OSError as error:
-            raise ConnectionEndedError(self.received.ended or str(error)) from error
+            raise self._ended(error) from error
 
     def ask(
         self,
@@ -192,7 +401,7 @@ class Connection:
     ) -> None:
         """Send both in one segment, wait until all of `commands` are answered: see `in_force`.
 
-        `more_s` is what the server may take longer than its time-out.
+        `more_s` is how much longer than its time-out the server may take.
         """
         commands = list(commands)
         kinds = [kind_of(command) for command in commands]
@@ -210,7 +419,7 @@ class Connection:
             raise NoAnswerError(f"no answer to {', '.join(late)} in {self._timeout_s + more_s:g} s")
 
     def measure(self, begin_s: float) -> None:
-        """A round trip that began then has just ended."""
+        """Note a round trip that began then and has just ended."""
         taken_s = min(time.monotonic() - begin_s, _MOST_ROUND_TRIP_S)
         self.round_trip_s = min(self.round_trip_s or taken_s, taken_s)
 
@@ -235,9 +444,9 @@ class Connection:
         return self.sent_s + self.round_trip_s
 
     def write(self, data: bytes, timeout_s: float | None) -> int:
-        """Hand data to the network; how much, which is all unless `cancel_write` came.
+        """Hand data to the network; return how much: all unless `cancel_write` was called.
 
-        Raises WriteTimeoutError when the server does not take all in time.
+        Raises WriteTimeoutError when the server does not accept all in time.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         if not self._writing.acquire(timeout=-1 if timeout_s is None else timeout_s):
@@ -254,7 +463,7 @@ class Connection:
                         return start
                     raise WriteTimeoutError from None
                 except OSError as error:
-                    raise ConnectionEndedError(self.received.ended or str(error)) from error
+                    raise self._ended(error) from error
                 self._count(len(piece))
         finally:
             self.sent_s = time.monotonic()
@@ -273,9 +482,7 @@ class Connection:
         return max(0.0, self._line_busy_until_s - time.monotonic())
 
     def _may_write(self, deadline_s: float | None) -> bool:
-        """Waits while the server has suspended us; False: cancelled."""
-        if not (self._suspended or self._write_cancelled or self.received.ended is not None):
-            return True
+        """Wait while the server has suspended us; return False when cancelled."""
         with self.news:
             while True:
                 if self.received.ended is not None:
@@ -294,7 +501,7 @@ class Connection:
         return cancelled
 
     def cancel_write(self) -> None:
-        """Let the write that waits, or else the next, return what it has written."""
+        """Let the write that waits, or else the next, return how much it has written."""
         with self.news:
             self._write_cancelled = True
             self.news.notify_all()
@@ -306,14 +513,14 @@ class Connection:
         self.send([rfc2217.PurgeData(buffers)])
 
     def modem_state(self, *, poll: bool) -> Modemstate:
-        """The modem state as the server told it last; asks when it never has, or to `poll`."""
+        """The last notified modem state; requested if there is none, or with `poll` a fresh one."""
         fresh_s = time.monotonic() - _FRESH_S
         if self.modemstate is None or (poll and self._modemstate_s < fresh_s):
             begin_s = time.monotonic()
             self.send([rfc2217.NotifyModemstate(0)])
             self._wait_until(lambda: self._modemstate_s >= begin_s, begin_s + self._timeout_s)
         if self.modemstate is None:
-            raise NoAnswerError("the server tells no NOTIFY-MODEMSTATE")
+            raise NoAnswerError("the server sends no NOTIFY-MODEMSTATE")
         return self.modemstate
 
     def close(self) -> None:

@@ -1,7 +1,6 @@
 """pyserial's handler of gateway:// URLs; pyserial looks for a module of this name.
 
-It is `finder` that shows it to pyserial in programs that know nothing of it. This module
-translates pyserial's words to RFC 2217's; what goes over the network when is `connection`'s matter.
+`packaging/esp_serial_gateway_client.py` lets it be found in programs that do not install it.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from ..protocol.rfc2217 import Control, Modemstate, PurgeBuffers
 from . import address
 from .connection import (
     Connection,
+    ConnectionEndedError,
     NoAnswerError,
     RefusedError,
     WriteTimeoutError,
     kind_of,
 )
-from .received import ConnectionEndedError
 
 _T = TypeVar("_T")
 
@@ -38,22 +37,19 @@ if TYPE_CHECKING:
 _PARITIES = {"N": 1, "O": 2, "E": 3, "M": 4, "S": 5}
 _STOPSIZES = {1: 1, 1.5: 3, 2: 2}
 
-#: Where pyserial keeps what the server is told.
+#: pyserial's fields of the settings that the server gets.
 _SETTINGS = ("_baudrate", "_bytesize", "_parity", "_stopbits", "_xonxoff", "_rtscts", "_rs485_mode")
 
-#: A server may tell what its UART makes of a baud rate; more than this no receiver bears.
+#: A server may report the rate that its UART really has; receivers tolerate no greater error.
 _MOST_BAUD_ERROR = 0.03
 
 
 class Serial(SerialBase):
     """A serial port on an RFC 2217 server, with all that pyserial's ports can do.
 
-    `name` begins with `rfc2217:`, unlike `port`: esptool takes it for its word whether DTR and
-    RTS can be set by ioctl(), and would leave the board without a reset.
+    `name` begins with `rfc2217:`, unlike `port`: esptool decides by it whether DTR and RTS can be
+    set by ioctl(), and would leave the board without a reset.
     """
-
-    #: Any rate of the wire's; the server says which it has.
-    BAUDRATES = SerialBase.BAUDRATES
 
     # pyserial's own.
     _port: str | None
@@ -126,13 +122,11 @@ class Serial(SerialBase):
         connection.measure(begin_s)
 
     def close(self) -> None:
-        """Let go of the port; it is free for the next client once this returns."""
+        """Close the port; it is free for the next client once this returns."""
         self.is_open = False
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    # Settings.
 
     def _reconfigure_port(self) -> None:
         """Send what has changed: pyserial calls this at each change of a time-out, too."""
@@ -176,7 +170,7 @@ class Serial(SerialBase):
             asked = [each for each in asked if not isinstance(each, rfc2217.SetControl)]
         connection = self._connected()
         if wanted or unasked:
-            self._say("%s", (*wanted.values(), *unasked))
+            self._log_commands((*wanted.values(), *unasked))
             self._do(lambda: connection.ask(asked, unasked))
         refused = [each for each in asked if not _is_in_force(each, connection)]
         if refused:
@@ -197,8 +191,6 @@ class Serial(SerialBase):
         if self.is_open:
             self._reconfigure_port()
 
-    # Lines.
-
     def _update_dtr_state(self) -> None:
         self._send(_dtr(self._dtr_state))
 
@@ -210,36 +202,19 @@ class Serial(SerialBase):
         self._send(rfc2217.SetControl(control))
 
     def set_lines(self, *, dtr: bool, rts: bool) -> None:
-        """Set both lines in one segment; pyserial itself has no word for that."""
+        """Set both lines in one segment, which pyserial itself has no method for."""
         self._dtr_state, self._rts_state = dtr, rts
         if self.is_open:
             self._send(_dtr(dtr), _rts(rts))
 
-    @property
-    def cts(self) -> bool:
-        """Clear To Send."""
-        return bool(self._modem_state() & Modemstate.CTS)
-
-    @property
-    def dsr(self) -> bool:
-        """Data Set Ready."""
-        return bool(self._modem_state() & Modemstate.DSR)
-
-    @property
-    def ri(self) -> bool:
-        """Ring Indicator."""
-        return bool(self._modem_state() & Modemstate.RI)
-
-    @property
-    def cd(self) -> bool:
-        """Carrier Detect."""
-        return bool(self._modem_state() & Modemstate.CD)
+    cts = property(lambda self: bool(self._modem_state() & Modemstate.CTS))
+    dsr = property(lambda self: bool(self._modem_state() & Modemstate.DSR))
+    ri = property(lambda self: bool(self._modem_state() & Modemstate.RI))
+    cd = property(lambda self: bool(self._modem_state() & Modemstate.CD))
 
     def _modem_state(self) -> Modemstate:
         connection, polls = self._connected(), self._where.polls_modem
         return self._do(lambda: connection.modem_state(poll=polls))
-
-    # Data.
 
     @property
     def in_waiting(self) -> int:
@@ -265,7 +240,7 @@ class Serial(SerialBase):
         return self._read_until(expected, size, restart=False)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """A line with its end; as at any port, the time-out begins anew with each byte."""
+        """A line with its end; as at any port, the time-out starts again with each byte."""
         return self._read_until(LF, size if size is not None and size >= 0 else None, restart=True)
 
     def _read_until(self, expected: bytes, size: int | None, *, restart: bool) -> bytes:
@@ -291,13 +266,13 @@ class Serial(SerialBase):
             self._fail(error)
 
     def flush(self) -> None:
-        """Wait until the server has taken all that was written and passed it on."""
+        """Wait until the server has passed on all that was written."""
         connection = self._connected()
         more_s = connection.unsent_s
         self._do(lambda: connection.ask([rfc2217.SetBaudrate(0)], more_s=more_s))
 
     def reset_input_buffer(self) -> None:
-        """Discard what has come, what is on its way and what the server holds."""
+        """Discard what was received, what is on its way and what the server holds."""
         connection = self._connected()
         self._do(lambda: connection.purge(PurgeBuffers.RECEIVE))
 
@@ -322,10 +297,8 @@ class Serial(SerialBase):
 
     @property
     def fd(self) -> int:
-        """The same; mpremote's prompt asks for it by this name."""
+        """The same, by the name that mpremote uses."""
         return self.fileno()
-
-    # What may go wrong.
 
     def _connected(self) -> Connection:
         connection = self._connection
@@ -335,7 +308,7 @@ class Serial(SerialBase):
 
     def _send(self, *commands: rfc2217.Command) -> None:
         connection = self._connected()
-        self._say("%s", commands)
+        self._log_commands(commands)
         self._do(lambda: connection.send(commands))
 
     def _do(self, action: Callable[[], _T]) -> _T:
@@ -349,9 +322,9 @@ class Serial(SerialBase):
             raise PortNotOpenError
         raise SerialException(f"{self._port}: {reason}")
 
-    def _say(self, text: str, what: object) -> None:
+    def _log_commands(self, commands: tuple[rfc2217.Command, ...]) -> None:
         if self._log is not None:
-            self._log.debug(text, what)
+            self._log.debug("%s", commands)
 
 
 def _logger(level: int | None) -> logging.Logger | None:

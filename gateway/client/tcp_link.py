@@ -1,6 +1,6 @@
 """The TCP connection of a client, with or without TLS: whole messages out, bytes in.
 
-One thread receives while any number of others send. What the bytes mean is `wire`'s matter.
+One thread receives while any number of others send.
 """
 
 from __future__ import annotations
@@ -23,13 +23,11 @@ _RECEIVE_BYTES = 65536
 #: A dead gateway is noticed within a minute, not after two hours as the kernel would have it.
 _KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 3}
 
-#: How often someone who waits for the network looks whether to go on waiting. Nobody else waits
-#: for this: what can be sent is sent at once.
+#: How often a send that waits for the network checks whether to go on waiting.
 _LOOK_S = 0.1
 
-#: The receiving thread waits for ever; a number all the same, since without one both halves of
-#: the socket would block, and with one only that which it is set for.
-_FOR_EVER_S = 1e6
+#: For the receiving thread. Without a number both halves of the socket would block.
+_INDEFINITELY_S = 1e6
 
 
 class SendTimeoutError(Exception):
@@ -37,20 +35,20 @@ class SendTimeoutError(Exception):
 
 
 class Link:
-    """One connection, made on creation; raises OSError when there is none to be had."""
+    """One connection, made on creation; raises OSError if that fails."""
 
     def __init__(self, address: Address) -> None:
         self._tls: TlsLayer | None = None
-        self._lock = threading.Lock()  # held by who sends
-        self._owed = b""  # begun and not finished, goes before all else
-        self._later: deque[bytes] = deque()  # from who may not wait
+        self._lock = threading.Lock()  # held while sending
+        self._owed = b""  # the rest of a message, goes before all else
+        self._later: deque[bytes] = deque()  # from `send_soon`
         # Two objects, since Python keeps a socket's time-out in the object.
         self._receiver = socket.create_connection((address.host, address.port), address.timeout_s)
         try:
             self._set_options()
             if address.tls:
                 self._start_tls(address)
-            self._receiver.settimeout(_FOR_EVER_S)
+            self._receiver.settimeout(_INDEFINITELY_S)
             self._sender = self._receiver.dup()
         except BaseException:
             self._receiver.close()
@@ -78,10 +76,10 @@ class Link:
         self._tls = tls
 
     def receive(self) -> bytes:
-        """What has come, waited for; b"" when the other side has said its last."""
+        """Wait for bytes and return them; b"" at the end of the stream."""
         if self._tls is None:
             return self._receiver.recv(_RECEIVE_BYTES)
-        # What came with the end of the handshake is still in there.
+        # Bytes that came with the end of the handshake are still in there.
         plain = self._tls.decrypt(b"")
         while not plain:
             received = self._receiver.recv(_RECEIVE_BYTES)
@@ -98,8 +96,8 @@ class Link:
     ) -> None:
         """Hand all of it to the kernel, in one segment if it fits.
 
-        Raises SendTimeoutError at the deadline (of time.monotonic(); None waits for ever) or once
-        `is_cancelled` says so; data that the kernel has begun to take then goes out later.
+        Raises SendTimeoutError at the deadline (of time.monotonic(); None: indefinitely) or once
+        `is_cancelled` returns True; a message that has been begun is finished later.
         """
         while not self._lock.acquire(timeout=_slice_s(deadline_s)):
             _raise_if_over(deadline_s, is_cancelled)
@@ -110,14 +108,12 @@ class Link:
         self._send_later()
 
     def send_soon(self, data: bytes) -> None:
-        """Send it as soon as that is possible, without waiting now: for the receiving thread,
-        on which the other side may wait before it takes more from us.
-        """
+        """Send as soon as possible without waiting: for the receiving thread, which must go on."""
         self._later.append(data)
         self._send_later()
 
     def finish(self) -> None:
-        """Tell the other side that no more comes. What it sends is still received."""
+        """End the sending half; the other half is still received."""
         try:
             if self._tls is not None and self._lock.acquire(timeout=_LOOK_S):
                 try:
@@ -126,15 +122,15 @@ class Link:
                     self._lock.release()
             self._receiver.shutdown(socket.SHUT_WR)
         except (OSError, SendTimeoutError):
-            pass  # it has gone before us
+            pass  # the other side was quicker
 
     def interrupt(self) -> None:
-        """End it. A `receive` that waits returns."""
+        """End the connection; a `receive` that waits returns."""
         with contextlib.suppress(OSError):  # the other side was quicker
             self._receiver.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the sockets; nobody may be receiving or sending any more."""
+        """Close the sockets, once no thread uses them."""
         self._receiver.close()
         self._sender.close()
 
@@ -145,7 +141,7 @@ class Link:
         return later
 
     def _send_later(self) -> None:
-        # Who finds the lock taken leaves it to the holder, who looks once more after releasing.
+        # If the lock is taken, its holder sends this: it checks again after releasing.
         while self._later and self._lock.acquire(blocking=False):
             try:
                 self._push(self._encrypted(self._take_later()), time.monotonic(), lambda: False)

@@ -1,8 +1,6 @@
-"""TLS between bytes and bytes: what is received goes in, what it says comes out, and back.
+"""TLS without I/O, from bytes to bytes; a module of its own, since ssl takes long to import.
 
-An `ssl.SSLSocket` may not be read by one thread while another writes; this may, for it does no
-I/O and takes its lock only for as long as the arithmetic takes. ssl is imported with this module,
-which only connections with TLS import.
+An `ssl.SSLSocket` may not be read by one thread while another writes; a `TlsLayer` may.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ _PIECE_BYTES = 65536
 
 
 def context_of(address: Address) -> ssl.SSLContext:
-    """What is trusted and shown; raises OSError (ssl.SSLError is one) that names the file."""
+    """Load the certificates; raises OSError (ssl.SSLError is one) that names the file."""
     try:
         context = ssl.create_default_context(cafile=address.ca or None)
     except OSError as error:
@@ -40,7 +38,7 @@ class TlsLayer:
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
 
     def shake_hands(self, received: bytes) -> tuple[bool, bytes]:
-        """Whether both sides agree, given what came since the last call, and what to send."""
+        """Go on with the handshake; return whether it is complete, and what to send."""
         self._incoming.write(received)
         try:
             self._tls.do_handshake()
@@ -49,7 +47,7 @@ class TlsLayer:
         return True, self._outgoing.read()
 
     def decrypt(self, received: bytes) -> bytes:
-        """The plain bytes in what came; b"" also when a record is not complete yet."""
+        """Return the plain bytes; b"" also when a record is not complete yet."""
         with self._lock:
             self._incoming.write(received)
             plain = b""
@@ -61,14 +59,14 @@ class TlsLayer:
             return plain
 
     def encrypt(self, plain: bytes) -> bytes:
-        """What to send for it, with what TLS itself has to answer meanwhile."""
+        """Return what to send, with what TLS itself has to answer."""
         with self._lock:
             self._tls.write(plain)
             return self._outgoing.read()
 
     def farewell(self) -> bytes:
-        """What tells the other side that no more comes."""
+        """Return the close notification."""
         with self._lock:
-            with contextlib.suppress(ssl.SSLError):  # it wants the other's, which nobody awaits
+            with contextlib.suppress(ssl.SSLError):  # the other side's is not awaited
                 self._tls.unwrap()
             return self._outgoing.read()

@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gateway.client.address import Address
-from gateway.client.connection import Connection, NoAnswerError, kind_of
-from gateway.client.received import ConnectionEndedError
+from gateway.client.connection import Connection, ConnectionEndedError, NoAnswerError, kind_of
 from gateway.protocol import rfc2217
 from gateway.protocol.rfc2217 import encode
 from tests.support.scripted_access_server import LIMIT_S, ScriptedAccessServer
@@ -101,7 +100,7 @@ def test_the_stream_of_a_server_that_makes_no_sense_ends_the_connection(
 def test_data_in_front_of_an_answer_does_not_hold_it_up(
     server: ScriptedAccessServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.client.received.MAX_WAITING_BYTES", 1000)
+    monkeypatch.setattr("gateway.client.connection.MAX_WAITING_BYTES", 1000)
     server.answer = lambda each: b"x" * 1_000_000 + encode(each)
     connection.ask([rfc2217.SetBaudrate(9600)])
     assert connection.received.take(1_000_000, 0, None, 0.0) == b"x" * 1_000_000

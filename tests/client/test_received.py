@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from gateway.client import received as received_module
-from gateway.client.received import ConnectionEndedError, Received
+from gateway.client import connection as connection_module
+from gateway.client.connection import ConnectionEndedError, Received
 
 #: For hung tests only.
 LIMIT_S = 60.0
@@ -171,7 +171,7 @@ def test_a_line_without_an_end_is_given_when_the_time_is_up(
 def test_the_receiver_pauses_while_too_much_waits(
     received: Received, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(received_module, "MAX_WAITING_BYTES", 4)
+    monkeypatch.setattr(connection_module, "MAX_WAITING_BYTES", 4)
     received.wait_for_room()
     received.feed(b"1234")
     with in_thread(received.wait_for_room) as has_room:
@@ -184,7 +184,7 @@ def test_the_receiver_pauses_while_too_much_waits(
 def test_a_read_of_more_than_may_wait_gets_all(
     received: Received, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(received_module, "MAX_WAITING_BYTES", 4)
+    monkeypatch.setattr(connection_module, "MAX_WAITING_BYTES", 4)
     with in_thread(lambda: received.take(10, None, None, 0.0)) as taken:
         for _ in range(10):
             received.wait_for_room()
@@ -195,8 +195,8 @@ def test_a_read_of_more_than_may_wait_gets_all(
 def test_answers_are_heard_behind_too_much_data(
     received: Received, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(received_module, "MAX_WAITING_BYTES", 4)
-    monkeypatch.setattr(received_module, "MAX_WAITING_BYTES_AHEAD_OF_ANSWERS", 8)
+    monkeypatch.setattr(connection_module, "MAX_WAITING_BYTES", 4)
+    monkeypatch.setattr(connection_module, "MAX_WAITING_BYTES_AHEAD_OF_ANSWERS", 8)
     received.feed(b"1234")
     with in_thread(received.wait_for_room) as has_room:
         wait_until_waited_for(received)
