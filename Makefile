@@ -47,7 +47,7 @@ PYSERIAL_STAMP := $(PEERS)/.fetched-pyserial-$(PYSERIAL_VERSION)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run test test-fast test-all test-asyncio lint reset-matrix fuzz jitter mutation soak hostile remote-flashing bench bench-quick clean
+.PHONY: help run test test-fast test-all test-asyncio lint reset-matrix fuzz jitter mutation soak hostile remote-flashing bench bench-quick config-docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -102,6 +102,9 @@ bench: $(TEST_STAMP) ## the gateway and its peers side by side, into docs/perfor
 
 bench-quick: $(TEST_STAMP) ## the most important of it in under a minute, printed only
 	@$(TEST_ENV) $(VENV)/bin/python -m tests.tools.benchmarks --quick
+
+config-docs: $(TEST_STAMP) ## the tables of docs/config.md and config/gateway.schema.json, from the table of keys
+	@$(VENV)/bin/python -m tests.tools.config_docs
 
 clean: ## remove what make and the tests have made
 	rm -rf $(VENV) $(VENV4) $(VENV_LABGRID) $(PEERS) build dist *.egg-info fuzz-failures

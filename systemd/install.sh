@@ -22,6 +22,8 @@ END
 
 readonly SERVICE=esp-gateway
 readonly CONFIG=/etc/esp-gateway/gateway.yaml
+# Beside it, since its first line names it for editors; each version has its own.
+readonly SCHEMA=/etc/esp-gateway/gateway.schema.json
 readonly COMMAND=/usr/local/bin/esp-gateway
 # A service on a Raspberry Pi takes 3 s; one that waits for an address takes for ever.
 readonly RESTART_LIMIT_S=20
@@ -240,7 +242,7 @@ roll_back() {
 readonly UNIT=/etc/systemd/system/$SERVICE.service
 readonly RULES=/etc/udev/rules.d/99-esp-gateway.rules
 readonly MODULES=/etc/modules-load.d/esp-gateway.conf
-readonly INSTALLED=("$UNIT" "$RULES" "$MODULES" "$COMMAND")
+readonly INSTALLED=("$UNIT" "$RULES" "$MODULES" "$COMMAND" "$SCHEMA")
 
 back_up_files() {
   local file
@@ -262,6 +264,7 @@ install_files() {
   printf '%s\n' "$unit" >"$destdir$UNIT"
   install -m 644 "$source_dir/systemd/99-esp-gateway.rules" "$destdir$RULES"
   install -m 644 "$source_dir/systemd/esp-gateway.conf" "$destdir$MODULES"
+  install -m 644 "$source_dir/config/gateway.schema.json" "$destdir$SCHEMA"
   ln -sfn "$prefix/bin/esp-gateway" "$destdir$COMMAND"
   if [ ! -e "$destdir$CONFIG" ]; then
     install -m 644 "$source_dir/config/gateway.yaml" "$destdir$CONFIG"
@@ -360,7 +363,7 @@ END
 remove_all() {
   local root=$destdir$prefix
   systemctl disable --quiet --now "$SERVICE.service" || true
-  rm -f "$destdir$UNIT" "$destdir$RULES" "$destdir$MODULES"
+  rm -f "$destdir$UNIT" "$destdir$RULES" "$destdir$MODULES" "$destdir$SCHEMA"
   if [ "$(readlink "$destdir$COMMAND")" = "$prefix/bin/esp-gateway" ]; then
     rm -f "$destdir$COMMAND"
   fi

@@ -21,7 +21,7 @@ import pytest
 import structlog
 import yaml
 
-import gateway.config.http
+import gateway.config.checks
 from gateway.cli import serving
 from gateway.cli.main import main
 from gateway.flash.plan import Outcome
@@ -517,7 +517,7 @@ def test_without_the_packages_for_the_page_the_demo_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert serving.demo_configuration().http is not None
-    monkeypatch.setattr(gateway.config.http, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(gateway.config.checks, "HTTP_PACKAGES", ("no_such_package",))
     assert serving.demo_configuration().http is None
     assert "esp-serial-gateway[web]" in serving.commands_to_try({"desk": 50001}, None)
 

@@ -135,6 +135,7 @@ class Machine:
 
 
 INSTALLED = {
+    "etc/esp-gateway/gateway.schema.json",
     "etc/esp-gateway/gateway.yaml",
     "etc/modules-load.d/esp-gateway.conf",
     "etc/systemd/system/esp-gateway.service",
@@ -148,9 +149,14 @@ INSTALLED = {
 }
 
 
-def built_in_checkout() -> set[Path]:
-    """What building leaves behind; pip does it where the source is."""
-    return {*ROOT.glob("build"), *ROOT.glob("*.egg-info")}
+#: Files of an installation and their sources in the checkout.
+SOURCES = {
+    "etc/esp-gateway/gateway.yaml": "config/gateway.yaml",
+    "etc/modules-load.d/esp-gateway.conf": "systemd/esp-gateway.conf",
+    "etc/systemd/system/esp-gateway.service": "systemd/esp-gateway.service",
+    "etc/udev/rules.d/99-esp-gateway.rules": "systemd/99-esp-gateway.rules",
+}
+UNIT = "etc/systemd/system/esp-gateway.service"
 
 
 @pytest.fixture
@@ -158,15 +164,16 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.fixture
+def installed(machine: Machine) -> Machine:
+    machine.install()
+    return machine
+
+
 def test_a_first_install_puts_everything_in_place_and_says_what_is_next(machine: Machine) -> None:
     said = machine.install()
     assert machine.files() == INSTALLED
-    for inside, source in [
-        ("etc/esp-gateway/gateway.yaml", "config/gateway.yaml"),
-        ("etc/modules-load.d/esp-gateway.conf", "systemd/esp-gateway.conf"),
-        ("etc/systemd/system/esp-gateway.service", "systemd/esp-gateway.service"),
-        ("etc/udev/rules.d/99-esp-gateway.rules", "systemd/99-esp-gateway.rules"),
-    ]:
+    for inside, source in SOURCES.items():
         assert machine.path(inside).read_text() == (ROOT / source).read_text()
         assert machine.path(inside).stat().st_mode & 0o777 == 0o644
     assert str(machine.path("usr/local/bin/esp-gateway").readlink()) == (
@@ -177,45 +184,47 @@ def test_a_first_install_puts_everything_in_place_and_says_what_is_next(machine:
         "systemctl enable --quiet esp-gateway.service"
     )
     assert "udevadm control --reload" in asked
-    # The example's devices are somebody else's: it is started by who has edited it.
+    # The example's devices are somebody else's: it is started when it has been edited.
     assert not [call for call in asked if "start esp-gateway" in call]
     assert "sudo systemctl start esp-gateway" in said
+    assert "ModemManager" not in said
+    assert "brltty" not in said
 
 
-def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(machine: Machine) -> None:
-    machine.install()
-    first = machine.venvs()
-    config = machine.path("etc/esp-gateway/gateway.yaml")
+def test_an_upgrade_keeps_the_configuration_and_restarts_what_runs(installed: Machine) -> None:
+    first = installed.venvs()
+    config = installed.path("etc/esp-gateway/gateway.yaml")
     config.write_text("mine")
-    machine.path("etc/systemd/system/esp-gateway.service").write_text("of an older version")
-    machine.install()
+    installed.path(UNIT).write_text("of an older version")
+    installed.install()
     assert config.read_text() == "mine"
-    assert machine.files() == INSTALLED
-    unit = machine.path("etc/systemd/system/esp-gateway.service").read_text()
-    assert unit == (ROOT / "systemd/esp-gateway.service").read_text()
-    asked = machine.asked()
+    assert installed.files() == INSTALLED
+    assert installed.path(UNIT).read_text() == (ROOT / SOURCES[UNIT]).read_text()
+    asked = installed.asked()
     assert asked.index("systemctl daemon-reload") < asked.index(
         "systemctl try-restart esp-gateway.service"
     )
     # One environment, a new one, and the link leads to it.
-    [venv] = machine.venvs()
+    [venv] = installed.venvs()
     assert venv not in first
-    assert machine.path("opt/esp-gateway/bin/esp-gateway").exists()
+    assert installed.path("opt/esp-gateway/bin/esp-gateway").exists()
+    installed.install("--no-restart")
+    assert "systemctl try-restart esp-gateway.service" not in installed.asked()
+    assert {venv} < installed.venvs()
 
 
-def test_an_upgrade_keeps_what_was_installed_beside_the_old_version(machine: Machine) -> None:
-    machine.install()
-    assert "pip web,mdns]" in machine.asked()
-    packages = machine.path("opt/esp-gateway/lib/python3.11/site-packages")
+def test_an_upgrade_keeps_what_was_installed_beside_the_old_version(installed: Machine) -> None:
+    assert "pip web,mdns]" in installed.asked()
+    packages = installed.path("opt/esp-gateway/lib/python3.11/site-packages")
     (packages / "esptool-5.0.2.dist-info").mkdir()
-    machine.install()
-    assert "pip web,mdns,flash]" in machine.asked()
+    installed.install()
+    assert "pip web,mdns,flash]" in installed.asked()
     # Of an interpreter that is no longer there.
     packages = packages.parent.parent / "python3.9" / "site-packages"
     packages.mkdir(parents=True)
     (packages / "uvloop-0.21.0.dist-info").mkdir()
-    machine.install()
-    assert "pip web,mdns,fast]" in machine.asked()
+    installed.install()
+    assert "pip web,mdns,fast]" in installed.asked()
 
 
 def test_an_upgrade_of_a_version_that_had_only_a_link_to_bin(machine: Machine) -> None:
@@ -223,8 +232,7 @@ def test_an_upgrade_of_a_version_that_had_only_a_link_to_bin(machine: Machine) -
     (venv / "lib/python3.11/site-packages/esptool-5.0.2.dist-info").mkdir(parents=True)
     (venv / "bin").mkdir()
     machine.path("opt/esp-gateway/bin").symlink_to("venv-old123/bin")
-    failed = machine.run(PIP_FAILS="yes")
-    assert failed.returncode != 0
+    assert machine.run(PIP_FAILS="yes").returncode != 0
     assert str(machine.path("opt/esp-gateway/bin").readlink()) == "venv-old123/bin"
     machine.install()
     assert "pip web,mdns,flash]" in machine.asked()
@@ -233,45 +241,40 @@ def test_an_upgrade_of_a_version_that_had_only_a_link_to_bin(machine: Machine) -
     assert not venv.exists()
 
 
-def test_an_upgrade_that_fails_leaves_the_old_version(machine: Machine) -> None:
-    machine.install()
-    before = machine.venvs()
-    failed = machine.run(PIP_FAILS="yes")
-    assert failed.returncode != 0
-    assert machine.venvs() == before
-    assert machine.path("opt/esp-gateway/bin/esp-gateway").exists()
-    assert machine.asked() == []
-
-
-def test_a_configuration_that_the_new_version_refuses_is_told_before_anything_is_replaced(
-    machine: Machine,
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"PIP_FAILS": "yes"}, ""),
+        ({"CHECK_CODE": "2"}, "has these mistakes for the new version"),
+    ],
+)
+def test_an_upgrade_that_fails_leaves_the_old_version(
+    installed: Machine, environment: dict[str, str], reason: str
 ) -> None:
-    machine.install()
-    before = machine.venvs()
-    refused = machine.run(CHECK_CODE="2")
-    assert refused.returncode == 1
-    assert "has these mistakes for the new version" in refused.stderr
-    assert [call for call in machine.asked() if not call.startswith("pip")] == []
-    assert machine.venvs() == before
-    machine.install()
-    assert len(machine.venvs()) == 1
+    before = installed.venvs()
+    failed = installed.run(**environment)
+    assert failed.returncode == 1
+    assert reason in failed.stderr
+    assert installed.venvs() == before
+    assert installed.path("opt/esp-gateway/bin/esp-gateway").exists()
+    assert [call for call in installed.asked() if not call.startswith("pip")] == []
+    installed.install()
+    assert len(installed.venvs()) == 1
 
 
-def test_a_new_version_that_does_not_start_gives_way_to_the_old_one(machine: Machine) -> None:
-    machine.install()
-    before = machine.venvs()
-    unit = machine.path("etc/systemd/system/esp-gateway.service")
-    unit.write_text("of the older version")
-    machine.path("etc/udev/rules.d/99-esp-gateway.rules").unlink()
-    failed = machine.run(RESTART_CODE="1", ACTIVE="esp-gateway")
+def test_a_new_version_that_does_not_start_is_replaced_by_the_old_one(installed: Machine) -> None:
+    before = installed.venvs()
+    installed.path(UNIT).write_text("of the older version")
+    installed.path("etc/udev/rules.d/99-esp-gateway.rules").unlink()
+    failed = installed.run(RESTART_CODE="1", ACTIVE="esp-gateway")
     assert failed.returncode == 1
     assert "does not start; see: journalctl" in failed.stderr
     assert "the old version is in use again" in failed.stderr
-    assert unit.read_text() == "of the older version"
-    assert machine.files() == INSTALLED - {"etc/udev/rules.d/99-esp-gateway.rules"}
-    assert machine.venvs() == before
-    assert {machine.path("opt/esp-gateway/current").readlink().name} == before
-    asked = machine.asked()
+    assert installed.path(UNIT).read_text() == "of the older version"
+    assert installed.files() == INSTALLED - {"etc/udev/rules.d/99-esp-gateway.rules"}
+    assert installed.venvs() == before
+    assert {installed.path("opt/esp-gateway/current").readlink().name} == before
+    asked = installed.asked()
     failed_at = asked.index("systemctl try-restart esp-gateway.service")
     assert asked[failed_at + 1 :] == [
         "systemctl daemon-reload",
@@ -279,40 +282,58 @@ def test_a_new_version_that_does_not_start_gives_way_to_the_old_one(machine: Mac
     ]
 
 
+def test_a_restart_that_takes_long_is_no_failure(installed: Machine) -> None:
+    before = installed.venvs()
+    assert "still starting" in installed.install(RESTART_CODE="124", ACTIVE="esp-gateway")
+    assert installed.venvs().isdisjoint(before)
+
+
 def test_a_first_installation_that_fails_leaves_nothing(machine: Machine) -> None:
-    failed = machine.run(RELOAD_CODE="1")
-    assert failed.returncode != 0
+    assert machine.run(RELOAD_CODE="1").returncode != 0
     assert machine.files() == set()
     assert machine.venvs() == set()
 
 
-def test_a_prefix_with_programs_of_others_is_refused(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "reason"),
+    [
+        (["--unistall"], {}, 2, ""),
+        (["--purge"], {}, 1, ""),
+        ([], {"TOO_OLD": "1"}, 1, "Python 3.9.2 is too old: Python 3.11 or newer is needed"),
+        *(
+            (["--prefix", prefix], {}, 1, "--prefix")
+            for prefix in ("", "/", "opt", "/opt/my gateway", "/opt/../etc|x", "/opt/..")
+        ),
+    ],
+)
+def test_what_can_t_be_meant_is_rejected_before_anything_is_touched(
+    machine: Machine, arguments: list[str], environment: dict[str, str], code: int, reason: str
+) -> None:
+    rejected = machine.run(*arguments, **environment)
+    assert rejected.returncode == code
+    assert reason in rejected.stderr
+    assert not machine.root.exists()
+
+
+def test_a_prefix_with_programs_of_others_is_rejected(machine: Machine) -> None:
     machine.path("srv/bin").mkdir(parents=True)
-    refused = machine.run("--prefix", "/srv")
-    assert refused.returncode == 1
-    assert "/srv/bin exists and is not a link of this script" in refused.stderr
+    rejected = machine.run("--prefix", "/srv")
+    assert rejected.returncode == 1
+    assert "/srv/bin exists and is not a link of this script" in rejected.stderr
     assert machine.venvs("srv") == set()
 
 
-def test_an_upgrade_can_wait_for_the_next_start(machine: Machine) -> None:
-    machine.install()
-    before = machine.venvs()
-    machine.install("--no-restart")
-    assert "systemctl try-restart esp-gateway.service" not in machine.asked()
-    assert before < machine.venvs()
+def test_a_prefix_is_in_the_unit_too(machine: Machine) -> None:
+    machine.install("--prefix", "/srv/lab/gateway")
+    unit = machine.path(UNIT).read_text()
+    assert "ExecStart=/srv/lab/gateway/bin/esp-gateway run" in unit
+    assert "/opt/" not in unit
+    assert machine.path("srv/lab/gateway/bin/esp-gateway").exists()
+    machine.install("--uninstall", "--prefix=/srv/lab/gateway")
+    assert machine.files() == {"etc/esp-gateway/gateway.yaml"}
 
 
-def test_a_restart_that_takes_long_is_no_failure(machine: Machine) -> None:
-    machine.install()
-    before = machine.venvs()
-    assert "still starting" in machine.install(RESTART_CODE="124", ACTIVE="esp-gateway")
-    assert machine.venvs().isdisjoint(before)
-
-
-def test_programs_that_take_ports_are_warned_of(machine: Machine) -> None:
-    said = machine.install()
-    assert "ModemManager" not in said
-    assert "brltty" not in said
+def test_modem_manager_is_warned_of(machine: Machine) -> None:
     said = machine.install(ACTIVE="ModemManager")
     assert "sudo systemctl disable --now ModemManager" in said
     assert "brltty" not in said
@@ -320,13 +341,11 @@ def test_programs_that_take_ports_are_warned_of(machine: Machine) -> None:
 
 @pytest.mark.parametrize("state", ["ACTIVE", "ENABLED"])
 def test_brltty_is_masked_only_if_that_is_asked_for(machine: Machine, state: str) -> None:
-    said = machine.install(**{state: "brltty"})
-    assert "sudo systemctl mask --now brltty" in said
-    assert "sudo systemctl mask --now brltty" in machine.install(
-        "--keep-brltty", **{state: "brltty"}
-    )
-    assert not [call for call in machine.asked() if "mask" in call]
-    assert "systemctl unmask brltty" in machine.install("--mask-brltty", **{state: "brltty"})
+    brltty = {state: "brltty"}
+    for arguments in ([], ["--keep-brltty"]):
+        assert "sudo systemctl mask --now brltty" in machine.install(*arguments, **brltty)
+        assert not [call for call in machine.asked() if "mask" in call]
+    assert "systemctl unmask brltty" in machine.install("--mask-brltty", **brltty)
     assert "systemctl mask --now brltty.service" in machine.asked()
     machine.install("--mask-brltty")
     assert not [call for call in machine.asked() if "mask" in call]
@@ -341,69 +360,30 @@ def test_a_person_is_asked_whether_brltty_may_be_masked(
     assert ("systemctl mask --now brltty.service" in machine.asked()) is is_masked
 
 
-def test_another_place_is_in_the_unit_too(machine: Machine) -> None:
-    machine.install("--prefix", "/srv/lab/gateway")
-    unit = machine.path("etc/systemd/system/esp-gateway.service").read_text()
-    assert "ExecStart=/srv/lab/gateway/bin/esp-gateway run" in unit
-    assert "/opt/" not in unit
-    assert machine.path("srv/lab/gateway/bin/esp-gateway").exists()
-    machine.install("--uninstall", "--prefix=/srv/lab/gateway")
-    assert machine.files() == {"etc/esp-gateway/gateway.yaml"}
-
-
-@pytest.mark.parametrize("prefix", ["", "/", "opt", "/opt/my gateway", "/opt/../etc|x", "/opt/.."])
-def test_a_place_that_is_none_is_refused(machine: Machine, prefix: str) -> None:
-    refused = machine.run("--prefix", prefix)
-    assert refused.returncode == 1
-    assert "--prefix" in refused.stderr
-    assert not machine.root.exists()
-
-
-def test_uninstalling_leaves_the_configuration_and_what_is_not_ours(machine: Machine) -> None:
-    machine.install()
-    machine.path("opt/esp-gateway/notes.txt").touch()
-    machine.path("usr/local/bin/esp-gateway").unlink()
-    machine.path("usr/local/bin/esp-gateway").write_text("somebody's own")
-    machine.install("--uninstall")
-    assert machine.files() == {
+def test_uninstalling_leaves_the_configuration_and_files_of_others(installed: Machine) -> None:
+    installed.path("opt/esp-gateway/notes.txt").touch()
+    installed.path("usr/local/bin/esp-gateway").unlink()
+    installed.path("usr/local/bin/esp-gateway").write_text("somebody's own")
+    installed.install("--uninstall")
+    assert installed.files() == {
         "etc/esp-gateway/gateway.yaml",
         "opt/esp-gateway/notes.txt",
         "usr/local/bin/esp-gateway",
     }
-    assert machine.venvs() == set()
-    asked = machine.asked()
+    assert installed.venvs() == set()
+    asked = installed.asked()
     assert asked[0] == "systemctl disable --quiet --now esp-gateway.service"
     assert "systemctl daemon-reload" in asked
+    installed.install("--uninstall")  # a second time
 
 
-def test_uninstalling_twice_is_fine(machine: Machine) -> None:
-    machine.install()
-    machine.install("--uninstall")
-    machine.install("--uninstall")
-    assert not machine.path("opt/esp-gateway").exists()
-
-
-def test_purging_leaves_nothing(machine: Machine) -> None:
-    machine.install()
+def test_purging_leaves_nothing(installed: Machine) -> None:
     for folder in ("var/lib", "var/log"):
-        machine.path(f"{folder}/private/esp-gateway").mkdir(parents=True)
-        machine.path(f"{folder}/esp-gateway").symlink_to("private/esp-gateway")
-    machine.install("--uninstall", "--purge")
-    assert machine.files() == set()
-    assert not list(machine.root.rglob("esp-gateway"))
-
-
-def test_a_python_that_is_too_old_is_told_before_anything_is_touched(machine: Machine) -> None:
-    refused = machine.run(TOO_OLD="1")
-    assert refused.returncode == 1
-    assert "Python 3.9.2 is too old: Python 3.11 or newer is needed" in refused.stderr
-    assert not machine.root.exists()
-
-
-def test_a_word_that_it_does_not_know_is_refused(machine: Machine) -> None:
-    assert machine.run("--unistall").returncode == 2
-    assert machine.run("--purge").returncode == 1
-    assert not machine.root.exists()
+        installed.path(f"{folder}/private/esp-gateway").mkdir(parents=True)
+        installed.path(f"{folder}/esp-gateway").symlink_to("private/esp-gateway")
+    installed.install("--uninstall", "--purge")
+    assert installed.files() == set()
+    assert not list(installed.root.rglob("esp-gateway"))
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
@@ -413,6 +393,11 @@ def test_a_word_that_it_does_not_know_is_refused(machine: Machine) -> None:
 def test_shellcheck_has_nothing_to_say(script: str) -> None:
     checked = run_tool(["shellcheck", ROOT / script], STUB_LIMIT_S)
     assert checked.stdout + checked.stderr == ""
+
+
+def built_in_checkout() -> set[Path]:
+    """What building leaves behind; pip does it where the source is."""
+    return {*ROOT.glob("build"), *ROOT.glob("*.egg-info")}
 
 
 def pip_installs(python: Path, *packages: str) -> None:

@@ -6,21 +6,18 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import io
 import json
 import logging
 import os
 import pty
-import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 import pytest
 import structlog
@@ -41,48 +38,49 @@ def logging_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
-@contextmanager
-def journal(folder: Path) -> Iterator[tuple[TextIO, dict[str, str]]]:
-    """A stream, and the environment in which it is the journal's."""
-    with (folder / "journal").open("w") as stream:
-        status = os.fstat(stream.fileno())
-        yield stream, {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+class Log:
+    """A log in a file, which the environment may call the journal of systemd."""
+
+    def __init__(self, path: Path) -> None:
+        self.stream = path.open("w+", buffering=1)
+        status = os.fstat(self.stream.fileno())
+        self.as_journal = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+
+    def lines(self) -> list[str]:
+        self.stream.seek(0)
+        return self.stream.read().splitlines()
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines()]
 
 
-def logged_to_journal(folder: Path) -> list[tuple[int, dict[str, object]]]:
-    lines = [
-        re.fullmatch(r"<(\d)>(\{.*\})", line)
-        for line in (folder / "journal").read_text().splitlines()
-    ]
-    return [(int(line[1]), json.loads(line[2])) for line in lines if line is not None]
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Log]:
+    logged = Log(tmp_path / "log")
+    yield logged
+    logged.stream.close()
 
 
-def test_a_program_reads_json_with_the_time_in_utc() -> None:
-    stream = io.StringIO()
-    log.configure(stream, environment={})
-    structlog.get_logger().info("device_opened", device="desk", path=Path("/dev/ttyUSB0"))
-    [line] = stream.getvalue().splitlines()
-    entry = json.loads(line)
-    assert entry.pop("timestamp").endswith("Z")
-    assert entry == {
+def test_a_program_reads_json_with_the_time_in_utc(logged: Log) -> None:
+    # Redirected away from the journal, whose variable is still there.
+    log.configure(logged.stream, environment={"JOURNAL_STREAM": "1:2"})
+    logger = structlog.get_logger()
+    logger.info("device_opened", device="desk", path=Path("/dev/ttyUSB0"))
+    logger.info("client_identified", text='two\nlines and "quotes"')
+    try:
+        raise OSError("gone")
+    except OSError:
+        logger.exception("service_failed")
+    opened, identified, failed = logged.entries()
+    assert opened.pop("timestamp").endswith("Z")
+    assert opened == {
         "event": "device_opened",
         "level": "info",
         "device": "desk",
         "path": "/dev/ttyUSB0",
     }
-
-
-def test_what_is_logged_stays_one_line() -> None:
-    stream = io.StringIO()
-    log.configure(stream, environment={})
-    structlog.get_logger().info("client_identified", text='two\nlines and "quotes"')
-    try:
-        raise OSError("gone")
-    except OSError:
-        structlog.get_logger().exception("service_failed")
-    first, second = map(json.loads, stream.getvalue().splitlines())
-    assert first["text"] == 'two\nlines and "quotes"'
-    assert second["exception"].endswith("OSError: gone")
+    assert identified["text"] == 'two\nlines and "quotes"'
+    assert failed["exception"].endswith("OSError: gone")
 
 
 def test_a_person_reads_no_json() -> None:
@@ -96,75 +94,45 @@ def test_a_person_reads_no_json() -> None:
     assert "{" not in text
 
 
-def test_the_journal_is_told_levels_and_no_time(tmp_path: Path) -> None:
-    with journal(tmp_path) as (stream, environment):
-        log.configure(stream, verbose=True, environment=environment)
-        logger = structlog.get_logger().bind(device="desk")
-        logger.debug("lines_set")
-        logger.info("device_opened")
-        logger.warning("device_lost")
-        logger.error("device_failed")
-        logger.critical("service_failed")
-    assert logged_to_journal(tmp_path) == [
-        (7, {"event": "lines_set", "device": "desk"}),
-        (6, {"event": "device_opened", "device": "desk"}),
-        (4, {"event": "device_lost", "device": "desk"}),
-        (3, {"event": "device_failed", "device": "desk"}),
-        (2, {"event": "service_failed", "device": "desk"}),
+def test_the_journal_gets_levels_no_time_and_one_line_for_each_event(logged: Log) -> None:
+    log.configure(logged.stream, verbose=True, environment=logged.as_journal)
+    logger = structlog.get_logger().bind(device="desk")
+    for level in ("debug", "info", "warning", "error", "critical"):
+        getattr(logger, level)("thing_happened")
+    assert logged.lines() == [
+        f'<{priority}>{{"event": "thing_happened", "device": "desk"}}'
+        for priority in (7, 6, 4, 3, 2)
     ]
-
-
-def test_a_journal_line_says_first_what_has_happened(tmp_path: Path) -> None:
-    with journal(tmp_path) as (stream, environment):
-        log.configure(stream, environment=environment)
-        structlog.get_logger().bind(device="desk").info("device_opened")
-    assert (tmp_path / "journal").read_text() == '<6>{"event": "device_opened", "device": "desk"}\n'
-
-
-def test_a_traceback_is_one_line_of_the_journal(tmp_path: Path) -> None:
-    with journal(tmp_path) as (stream, environment):
-        log.configure(stream, environment=environment)
-        try:
-            raise ValueError("first line\nsecond line")
-        except ValueError:
-            structlog.get_logger().exception("service_failed")
-    [(priority, entry)] = logged_to_journal(tmp_path)
-    assert priority == 3
-    assert str(entry["exception"]).splitlines()[-2:] == [
-        "ValueError: first line",
-        "second line",
-    ]
-
-
-def test_a_stream_that_was_redirected_away_from_the_journal_gets_plain_json(
-    tmp_path: Path,
-) -> None:
-    with journal(tmp_path) as (_, environment), (tmp_path / "file").open("w") as stream:
-        log.configure(stream, environment=environment)
-        structlog.get_logger().info("device_opened")
-    assert json.loads((tmp_path / "file").read_text())["event"] == "device_opened"
+    try:
+        raise ValueError("first line\nsecond line")
+    except ValueError:
+        logger.exception("service_failed")
+    line = logged.lines()[-1]
+    entry = json.loads(line.removeprefix("<3>"))
+    assert entry["exception"].splitlines()[-2:] == ["ValueError: first line", "second line"]
 
 
 @pytest.mark.parametrize(("verbose", "levels"), [(False, ["info"]), (True, ["debug", "info"])])
-def test_changes_of_lines_are_logged_only_if_asked_for(verbose: bool, levels: list[str]) -> None:
-    stream = io.StringIO()
-    log.configure(stream, verbose=verbose, environment={})
+def test_changes_of_lines_are_logged_only_if_asked_for(
+    logged: Log, verbose: bool, levels: list[str]
+) -> None:
+    log.configure(logged.stream, verbose=verbose, environment={})
     structlog.get_logger().debug("lines_set")
     structlog.get_logger().info("device_opened")
-    assert [json.loads(line)["level"] for line in stream.getvalue().splitlines()] == levels
+    logging.getLogger("telnetlib3").info("not for operators")
+    assert [entry["level"] for entry in logged.entries()] == levels
 
 
-def test_what_asyncio_complains_about_is_a_log_line() -> None:
-    stream = io.StringIO()
-    log.configure(stream, environment={})
+def test_what_asyncio_complains_about_is_a_log_line(logged: Log) -> None:
+    log.configure(logged.stream, environment={})
 
     async def fail() -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 // 0)
         await asyncio.sleep(0)
 
     asyncio.run(fail())
-    [line] = stream.getvalue().splitlines()
-    entry = json.loads(line)
+    logging.getLogger("library").warning("%d", "no number")  # its own mistake
+    [entry] = logged.entries()
     assert (entry["event"], entry["level"], entry["library"]) == (
         "library_logged",
         "error",
@@ -173,12 +141,7 @@ def test_what_asyncio_complains_about_is_a_log_line() -> None:
     assert "ZeroDivisionError" in entry["exception"]
 
 
-def test_libraries_are_heard_from_warnings_on() -> None:
-    stream = io.StringIO()
-    log.configure(stream, verbose=True, environment={})
-    logging.getLogger("telnetlib3").info("not for operators")
-    assert stream.getvalue() == ""
-
+# Readers that stall or leave.
 
 #: What the kernel keeps of a pipe, at the least.
 PIPE_BYTES = 4096
@@ -203,19 +166,7 @@ def read_lines(descriptor: int, last: str) -> list[str]:
     return data.decode().splitlines()
 
 
-def test_lines_arrive_in_order_and_the_last_before_it_is_closed(ends: tuple[int, int]) -> None:
-    reading, writing = ends
-    writer = LogWriter(writing)
-    for number in range(50):
-        writer.write(f"{number}\n")
-    writer.flush()
-    writer.close()
-    os.close(writing)
-    assert read_lines(reading, "49") == [str(number) for number in range(50)]
-    assert os.read(reading, 1) == b""
-
-
-def test_a_reader_that_stalls_stops_nobody_and_is_told_what_it_has_missed(
+def test_a_reader_that_stalls_blocks_nothing_and_gets_the_number_of_missed_lines(
     ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log, "MAX_WAITING_BYTES", 10_000)
@@ -270,18 +221,21 @@ def test_a_line_that_was_cut_off_by_a_full_disk_does_not_spoil_the_next(
     writer.close()
 
 
-def test_a_terminal_that_another_program_has_made_non_blocking_loses_no_line(
-    ends: tuple[int, int],
+@pytest.mark.parametrize("blocking", [True, False])  # by a program at the same terminal
+def test_lines_arrive_in_order_and_the_last_before_it_is_closed(
+    ends: tuple[int, int], blocking: bool
 ) -> None:
     reading, writing = ends
-    os.set_blocking(writing, False)
+    os.set_blocking(writing, blocking)
     writer = LogWriter(writing)
-    for number in range(1000):
-        writer.write(f"{number} is a line of some length\n")
-    lines = read_lines(reading, "999")
+    lines = [f"{number} is a line of some length" for number in range(1000)]
+    for line in lines:
+        writer.write(f"{line}\n")
+    writer.flush()
+    assert read_lines(reading, lines[-1]) == lines
     writer.close()
-    assert len(lines) == 1000
-    assert not writer._dropped_lines
+    os.close(writing)
+    assert os.read(reading, 1) == b""
 
 
 def test_closing_does_not_wait_for_a_reader_that_stalls(ends: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The process of the service: its event loop, and its child processes."""
+"""The process of the service: its event loop, and work that a cancellation does not cut short."""
 
 from __future__ import annotations
 
@@ -11,20 +11,13 @@ import types
 import pytest
 
 from gateway import runtime
-from gateway.runtime import LOOP_VARIABLE, EventLoopError, start_process
+from gateway.runtime import LOOP_VARIABLE, EventLoopError, start_process, uncancelled
 
-
-async def note_loop(into: list[asyncio.AbstractEventLoop]) -> None:
-    into.append(asyncio.get_running_loop())
-
-
-@pytest.fixture(autouse=True)
-def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LOOP_VARIABLE, raising=False)
+PIPE = asyncio.subprocess.PIPE
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.AbstractEventLoop]:
+def uvloops(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.AbstractEventLoop]:
     """Loops that were made by what stands in for uvloop, since libuv keeps descriptors."""
     made: list[asyncio.AbstractEventLoop] = []
 
@@ -38,79 +31,100 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.AbstractEventLoop]:
     return made
 
 
-@pytest.fixture
-def without_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not installed
-
-
-def test_the_service_runs_on_asyncios_loop_without_uvloop(without_uvloop: None) -> None:
-    seen: list[asyncio.AbstractEventLoop] = []
-    runtime.run(note_loop(seen))
-    assert isinstance(seen[0], asyncio.SelectorEventLoop)
-    assert seen[0].is_closed()
-
-
-@pytest.mark.parametrize("named", ["", "uvloop"])
-def test_the_service_runs_on_uvloop_where_it_is_installed(
-    named: str, made: list[asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("named", "installed", "uses_uvloop"),
+    [
+        (None, True, True),
+        ("", True, True),
+        ("uvloop", True, True),
+        ("asyncio", True, False),
+        (None, False, False),
+    ],
+)
+def test_the_service_runs_on_uvloop_where_it_is_installed_and_not_unwanted(
+    named: str | None,
+    installed: bool,
+    uses_uvloop: bool,
+    uvloops: list[asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(LOOP_VARIABLE, named)
+    monkeypatch.delenv(LOOP_VARIABLE, raising=False)
+    if named is not None:
+        monkeypatch.setenv(LOOP_VARIABLE, named)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
     seen: list[asyncio.AbstractEventLoop] = []
-    runtime.run(note_loop(seen))
-    assert len(seen) == 1
-    assert seen == made
-    assert seen[0].is_closed()
-
-
-def test_the_environment_may_choose_asyncios_loop(
-    made: list[asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LOOP_VARIABLE, "asyncio")
-    seen: list[asyncio.AbstractEventLoop] = []
-    runtime.run(note_loop(seen))
-    assert isinstance(seen[0], asyncio.SelectorEventLoop)
-    assert made == []
-
-
-def test_another_loop_is_an_error_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(LOOP_VARIABLE, "trio")
-    seen: list[asyncio.AbstractEventLoop] = []
-    with pytest.raises(EventLoopError) as error:
-        runtime.run(note_loop(seen))
-    assert str(error.value) == f"invalid {LOOP_VARIABLE} 'trio': expected uvloop or asyncio"
-    assert seen == []
-
-
-def test_uvloop_that_was_chosen_and_is_not_installed_is_an_error(
-    without_uvloop: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LOOP_VARIABLE, "uvloop")
-    with pytest.raises(EventLoopError, match="not installed: install the extra `fast`"):
-        runtime.run(note_loop([]))
-
-
-def test_what_is_there_at_the_start_is_not_looked_through_for_garbage(
-    without_uvloop: None,
-) -> None:
     frozen: list[bool] = []
     kept = [object(), []]
 
     async def look() -> None:
+        seen.append(asyncio.get_running_loop())
+        # What is there at the start is not searched for garbage.
         frozen.append(not any(each is kept for each in gc.get_objects()))
 
     runtime.run(look())
+    assert len(seen) == 1
+    assert isinstance(seen[0], asyncio.SelectorEventLoop)
+    assert seen[0].is_closed()
+    assert uvloops == (seen if uses_uvloop else [])
     assert frozen == [True]
 
 
-# Child processes whose start is cancelled; conftest.py asserts that none is left.
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        ("trio", f"invalid {LOOP_VARIABLE} 'trio': expected uvloop or asyncio"),
+        ("uvloop", f"{LOOP_VARIABLE} is 'uvloop', which is not installed: install the extra"),
+    ],
+)
+def test_a_loop_that_can_t_be_used_is_an_error_before_anything_runs(
+    named: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    monkeypatch.setenv(LOOP_VARIABLE, named)
 
-PIPE = asyncio.subprocess.PIPE
+    async def main() -> None:
+        pytest.fail("it runs")
+
+    with pytest.raises(EventLoopError, match=reason):
+        runtime.run(main())
+
+
+async def test_work_is_not_cut_short_however_often_it_is_cancelled() -> None:
+    may_end = asyncio.Event()
+
+    async def work(error: Exception | None = None) -> str:
+        await may_end.wait()
+        if error is not None:
+            raise error
+        return "done"
+
+    for error in (None, ValueError()):
+        running = asyncio.create_task(uncancelled(work(error)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            running.cancel()
+        await asyncio.sleep(0)
+        assert not running.done()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        may_end.clear()
+    may_end.set()
+    assert await uncancelled(work()) == "done"
+    with pytest.raises(ValueError, match="wrong"):
+        await uncancelled(work(ValueError("wrong")))
+
+
+# Child processes; conftest.py asserts that none is left.
 
 
 async def test_a_process_is_started_with_its_pipes() -> None:
     process = await start_process("cat", stdin=PIPE, stdout=PIPE)
     assert (await process.communicate(b"hello"))[0] == b"hello"
     assert process.returncode == 0
+    with pytest.raises(FileNotFoundError, match="/nowhere/to-be-found"):
+        await start_process("/nowhere/to-be-found")
 
 
 @pytest.mark.parametrize("loop_turns", range(8))
@@ -125,8 +139,3 @@ async def test_a_start_that_is_cancelled_leaves_no_process(loop_turns: int) -> N
         process = await starting
         process.kill()  # it had started already
         await process.communicate()
-
-
-async def test_a_program_that_does_not_exist_is_an_error() -> None:
-    with pytest.raises(FileNotFoundError, match="/nowhere/to-be-found"):
-        await start_process("/nowhere/to-be-found")

@@ -1,4 +1,4 @@
-"""What the service manager is sent: by calls, by the reports of a clock, by the real service."""
+"""What the service manager is sent: by calls, by reports on a clock, by the real service."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ from tests.support.service_manager import ServiceManager
 #: Above what the kernel queues for a socket that nobody reads (net.unix.max_dgram_qlen).
 MORE_THAN_FITS = 5000
 
+IDLE = Counts(ports=3, listening=3, open=2, in_use=0, absent=1, broken=0)
+STILL_STARTING = f"EXTEND_TIMEOUT_USEC={START_LIMIT_S * 1e6:.0f}"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[ServiceManager]:
+    with ServiceManager(tmp_path) as manager:
+        yield manager
+
+
+# Messages.
+
 
 @pytest.mark.parametrize(
     ("call", "message"),
@@ -37,23 +49,18 @@ MORE_THAN_FITS = 5000
     ],
 )
 def test_each_call_is_one_datagram(
-    tmp_path: Path, call: Callable[[Notifier], bool], message: str
+    manager: ServiceManager, call: Callable[[Notifier], bool], message: str
 ) -> None:
-    with ServiceManager(tmp_path) as manager:
-        assert call(Notifier(manager.environment))
-        assert manager.waiting() == [message]
+    assert call(Notifier(manager.environment))
+    assert manager.waiting() == [message]
 
 
-def test_a_reload_gives_the_time_when_it_began(tmp_path: Path) -> None:
+def test_a_reload_gives_the_time_when_it_began(manager: ServiceManager) -> None:
     before_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    with ServiceManager(tmp_path) as manager:
-        assert Notifier(manager.environment).reloading()
-        [message] = manager.waiting()
+    assert Notifier(manager.environment).reloading()
     after_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    first, second = message.split("\n")
-    assert first == "RELOADING=1"
-    name, _, value = second.partition("=")
-    assert name == "MONOTONIC_USEC"
+    [message] = manager.waiting()
+    value = message.removeprefix("RELOADING=1\nMONOTONIC_USEC=")
     assert before_ns // 1000 <= int(value) <= after_ns // 1000
 
 
@@ -66,36 +73,37 @@ def test_an_abstract_socket_is_reached() -> None:
         assert manager.recv(100) == b"READY=1"
 
 
-@pytest.mark.parametrize("address", ["", "vsock:2:1234", "relative/path"])
-def test_without_a_local_socket_nobody_listens(address: str) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
-    assert not notifier.has_manager
+@pytest.mark.parametrize(
+    ("address", "has_manager"),
+    [
+        (None, False),
+        ("", False),
+        ("vsock:2:1234", False),
+        ("relative/path", False),
+        ("/nowhere/gone", True),
+        ("/" + "x" * 200, True),
+    ],
+)
+def test_without_a_socket_nothing_is_sent_or_raised(address: str | None, has_manager: bool) -> None:
+    environment = {} if address is None else {"NOTIFY_SOCKET": address}
+    notifier = Notifier({**environment, "WATCHDOG_USEC": "1000000"})
+    assert notifier.has_manager is has_manager
     assert not notifier.ready()
-    assert notifier.watchdog_s is None
+    assert notifier.watchdog_s == (1.0 if has_manager else None)
 
 
-def test_no_environment_means_no_manager() -> None:
-    assert not Notifier({}).has_manager
-
-
-@pytest.mark.parametrize("name", ["gone", "x" * 200])
-def test_a_socket_that_is_not_there_raises_nothing(tmp_path: Path, name: str) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / name)})
-    assert notifier.has_manager
+def test_a_full_socket_neither_blocks_nor_raises_and_takes_more_when_read(
+    manager: ServiceManager,
+) -> None:
+    notifier = Notifier(manager.environment)
+    taken = 0
+    while taken < MORE_THAN_FITS and notifier.feed_watchdog():
+        taken += 1
+    assert 0 < taken < MORE_THAN_FITS
     assert not notifier.ready()
-
-
-def test_a_full_socket_neither_blocks_nor_raises_and_takes_more_when_read(tmp_path: Path) -> None:
-    with ServiceManager(tmp_path) as manager:
-        notifier = Notifier(manager.environment)
-        taken = 0
-        while taken < MORE_THAN_FITS and notifier.feed_watchdog():
-            taken += 1
-        assert 0 < taken < MORE_THAN_FITS
-        assert not notifier.ready()
-        assert len(manager.waiting()) == taken
-        assert notifier.ready()
-        assert manager.waiting() == ["READY=1"]
+    assert len(manager.waiting()) == taken
+    assert notifier.ready()
+    assert manager.waiting() == ["READY=1"]
 
 
 @pytest.mark.parametrize(
@@ -111,28 +119,11 @@ def test_a_full_socket_neither_blocks_nor_raises_and_takes_more_when_read(tmp_pa
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdog_is_fed_only_by_whom_it_is_meant_for(
+def test_the_watchdog_is_fed_only_by_the_process_for_which_it_is_meant(
     environment: dict[str, str], watchdog_s: float | None
 ) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": "/run/notify", **environment})
     assert notifier.watchdog_s == watchdog_s
-
-
-IDLE = Counts(ports=3, listening=3, open=2, in_use=0, absent=1, broken=0)
-STILL_STARTING = f"EXTEND_TIMEOUT_USEC={START_LIMIT_S * 1e6:.0f}"
-
-#: The service as it is, but that SIGUSR1 gets its event loop stuck for good.
-SERVICE_THAT_CAN_GET_STUCK = """
-import signal, sys, time
-from gateway.cli.main import main
-
-def get_stuck(*_):
-    print("stuck", file=sys.stderr, flush=True)
-    time.sleep(3600)
-
-signal.signal(signal.SIGUSR1, get_stuck)
-sys.exit(main(["run", "--config", sys.argv[1]]))
-"""
 
 
 @pytest.mark.parametrize(
@@ -148,129 +139,127 @@ def test_counts_are_one_line(counts: Counts, text: str) -> None:
     assert str(counts) == text
 
 
+# Reports on a clock.
+
+
+class Reporting:
+    """Reports of `counts`, which a test changes, to a manager; made and used within `reporting`."""
+
+    def __init__(self, manager: ServiceManager, clock: LoopClock, counts: Counts) -> None:
+        self.counts = counts
+        self.reports = ManagerReports(Notifier(manager.environment), lambda: self.counts)
+        self._manager = manager
+        self._clock = clock
+
+    async def messages(self, after_s: float = 0.0) -> list[str]:
+        """What the manager has been sent since the last call and `after_s` more."""
+        await self._clock.advance(after_s)
+        return self._manager.waiting()
+
+
 @contextmanager
-def reporting(
-    manager: ServiceManager, counts: Callable[[], Counts]
-) -> Iterator[tuple[ManagerReports, LoopClock]]:
-    report = ManagerReports(Notifier(manager.environment), counts)
+def reporting(manager: ServiceManager, counts: Counts = IDLE) -> Iterator[Reporting]:
     with LoopClock() as clock:
-        report.start()
+        reporting = Reporting(manager, clock, counts)
+        reporting.reports.start()
         try:
-            yield report, clock
+            yield reporting
         finally:
-            report.stop()
+            reporting.reports.stop()
 
 
-async def test_it_is_ready_only_when_every_listener_is_bound(tmp_path: Path) -> None:
-    counts = replace(IDLE, listening=2)
-    with ServiceManager(tmp_path) as manager:
-        with reporting(manager, lambda: counts) as (_, clock):
-            assert manager.waiting() == [f"STATUS={counts}", STILL_STARTING]
-            await clock.advance(REPORT_EVERY_S)
-            assert manager.waiting() == [STILL_STARTING]
-            counts = IDLE
-            await clock.advance(REPORT_EVERY_S)
-            assert manager.waiting() == [f"STATUS={IDLE}", "READY=1"]
-            await clock.advance(REPORT_EVERY_S)
-            assert manager.waiting() == []
-        assert manager.waiting() == ["STOPPING=1"]
+async def test_it_is_ready_only_when_every_listener_is_bound(manager: ServiceManager) -> None:
+    with reporting(manager, replace(IDLE, listening=2)) as service:
+        assert await service.messages() == [f"STATUS={service.counts}", STILL_STARTING]
+        assert await service.messages(REPORT_EVERY_S) == [STILL_STARTING]
+        service.counts = IDLE
+        assert await service.messages(REPORT_EVERY_S) == [f"STATUS={IDLE}", "READY=1"]
+        assert await service.messages(REPORT_EVERY_S) == []
+        service.counts = replace(IDLE, in_use=1)
+        assert await service.messages(REPORT_EVERY_S) == [f"STATUS={service.counts}"]
+        assert await service.messages(REPORT_EVERY_S) == []
+    assert manager.waiting() == ["STOPPING=1"]
 
 
-async def test_the_status_is_said_when_it_changes(tmp_path: Path) -> None:
-    counts = IDLE
-    with ServiceManager(tmp_path) as manager, reporting(manager, lambda: counts) as (_, clock):
-        manager.waiting()
-        counts = replace(IDLE, in_use=1)
-        await clock.advance(REPORT_EVERY_S)
-        assert manager.waiting() == ["STATUS=3 ports, 2 open, 1 in use, 1 absent"]
-        await clock.advance(REPORT_EVERY_S)
-        assert manager.waiting() == []
-
-
-async def test_what_a_busy_manager_did_not_take_is_said_again(tmp_path: Path) -> None:
-    with ServiceManager(tmp_path) as manager:
-        flood = Notifier(manager.environment)
-        while flood.feed_watchdog():
-            pass
-        with reporting(manager, lambda: IDLE) as (_, clock):
-            assert set(manager.waiting()) == {"WATCHDOG=1"}
-            await clock.advance(REPORT_EVERY_S)
-            assert manager.waiting() == [f"STATUS={IDLE}", "READY=1"]
+async def test_what_a_busy_manager_did_not_take_is_sent_again(manager: ServiceManager) -> None:
+    flood = Notifier(manager.environment)
+    while flood.feed_watchdog():
+        pass
+    with reporting(manager) as service:
+        assert set(await service.messages()) == {"WATCHDOG=1"}
+        assert await service.messages(REPORT_EVERY_S) == [f"STATUS={IDLE}", "READY=1"]
 
 
 async def test_the_watchdog_is_fed_at_half_of_its_limit(tmp_path: Path) -> None:
     with (
         ServiceManager(tmp_path, WATCHDOG_USEC="600000") as manager,
-        reporting(manager, lambda: IDLE) as (_, clock),
+        reporting(manager) as service,
     ):
-        assert manager.waiting() == [f"STATUS={IDLE}", "READY=1", "WATCHDOG=1"]
-        await clock.advance(0.29)
-        assert manager.waiting() == []
-        await clock.advance(0.02)
-        assert manager.waiting() == ["WATCHDOG=1"]
-        await clock.advance(0.31)
-        assert manager.waiting() == ["WATCHDOG=1"]
-
-
-async def test_a_reload_is_announced_and_ended(tmp_path: Path) -> None:
-    with ServiceManager(tmp_path) as manager, reporting(manager, lambda: IDLE) as (report, _):
-        manager.waiting()
-        report.reload_started()
-        report.reload_ended(True)
-        started, ended = manager.waiting()
-        assert started.startswith("RELOADING=1\nMONOTONIC_USEC=")
-        assert ended == "READY=1"
+        assert await service.messages() == [f"STATUS={IDLE}", "READY=1", "WATCHDOG=1"]
+        assert await service.messages(0.29) == []
+        assert await service.messages(0.02) == ["WATCHDOG=1"]
+        assert await service.messages(0.31) == ["WATCHDOG=1"]
 
 
 async def test_a_reload_that_failed_is_part_of_the_status_until_one_succeeds(
-    tmp_path: Path,
+    manager: ServiceManager,
 ) -> None:
-    with ServiceManager(tmp_path) as manager, reporting(manager, lambda: IDLE) as (report, _):
-        manager.waiting()
-        report.reload_started()
-        report.reload_ended(False)
-        assert manager.waiting()[1:] == ["READY=1", f"STATUS={IDLE}, last reload failed"]
-        report.reload_started()
-        report.reload_ended(True)
-        assert manager.waiting()[1:] == ["READY=1", f"STATUS={IDLE}"]
+    failed = f"STATUS={IDLE}, last reload failed"
+    with reporting(manager) as service:
+        await service.messages()
+        for is_served, status in [(True, []), (False, [failed]), (True, [f"STATUS={IDLE}"])]:
+            service.reports.reload_started()
+            service.reports.reload_ended(is_served)
+            started, *ended = await service.messages()
+            assert started.startswith("RELOADING=1\nMONOTONIC_USEC=")
+            assert ended == ["READY=1", *status]
 
 
-async def test_a_reload_does_not_make_ready_what_never_was(tmp_path: Path) -> None:
-    unbound = replace(IDLE, listening=0)
-    with ServiceManager(tmp_path) as manager, reporting(manager, lambda: unbound) as (report, _):
-        report.reload_started()
-        report.reload_ended(True)
-        assert "READY=1" not in manager.waiting()
+async def test_a_reload_does_not_make_ready_what_never_was(manager: ServiceManager) -> None:
+    with reporting(manager, replace(IDLE, listening=0)) as service:
+        service.reports.reload_started()
+        service.reports.reload_ended(True)
+        assert "READY=1" not in await service.messages()
 
 
 async def test_without_a_manager_nothing_is_counted() -> None:
     def counts() -> Counts:
-        pytest.fail("counted for nobody")
+        pytest.fail("counted for no one")
 
-    report = ManagerReports(Notifier({}), counts)
+    reports = ManagerReports(Notifier({}), counts)
     with LoopClock() as clock:
-        report.start()
+        reports.start()
         await clock.advance(10 * REPORT_EVERY_S)
-        report.stop()
+        reports.stop()
 
 
 # The real service, as a process that a manager has started.
 
+SIMULATED = "  - {name: b, tcp: 0, device: 'sim://esp32'}\n"
 
-def config_for(folder: Path, *tcp_ports: int) -> Path:
-    lines = ["ports:"]
-    for number, tcp_port in enumerate(tcp_ports):
-        lines += [f"  - name: p{number}", f"    tcp: {tcp_port}"]
-        lines += [f"    device: /nowhere/tty{number}"]
+
+def config_for(folder: Path, *tcp_ports: int, more: str = "") -> Path:
     config = folder / "gateway.yaml"
-    config.write_text("\n".join(lines) + "\n")
+    entries = [
+        f"  - {{name: p{number}, tcp: {tcp_port}, device: /nowhere/tty{number}}}\n"
+        for number, tcp_port in enumerate(tcp_ports)
+    ]
+    config.write_text("".join(["ports:\n", *entries, more]))
     return config
 
 
-def test_the_service_is_ready_when_its_last_address_can_be_bound(tmp_path: Path) -> None:
-    with ServiceManager(tmp_path) as manager, socket.socket() as blocker:
-        blocker.bind(("127.0.0.1", 0))
-        blocker.listen()
+def blocked_module(folder: Path, name: str, condition: str = "True") -> dict[str, str]:
+    """The environment in which importing a module is told and does not end."""
+    lines = ["import sys, time", f"if {condition}:"]
+    lines += ["    print('importing', file=sys.stderr, flush=True)", "    time.sleep(3600)\n"]
+    (folder / f"{name}.py").write_text("\n".join(lines))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_the_service_is_ready_when_its_last_address_can_be_bound(
+    tmp_path: Path, manager: ServiceManager
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as blocker:
         config = config_for(tmp_path, 0, blocker.getsockname()[1])
         with Service(config, manager.environment) as service:
             service.wait_for_line("listen_failed")
@@ -279,41 +268,21 @@ def test_the_service_is_ready_when_its_last_address_can_be_bound(tmp_path: Path)
             blocker.close()
             manager.receive_until("READY=1")
             assert "STATUS=2 ports, 0 open, 0 in use, 2 absent" in manager.messages
-        manager.receive_until("STOPPING=1")
+    manager.receive_until("STOPPING=1")
 
 
-def blocked_module(folder: Path, name: str, condition: str = "True") -> dict[str, str]:
-    """The environment in which importing a module does not end."""
-    block = f"import sys, time\nif {condition}:\n    time.sleep(3600)\n"
-    (folder / f"{name}.py").write_text(block)
-    return {"PYTHONPATH": str(folder)}
-
-
-def test_time_is_asked_for_before_anything_is_imported_and_sighup_is_survived(
-    tmp_path: Path,
+@pytest.mark.parametrize("module", ["socket", "yaml"])
+def test_sighup_is_survived_while_modules_are_imported(
+    tmp_path: Path, manager: ServiceManager, module: str
 ) -> None:
-    environment = blocked_module(tmp_path, "yaml")
-    with ServiceManager(tmp_path) as manager:
-        service = Service(config_for(tmp_path, 0), environment | manager.environment)
-        service.start()
-        try:
-            assert manager.receive() == f"EXTEND_TIMEOUT_USEC={IMPORT_LIMIT_S * 1e6:.0f}"
-            assert manager.receive() == "STATUS=starting"
-            service.send_signal(signal.SIGHUP)
-            service.send_signal(signal.SIGTERM)
-            assert service.wait_for_end() == -signal.SIGTERM
-        finally:
-            service.kill()
-
-
-def test_sighup_is_survived_before_the_manager_can_be_asked_for_time(tmp_path: Path) -> None:
-    # The first module that is imported for it.
-    block = "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(3600)\n"
-    (tmp_path / "socket.py").write_text(block)
-    service = Service(config_for(tmp_path, 0), {"PYTHONPATH": str(tmp_path)})
+    # `socket` is imported to ask the manager for time, `yaml` after that.
+    environment = blocked_module(tmp_path, module) | manager.environment
+    service = Service(config_for(tmp_path, 0), environment)
     service.start()
     try:
         service.wait_for_line("importing")
+        asked = [f"EXTEND_TIMEOUT_USEC={IMPORT_LIMIT_S * 1e6:.0f}", "STATUS=starting"]
+        assert manager.waiting() == (asked if module == "yaml" else [])
         service.send_signal(signal.SIGHUP)
         service.send_signal(signal.SIGTERM)
         assert service.wait_for_end() == -signal.SIGTERM
@@ -321,33 +290,31 @@ def test_sighup_is_survived_before_the_manager_can_be_asked_for_time(tmp_path: P
         service.kill()
 
 
-def test_the_manager_is_asked_for_time_while_ports_are_started(tmp_path: Path) -> None:
+def test_the_manager_is_asked_for_time_while_ports_are_started(
+    tmp_path: Path, manager: ServiceManager
+) -> None:
     environment = blocked_module(tmp_path, "sitecustomize", "'gateway.simulator' in sys.orig_argv")
-    config = config_for(tmp_path, 0)
-    config.write_text(config.read_text() + "  - {name: b, tcp: 0, device: 'sim://esp32'}\n")
-    with ServiceManager(tmp_path) as manager:
-        with Service(config, environment | manager.environment):
-            manager.receive_until("STATUS=2 ports, 0 open, 0 in use, 1 absent, 1 not listening yet")
-            manager.receive_until(STILL_STARTING)
-            manager.receive_until(STILL_STARTING)
-        manager.receive_until("STOPPING=1")
-        assert "READY=1" not in manager.messages
+    config = config_for(tmp_path, 0, more=SIMULATED)
+    with Service(config, environment | manager.environment):
+        manager.receive_until("STATUS=2 ports, 0 open, 0 in use, 1 absent, 1 not listening yet")
+        manager.receive_until(STILL_STARTING)
+        manager.receive_until(STILL_STARTING)
+    manager.receive_until("STOPPING=1")
+    assert "READY=1" not in manager.messages
 
 
-def test_the_service_is_ready_as_soon_as_its_ports_listen(tmp_path: Path) -> None:
+def test_the_service_is_ready_as_soon_as_its_ports_listen(
+    tmp_path: Path, manager: ServiceManager
+) -> None:
     environment = blocked_module(tmp_path, "aiohttp")
-    config = config_for(tmp_path, 0)
-    config.write_text("http: 127.0.0.1:0\n" + config.read_text())
-    with ServiceManager(tmp_path) as manager:
-        with Service(config, environment | manager.environment):
-            manager.receive_until("READY=1")
-        manager.receive_until("STOPPING=1")
+    config = config_for(tmp_path, 0, more="http: 127.0.0.1:0\n")
+    with Service(config, environment | manager.environment):
+        manager.receive_until("READY=1")
+    manager.receive_until("STOPPING=1")
 
 
-def test_the_service_tells_who_uses_it(tmp_path: Path) -> None:
-    config = tmp_path / "gateway.yaml"
-    config.write_text("ports: [{name: desk, tcp: 0, device: 'sim://esp32'}]\n")
-    with ServiceManager(tmp_path) as manager, Service(config, manager.environment) as service:
+def test_ports_in_use_are_part_of_the_status(tmp_path: Path, manager: ServiceManager) -> None:
+    with Service(config_for(tmp_path, more=SIMULATED), manager.environment) as service:
         tcp_port = int(service.wait_for_line(r'"tcp_port": (\d+)')[1])
         manager.receive_until("STATUS=1 port, 1 open, 0 in use, 0 absent")
         with socket.create_connection(("127.0.0.1", tcp_port)):
@@ -355,7 +322,21 @@ def test_the_service_tells_who_uses_it(tmp_path: Path) -> None:
         manager.receive_until("STATUS=1 port, 1 open, 0 in use, 0 absent")
 
 
-def test_a_loop_that_is_stuck_feeds_the_watchdog_no_more(tmp_path: Path) -> None:
+#: The service as it is, but that SIGUSR1 gets its event loop stuck for good.
+SERVICE_THAT_CAN_GET_STUCK = """
+import signal, sys, time
+from gateway.cli.main import main
+
+def get_stuck(*_):
+    print("stuck", file=sys.stderr, flush=True)
+    time.sleep(3600)
+
+signal.signal(signal.SIGUSR1, get_stuck)
+sys.exit(main(["run", "--config", sys.argv[1]]))
+"""
+
+
+def test_a_loop_that_is_stuck_no_longer_feeds_the_watchdog(tmp_path: Path) -> None:
     feed_every_s = 0.1
     config = config_for(tmp_path, 0)
     with ServiceManager(tmp_path, WATCHDOG_USEC=str(int(2e6 * feed_every_s))) as manager:
@@ -373,23 +354,3 @@ def test_a_loop_that_is_stuck_feeds_the_watchdog_no_more(tmp_path: Path) -> None
             assert manager.waiting() == []
         finally:
             service.kill()
-
-
-def test_a_watchdog_of_the_process_above_is_not_fed(tmp_path: Path) -> None:
-    above = {"WATCHDOG_USEC": "20000", "WATCHDOG_PID": str(os.getpid())}
-    with (
-        ServiceManager(tmp_path, **above) as manager,
-        Service(config_for(tmp_path, 0), manager.environment),
-    ):
-        manager.receive_until("READY=1")
-        time.sleep(0.2)
-        assert "WATCHDOG=1" not in manager.messages + manager.waiting()
-
-
-def test_sighup_is_answered_in_the_log_and_ends_nothing(tmp_path: Path) -> None:
-    with Service(config_for(tmp_path, 0)) as service:
-        tcp_port = int(service.wait_for_line(r'"tcp_port": (\d+)')[1])
-        service.send_signal(signal.SIGHUP)
-        service.wait_for_line("configuration_reloaded")
-        with socket.create_connection(("127.0.0.1", tcp_port)):
-            service.wait_for_line("client_refused")

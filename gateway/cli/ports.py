@@ -1,9 +1,10 @@
-"""Commands that show ports and devices: `check`, `status`, `devices`, `export`, `discover`."""
+"""Commands for the configuration, ports and devices: `check`, `schema`, `status`, `devices`, ..."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import socket
 import sys
@@ -31,6 +32,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("file", type=Path, metavar="FILE", help="YAML file")
     check.add_argument("--quiet", action="store_true", help="print mistakes and warnings only")
     check.set_defaults(run=_check)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration file")
+    schema.set_defaults(run=_schema)
 
     status = commands.add_parser("status", help="show the ports of the running service")
     status.add_argument("--json", action="store_true", help="as one line of JSON")
@@ -134,6 +138,13 @@ def _check(arguments: argparse.Namespace) -> int:
         print(warning, file=sys.stderr)
     for text in dns_sd.warnings(config):
         print(f"warning: {text}", file=sys.stderr)
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from gateway.config.schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
     return 0
 
 

@@ -86,7 +86,7 @@ def demo_configuration() -> GatewayConfig:
 
     They have an HTTP page if the packages that it needs are installed.
     """
-    from gateway.config.http import PACKAGES
+    from gateway.config.checks import HTTP_PACKAGES
     from gateway.config.reader import parse_config
     from gateway.net.acceptor import is_free
 
@@ -94,7 +94,7 @@ def demo_configuration() -> GatewayConfig:
         return tcp_port if is_free(_DEMO_HOST, tcp_port) else 0
 
     lines = ["ports:"]
-    if all(importlib.util.find_spec(name) is not None for name in PACKAGES):
+    if all(importlib.util.find_spec(name) is not None for name in HTTP_PACKAGES):
         lines.insert(0, f"http: {_DEMO_HOST}:{free(_DEMO_HTTP_PORT)}")
     for tcp_port, (name, url) in enumerate(_DEMO_BOARDS.items(), _DEMO_TCP_PORT):
         lines += [f"  - name: {name}", f"    host: {_DEMO_HOST}"]

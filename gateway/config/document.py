@@ -221,17 +221,17 @@ class PortConfig:
     """
 
     name: str
-    host: str
-    tcp_port: int | None
-    connect: Address | None
     device: DeviceChoice
-    serial: SerialSettings
-    resets: ResetChoice
-    grace_s: float
-    on_absent: OnAbsent
-    protocol: Protocol
-    on_connect: OnConnect
-    on_disconnect: OnDisconnect
+    tcp_port: int | None = None
+    connect: Address | None = None
+    host: str = "127.0.0.1"
+    serial: SerialSettings = field(default_factory=SerialSettings)
+    resets: ResetChoice = field(default_factory=ResetChoice)
+    grace_s: float = 10.0
+    on_absent: OnAbsent = OnAbsent.REFUSE
+    protocol: Protocol = Protocol.RFC2217
+    on_connect: OnConnect = OnConnect.NOTHING
+    on_disconnect: OnDisconnect = OnDisconnect.NOTHING
     access: Access = Access()
     open: Opening = Opening.ALWAYS
     tls: Tls | None = None
@@ -289,7 +289,6 @@ class HttpConfig:
     tls: Tls | None = None
     token_file: str | None = None
     host_names: frozenset[str] = frozenset()
-    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def is_loopback(self) -> bool:

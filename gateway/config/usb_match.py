@@ -1,8 +1,4 @@
-"""Which plugged-in device an entry of the YAML means: identities, matches, choices.
-
-Pure: what is plugged in is `sysfs`'s matter, how a choice is written in YAML `config.device`'s,
-and who gets a device that several want `assignment`'s.
-"""
+"""USB identities: of ttys that are plugged in, and the matches of the YAML that fit them."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ from dataclasses import dataclass
 
 from gateway.protocol.board_kinds import is_jtag_channel
 
-#: What makers of cheap chips write where a serial number belongs. Boards that carry one of these
-#: are told apart by where they are plugged in, from the first one on.
-_NO_SERIALS = frozenset({"0001", "0002", "00000001", "1234", "12345", "123456", "12345678"})
+#: Placeholders that makers of cheap chips use for a serial number. Boards with one of these are
+#: identified by their socket.
+_PLACEHOLDERS = frozenset({"0001", "0002", "00000001", "1234", "12345", "123456", "12345678"})
 
 SIMULATED = "sim://"
 
@@ -22,11 +18,10 @@ class UsbTty:
     """A tty of a USB device that is plugged in.
 
     `location` is the chain of sockets as the kernel names it (`1-1.3`: bus 1, socket 1, there a
-    hub, its socket 3). The number of a bus may change at reboot, so `socket` has the controller
-    in its place: `0000:01:00.0-usbv2-1.3`. `tty_number` counts the ttys of one interface.
-    `instance` differs each time a device is plugged in. `is_fixed` says that the hub above calls
-    the device a part of itself (USB 2.0, 11.23.2.1, DeviceRemovable). Texts are empty where the
-    device has none.
+    hub, its socket 3). Bus numbers may change at reboot, so `socket` has the controller instead:
+    `0000:01:00.0-usbv2-1.3`. `tty_number` counts the ttys of one interface. `instance` differs each
+    time that a device is plugged in. `is_fixed`: the hub reports the device as a part of itself
+    (USB 2.0, 11.23.2.1, DeviceRemovable). Texts are empty where the device has none.
     """
 
     path: str
@@ -56,20 +51,20 @@ class UsbTty:
 
     @property
     def unit(self) -> str:
-        """Which tty of its device it is."""
+        """The tty within its device."""
         return f"{self.configuration}.{self.interface}-port{self.tty_number}"
 
     @property
     def serial_key(self) -> str:
-        """What it is known by wherever it is plugged in; empty if its serial number is none."""
+        """The identity of the device, wherever it is plugged in; empty without a serial number."""
         text = self.serial.strip()
-        if not text.strip("0") or text in _NO_SERIALS:
+        if not text.strip("0") or text in _PLACEHOLDERS:
             return ""
         return f"{self.vendor_id:04x}:{text}:{self.unit}"
 
     @property
     def socket_key(self) -> str:
-        """What whatever is plugged in there is known by."""
+        """The identity of the socket, whatever is plugged in there."""
         return f"{self.socket}:{self.unit}"
 
     def __str__(self) -> str:
@@ -78,7 +73,7 @@ class UsbTty:
 
 @dataclass(frozen=True, slots=True)
 class UsbMatch:
-    """What must be true of a device; None does not matter. One of the first four is given.
+    """Criteria for a device, None for any. One of the first four is given, or `any_usb`.
 
     `configuration` is given only together with `interface`, by a location of the kind `1-1.3:1.0`.
     """
@@ -92,19 +87,16 @@ class UsbMatch:
     any_usb: bool = False
 
     def fits(self, tty: UsbTty) -> bool:
-        """Whether a port with this match is for a device.
-
-        A channel for JTAG is left out unless its interface is given.
-        """
+        """Whether a port with this match serves a device; JTAG only if its interface is given."""
         return self.describes(tty) and (self.interface is not None or not tty.is_jtag)
 
     def describes(self, tty: UsbTty) -> bool:
-        """Whether all that is given is true of a device."""
+        """Whether a device has all criteria."""
         return all(getattr(tty, name) == wanted for name, wanted in self.criteria)
 
     @property
     def criteria(self) -> tuple[tuple[str, int | str], ...]:
-        """The fields that a device must have, with their values; always in the same order."""
+        """The given fields with their values, always in the same order."""
         given = ((name, getattr(self, name)) for name in _CRITERIA)
         return tuple((name, value) for name, value in given if value is not None)
 
@@ -130,9 +122,9 @@ _CRITERIA = ("vendor_id", "product_id", "serial", "location", "interface", "conf
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:
-    """What the YAML says a port's device is: alternatives, of which the first that is there counts.
+    """The device of a port: alternatives, of which the first that is plugged in counts.
 
-    Each is an absolute path or a match; a `sim://` URL stands alone.
+    Each is an absolute path or a match; a `sim://` URL is alone.
     """
 
     alternatives: tuple[str | UsbMatch, ...]
@@ -144,12 +136,12 @@ class DeviceChoice:
         return first if isinstance(first, str) and first.startswith(SIMULATED) else None
 
     def fits(self, tty: UsbTty) -> bool:
-        """Whether any of its matches is right for a device."""
+        """Whether any match fits a device."""
         return any(match.fits(tty) for match in self.matches)
 
     @property
     def is_match(self) -> bool:
-        """Whether it is matches only."""
+        """Whether all alternatives are matches."""
         return not self.paths
 
     @property

@@ -14,13 +14,7 @@ from typing import Final
 import structlog
 
 from gateway import clock
-from gateway.config.document import (
-    EVERYBODY,
-    ConnectionLimits,
-    Networks,
-    peer_holder,
-    peer_network,
-)
+from gateway.config.document import EVERYBODY, ConnectionLimits, Networks, peer_holder, peer_network
 from gateway.net.tls import Handshakes
 from gateway.net.tls_context import TlsContext
 from gateway.runtime import may_have_descriptor, reserved_descriptors

@@ -1,9 +1,8 @@
-"""The RFC 2217 access server for one client: telnet and COM-PORT-OPTION joined.
+"""One client's conversation: RFC 2217 over telnet (`AccessServer`), or raw bytes (`RawPipe`).
 
-Bytes from the client go in, requests in pyserial's terms come out, in stream order; whoever
-carries a request out hands it back to `answer` with the state of the port, and the
-acknowledgement that RFC 2217 asks for is queued with the value in force. Whose turn it is,
-what a port can do and when, is `session`'s and `device`'s matter.
+Bytes from the client go in, requests in pyserial's terms come out, in stream order. The caller
+carries a request out and hands it back to `answer` with the state of the port; the acknowledgement
+of RFC 2217 is queued with the value in force.
 """
 
 from __future__ import annotations
@@ -15,14 +14,25 @@ from typing import TypedDict
 from gateway.protocol import rfc2217, telnet
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate, PurgeBuffers
-from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
+from gateway.protocol.serial_settings import (
+    FLOW_CODES,
+    FLOWS,
+    PARITIES,
+    PARITY_CODES,
+    STOPSIZE_CODES,
+    STOPSIZES,
+    FlowControl,
+    Parity,
+    SerialSettings,
+    StopBits,
+)
 from gateway.protocol.telnet_stream import ProtocolViolation
 
 #: RFC 2217: no line state is reported until the client asks, all of the modem state is.
 _DEFAULT_LINESTATE_MASK = 0
 _DEFAULT_MODEMSTATE_MASK = 255
 
-#: NOTIFY-LINESTATE bits that pass on what happened to data and never depend on the moment.
+#: NOTIFY-LINESTATE bits that report what happened to data and do not depend on the moment.
 LINESTATE_EVENTS = (
     Linestate.BREAK | Linestate.FRAMING_ERROR | Linestate.PARITY_ERROR | Linestate.OVERRUN
 )
@@ -30,7 +40,7 @@ LINESTATE_EVENTS = (
 
 @dataclass(frozen=True, slots=True)
 class PortStatus:
-    """What is in force on the port: what an acknowledgement reports."""
+    """The state in force on the port, which acknowledgements report."""
 
     settings: SerialSettings
     lines: Lines
@@ -59,7 +69,7 @@ class SettingsRequest:
     change: SettingsChange
 
     def apply_to(self, settings: SerialSettings) -> SerialSettings:
-        """The settings that the client wants, given those in force."""
+        """Return the settings that the client wants, given those in force."""
         return replace(settings, **self.change)
 
 
@@ -98,7 +108,7 @@ class StateRequest:
 
 @dataclass(frozen=True, slots=True)
 class StatesWatched:
-    """Which states the client is to be told of from now on: none, some, or all bits of each."""
+    """The bits of line and modem state that the client is notified of from now on."""
 
     linestate_mask: int
     modemstate_mask: int
@@ -119,7 +129,7 @@ class ClientIdentified:
 
 
 class Console(Enum):
-    """What a person at a telnet client asks for that is not data."""
+    """Requests of a person at a telnet client that are not data."""
 
     ARE_YOU_THERE = "are_you_there"
     SEND_BREAK = "send_break"
@@ -135,7 +145,7 @@ class ConsoleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What the client sent is no RFC 2217; the session ends when it is `fatal`."""
+    """The client has broken RFC 2217; the session ends when it is `fatal`."""
 
     reason: str
     fatal: bool
@@ -153,15 +163,9 @@ Event = (
     | Violation
 )
 
-_PARITIES = {1: Parity.NONE, 2: Parity.ODD, 3: Parity.EVEN, 4: Parity.MARK, 5: Parity.SPACE}
-_STOPSIZES = {1: StopBits.ONE, 2: StopBits.TWO, 3: StopBits.ONE_POINT_FIVE}
-_FLOWS = {1: FlowControl.NONE, 2: FlowControl.XONXOFF, 3: FlowControl.RTSCTS}
-_PARITY_CODES = {parity: code for code, parity in _PARITIES.items()}
-_STOPSIZE_CODES = {stopbits: code for code, stopbits in _STOPSIZES.items()}
-_FLOW_CODES = {flow: code for code, flow in _FLOWS.items()}
 _FLOW_IN_OFFSET = Control.FLOW_IN_NONE - Control.FLOW_NONE
 
-#: What each SET-CONTROL asks for. A Linux tty has one flow control for both directions, and none
+#: DTR and RTS of each SET-CONTROL. A Linux tty has one flow control for both directions, and none
 #: by DCD, DTR or DSR: requests for one direction or for these only report what is in force.
 _LINES = {
     Control.REQUEST_DTR: (None, None),
@@ -189,12 +193,12 @@ _CONSOLE = {
 class AccessServer:
     """One client's RFC 2217 conversation; never raises on what the client sends.
 
-    `signature` is sent when the client asks for it. Every request that `receive_data` returns
-    (`PortRequest`) is owed one call of `answer`.
+    `signature` is sent at the client's request. Every `PortRequest` that `receive_data` returns
+    needs one call of `answer`.
     """
 
     is_telnet = True
-    #: What has been received and had no turn: if there is any, call `receive_data` again.
+    #: Input that waits for the next call of `receive_data`.
     unparsed_bytes = 0
 
     def __init__(self, signature: str) -> None:
@@ -213,16 +217,16 @@ class AccessServer:
 
     @property
     def takes_text(self) -> bool:
-        """Whether a line may be put among the board's output: a program may be confused by it.
+        """Whether a person reads the board's output, so that text may be put into it.
 
-        False while the client agrees to COM-PORT-OPTION, which no person does.
+        False while the client agrees to COM-PORT-OPTION: then a program reads it.
         """
         return not self._com_port
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take what came from the client; return what it asks for, in stream order.
+        """Return the client's requests that are complete with `data`, in stream order.
 
-        What it leaves for the next call (`telnet_stream.COMMANDS_PER_CALL`) is in `unparsed_bytes`.
+        `telnet_stream.COMMANDS_PER_CALL` bounds them; see `unparsed_bytes`.
         """
         events: list[Event] = []
         for event in self._telnet.receive_data(data):
@@ -243,11 +247,11 @@ class AccessServer:
 
     @property
     def unsent_bytes(self) -> int:
-        """How much `data_to_send` would return."""
+        """The length of what `data_to_send` would return."""
         return len(self._telnet.unsent)
 
     def data_to_send(self) -> bytes:
-        """Answers that wait to be sent, framed for the wire."""
+        """Return the answers that wait to be sent, framed for the wire."""
         return self._telnet.data_to_send()
 
     def say(self, text: bytes) -> None:
@@ -259,13 +263,13 @@ class AccessServer:
         self._send(_acknowledgement(request.command, status))
 
     def notify_modemstate(self, state: Modemstate, *, requested: bool = False) -> None:
-        """Tell the client the modem state, if its mask lets anything through or it asked."""
+        """Queue the modem state, if the client's mask passes any bit of it or it was requested."""
         masked = state & self._modemstate_mask
         if self._com_port and (masked or requested):
             self._send(rfc2217.NotifyModemstate(state if requested else masked))
 
     def notify_linestate(self, state: Linestate, *, requested: bool = False) -> None:
-        """Tell the client the line state, if its mask lets anything through or it asked."""
+        """Queue the line state, if the client's mask passes any bit of it or it was requested."""
         masked = state & self._linestate_mask
         if self._com_port and (masked or requested):
             self._send(rfc2217.NotifyLinestate(state if requested else masked))
@@ -300,38 +304,40 @@ class AccessServer:
 
 
 class RawPipe:
-    """One client's bytes, as they are."""
+    """The conversation of a raw TCP port: every byte is data, there are no requests or answers.
+
+    For socket:// clients, nc and socat. The members are those of `AccessServer`.
+    """
 
     is_telnet = False
     unparsed_bytes = 0
-    #: Nothing is put among the board's bytes: there is no telling who reads them.
-    takes_text = False
+    takes_text = False  # a program may read the board's output
     unsent_bytes = 0
     is_amid_command = False
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """All that comes from the client is for the board."""
+        """Return all bytes as data."""
         return [SerialData(data)] if data else []
 
     def data_to_send(self) -> bytes:
-        """Nothing: there is nothing to answer."""
+        """Return nothing."""
         return b""
 
     def say(self, text: bytes) -> None:
-        """There is no place for it."""
+        """Do nothing: text can't be told from data."""
 
     def escape(self, data: bytes) -> bytes:
-        """Data from the board goes over the wire as it is."""
+        """Return data from the board as it is."""
         return data
 
     def answer(self, request: PortRequest, status: PortStatus) -> None:
-        """Nobody has asked."""
+        """Do nothing."""
 
     def notify_modemstate(self, state: Modemstate, *, requested: bool = False) -> None:
-        """There is no way to tell the client."""
+        """Do nothing."""
 
     def notify_linestate(self, state: Linestate, *, requested: bool = False) -> None:
-        """There is no way to tell the client."""
+        """Do nothing."""
 
 
 def _console_event(function: telnet.Function) -> Event:
@@ -341,7 +347,7 @@ def _console_event(function: telnet.Function) -> Event:
 
 
 def _request(command: rfc2217.Command) -> Event:
-    """What a client's command asks of the port. Values that no RFC defines only report."""
+    """Return a command's request to the port. Values that no RFC defines only report."""
     match command:
         case rfc2217.SetBaudrate(baudrate):
             return SettingsRequest(command, {"baudrate": baudrate} if baudrate else {})
@@ -349,10 +355,10 @@ def _request(command: rfc2217.Command) -> Event:
             known_size = bytesize in {5, 6, 7, 8}
             return SettingsRequest(command, {"bytesize": bytesize} if known_size else {})
         case rfc2217.SetParity(code):
-            parity = _PARITIES.get(code)
+            parity = PARITIES.get(code)
             return SettingsRequest(command, {"parity": parity} if parity else {})
         case rfc2217.SetStopsize(stopsize):
-            stopbits = _STOPSIZES.get(stopsize)
+            stopbits = STOPSIZES.get(stopsize)
             return SettingsRequest(command, {"stopbits": stopbits} if stopbits else {})
         case rfc2217.SetControl(control):
             return _control_request(command, control)
@@ -375,7 +381,7 @@ def _control_request(command: rfc2217.Command, control: int) -> Event:
         return LinesRequest(command, dtr=dtr, rts=rts)
     if control in _BREAKS:
         return BreakRequest(command, on=_BREAKS[control])
-    flow = _FLOWS.get(control)
+    flow = FLOWS.get(control)
     return SettingsRequest(command, {"flow_control": flow} if flow else {})
 
 
@@ -397,9 +403,9 @@ def _acknowledgement(command: rfc2217.Command, status: PortStatus) -> rfc2217.Co
         case rfc2217.SetDatasize():
             return rfc2217.SetDatasize(settings.bytesize)
         case rfc2217.SetParity():
-            return rfc2217.SetParity(_PARITY_CODES[settings.parity])
+            return rfc2217.SetParity(PARITY_CODES[settings.parity])
         case rfc2217.SetStopsize():
-            return rfc2217.SetStopsize(_STOPSIZE_CODES[settings.stopbits])
+            return rfc2217.SetStopsize(STOPSIZE_CODES[settings.stopbits])
         case rfc2217.SetControl(control):
             return rfc2217.SetControl(_control_in_force(Control(control), status))
     return command
@@ -412,7 +418,7 @@ def _control_in_force(control: Control, status: PortStatus) -> Control:
         return Control.RTS_ON if status.lines.rts else Control.RTS_OFF
     if control in _BREAKS:
         return Control.BREAK_ON if status.break_on else Control.BREAK_OFF
-    flow = _FLOW_CODES[status.settings.flow_control]
+    flow = FLOW_CODES[status.settings.flow_control]
     is_inbound = Control.REQUEST_FLOW_IN <= control <= Control.FLOW_IN_HARDWARE
     if is_inbound or control == Control.FLOW_IN_DTR:
         return Control(flow + _FLOW_IN_OFFSET)

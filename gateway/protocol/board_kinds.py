@@ -47,7 +47,7 @@ CHANGES_IDENTITY = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: a product (None: every other one of the vendor), its kind, and who says so."""
+    """One row: a product (None: every other one of the vendor), its kind, and its source."""
 
     vendor_id: int
     product_id: int | None
@@ -57,10 +57,10 @@ class Row:
 
 
 def _each(
-    vendor_id: int, kind: BoardKind, name: str, source: str, *product_ids: int
+    vendor_id: int, kind: BoardKind, name: str, source: str, product_ids: str
 ) -> tuple[Row, ...]:
-    """One row for each product."""
-    return tuple(Row(vendor_id, each, kind, name, source) for each in product_ids)
+    """One row for each product, whose ids are in hexadecimal."""
+    return tuple(Row(vendor_id, int(each, 16), kind, name, source) for each in product_ids.split())
 
 
 _CP210X = "Linux, drivers/usb/serial/cp210x.c"
@@ -68,6 +68,12 @@ _CH341 = "Linux, drivers/usb/serial/ch341.c"
 _CH343 = "WCH's Linux driver, ch343.c; Linux, drivers/usb/class/cdc-acm.c"
 _FTDI = "Linux, drivers/usb/serial/ftdi_sio_ids.h"
 _PL2303 = "Linux, drivers/usb/serial/pl2303.h"
+_ESPTOOL = "esptool, loader.py (uses_usb_otg: the product id is the chip's image id)"
+_ESP_USB_BRIDGE = "github.com/espressif/esp-usb-bridge, main/Kconfig.projbuild"
+_ADAFRUIT_ESP32 = "arduino-esp32, variants/adafruit_*_esp32s2 and _esp32s3, pins_arduino.h"
+_ARDUINO_ESP32 = "arduino-esp32, variants/arduino_nano_nora/pins_arduino.h"
+_STLINK = "github.com/stlink-org/stlink, config/udev/rules.d"
+_MICROPYTHON = "github.com/micropython/micropython, ports/stm32/mpconfigboard_common.h"
 _ESP_PYLIB = "Espressif's esp-pylib, constants.py"
 _USB_PIDS = "github.com/espressif/usb-pids, allocated-pids.txt"
 _ADAFRUIT_NRF52 = "github.com/adafruit/Adafruit_nRF52_Arduino, boards.txt"
@@ -102,29 +108,11 @@ ROWS = (
     Row(0x067B, 0x2303, BoardKind.BRIDGE, "PL2303", _PL2303),
     Row(0x067B, None, BoardKind.BRIDGE, "Prolific bridge", _PL2303),
     Row(0x303A, 0x1001, BoardKind.USB_JTAG, "USB-Serial/JTAG", _ESP_PYLIB),
-    Row(
-        0x303A,
-        0x1002,
-        BoardKind.BRIDGE,
-        "ESP USB Bridge",
-        "github.com/espressif/esp-usb-bridge, main/Kconfig.projbuild",
-    ),
+    Row(0x303A, 0x1002, BoardKind.BRIDGE, "ESP USB Bridge", _ESP_USB_BRIDGE),
     Row(0x303A, 0x8105, BoardKind.BRIDGE, "MuseLab ESPLink (ESP USB Bridge)", _USB_PIDS),
     # The ROM's bootloader, ESP-IDF's USB console and arduino-esp32 (cores/esp32/USB.cpp) share it.
-    Row(
-        0x303A,
-        0x0002,
-        BoardKind.USB_OTG,
-        "ESP32-S2 USB-OTG",
-        "esptool, loader.py (uses_usb_otg: the product id is the chip's image id)",
-    ),
-    Row(
-        0x303A,
-        0x0009,
-        BoardKind.USB_OTG,
-        "ESP32-S3 USB-OTG",
-        "esptool, loader.py (uses_usb_otg: the product id is the chip's image id)",
-    ),
+    Row(0x303A, 0x0002, BoardKind.USB_OTG, "ESP32-S2 USB-OTG", _ESPTOOL),
+    Row(0x303A, 0x0009, BoardKind.USB_OTG, "ESP32-S3 USB-OTG", _ESPTOOL),
     # TinyUSB of ESP-IDF (esp_tinyusb: 0x4000 and a bit per class) and all products of customers.
     Row(0x303A, None, BoardKind.USB_OTG, "USB device of an Espressif chip", _USB_PIDS),
     *_each(
@@ -132,140 +120,26 @@ ROWS = (
         BoardKind.NRF52,
         "nRF52 board of Adafruit",
         _ADAFRUIT_NRF52,
-        0x0029,
-        0x002A,
-        0x003F,
-        0x0040,
-        0x0045,
-        0x0051,
-        0x0052,
-        0x0071,
-        0x0087,
-        0x0088,
-        0x00D8,
-        0x00DA,
-        0x010B,
-        0x010D,
-        0x8029,
-        0x802A,
-        0x803F,
-        0x8040,
-        0x8045,
-        0x8046,
-        0x8051,
-        0x8052,
-        0x8071,
-        0x8072,
-        0x8087,
-        0x8088,
-        0x80D8,
-        0x80DA,
-        0x810B,
-        0x810C,
-        0x810D,
-        0x810E,
+        """
+        0029 002A 003F 0040 0045 0051 0052 0071 0087 0088 00D8 00DA 010B 010D 8029
+        802A 803F 8040 8045 8046 8051 8052 8071 8072 8087 8088 80D8 80DA 810B 810C
+        810D 810E
+        """,
     ),
     *_each(
         0x239A,
         BoardKind.SAMD,
         "SAMD board of Adafruit",
         _ADAFRUIT_SAMD,
-        0x000B,
-        0x000F,
-        0x0013,
-        0x0015,
-        0x0019,
-        0x001B,
-        0x001C,
-        0x001E,
-        0x0020,
-        0x0021,
-        0x0022,
-        0x0027,
-        0x002B,
-        0x002D,
-        0x002F,
-        0x0030,
-        0x0031,
-        0x0032,
-        0x0033,
-        0x0034,
-        0x0035,
-        0x0037,
-        0x003D,
-        0x0043,
-        0x0047,
-        0x0049,
-        0x00BF,
-        0x00C9,
-        0x00CB,
-        0x00CC,
-        0x00CD,
-        0x00EF,
-        0x00FB,
-        0x00FF,
-        0x0101,
-        0x0103,
-        0x0153,
-        0x0155,
-        0x0157,
-        0x0159,
-        0x800B,
-        0x800F,
-        0x8012,
-        0x8013,
-        0x8018,
-        0x801B,
-        0x801C,
-        0x801E,
-        0x8020,
-        0x8021,
-        0x8022,
-        0x8026,
-        0x8027,
-        0x8028,
-        0x802B,
-        0x802D,
-        0x802F,
-        0x8031,
-        0x8033,
-        0x8034,
-        0x8035,
-        0x8036,
-        0x8037,
-        0x803D,
-        0x803E,
-        0x8043,
-        0x8044,
-        0x8047,
-        0x8048,
-        0x8049,
-        0x804A,
-        0x8053,
-        0x80BF,
-        0x80C0,
-        0x80C9,
-        0x80CA,
-        0x80CB,
-        0x80CD,
-        0x80EF,
-        0x80F0,
-        0x80FB,
-        0x80FC,
-        0x80FF,
-        0x8100,
-        0x8101,
-        0x8102,
-        0x8103,
-        0x8104,
-        0x8153,
-        0x8154,
-        0x8155,
-        0x8156,
-        0x8157,
-        0x8158,
-        0x8159,
-        0x8160,
+        """
+        000B 000F 0013 0015 0019 001B 001C 001E 0020 0021 0022 0027 002B 002D 002F
+        0030 0031 0032 0033 0034 0035 0037 003D 0043 0047 0049 00BF 00C9 00CB 00CC
+        00CD 00EF 00FB 00FF 0101 0103 0153 0155 0157 0159 800B 800F 8012 8013 8018
+        801B 801C 801E 8020 8021 8022 8026 8027 8028 802B 802D 802F 8031 8033 8034
+        8035 8036 8037 803D 803E 8043 8044 8047 8048 8049 804A 8053 80BF 80C0 80C9
+        80CA 80CB 80CD 80EF 80F0 80FB 80FC 80FF 8100 8101 8102 8103 8104 8153 8154
+        8155 8156 8157 8158 8159 8160
+        """,
     ),
     # CircuitPython has the number behind Arduino's.
     *_each(
@@ -273,118 +147,63 @@ ROWS = (
         BoardKind.RP2040,
         "RP2040 board of Adafruit",
         _ARDUINO_PICO,
-        0x80E3,
-        0x80E4,
-        0x80F1,
-        0x80F2,
-        0x80F7,
-        0x80F8,
-        0x80FD,
-        0x80FE,
-        0x8105,
-        0x8106,
-        0x8107,
-        0x8108,
-        0x8109,
-        0x810A,
-        0x8121,
-        0x8122,
-        0x8127,
-        0x8128,
-        0x8129,
-        0x812A,
-        0x812B,
-        0x812C,
-        0x812D,
-        0x812E,
-        0x812F,
-        0x8130,
-        0x8131,
-        0x8132,
-        0x813D,
-        0x813E,
-        0x814D,
-        0x814E,
-        0x814F,
-        0x8150,
-        0x8151,
-        0x8152,
-        0x815D,
-        0x815E,
-        0x816B,
-        0x816C,
-        0x816D,
-        0x816E,
-        0x81E3,
-        0x81E4,
-        0x81F1,
-        0x81F2,
-        0x81F7,
-        0x81F8,
-        0x81FD,
-        0x81FE,
+        """
+        80E3 80E4 80F1 80F2 80F7 80F8 80FD 80FE 8105 8106 8107 8108 8109 810A 8121
+        8122 8127 8128 8129 812A 812B 812C 812D 812E 812F 8130 8131 8132 813D 813E
+        814D 814E 814F 8150 8151 8152 815D 815E 816B 816C 816D 816E 81E3 81E4 81F1
+        81F2 81F7 81F8 81FD 81FE
+        """,
     ),
     Row(0x239A, 0x8011, BoardKind.AVR, "Circuit Playground of Adafruit", _ARDUINO_AVR),
-    Row(
-        0x239A,
-        None,
-        BoardKind.USB_OTG,
-        "Adafruit board with native USB",
-        "arduino-esp32, variants/adafruit_*_esp32s2 and _esp32s3, pins_arduino.h",
-    ),
-    Row(
-        0x2341,
-        0x0070,
-        BoardKind.USB_OTG,
-        "Arduino Nano ESP32",
-        "arduino-esp32, variants/arduino_nano_nora/pins_arduino.h",
-    ),
+    Row(0x239A, None, BoardKind.USB_OTG, "Adafruit board with native USB", _ADAFRUIT_ESP32),
+    Row(0x2341, 0x0070, BoardKind.USB_OTG, "Arduino Nano ESP32", _ARDUINO_ESP32),
     *_each(
         0x2341,
         BoardKind.DTR_RESET,
         "Arduino UNO or Mega",
         _ARDUINO_AVR,
-        *(0x0001, 0x0010, 0x003F, 0x0042, 0x0043, 0x0044),
-        *(0x0062, 0x006A, 0x0210, 0x0242, 0x0243),
+        "0001 0010 003F 0042 0043 0044 0062 006A 0210 0242 0243",
     ),
     *_each(
         0x2A03,  # arduino.org
         BoardKind.DTR_RESET,
         "Arduino UNO or Mega",
         _ARDUINO_AVR,
-        *(0x0001, 0x0010, 0x003F, 0x0042, 0x0043, 0x0044, 0x0057),
+        "0001 0010 003F 0042 0043 0044 0057",
     ),
     *_each(
         0x2341,
         BoardKind.AVR,
         "Arduino Leonardo or Micro",
         _ARDUINO_AVR,
-        *(0x0036, 0x0037, 0x0038, 0x0039, 0x003C, 0x0041, 0x0237),
-        *(0x8036, 0x8037, 0x8038, 0x8039, 0x803C, 0x8041, 0x8237),
+        "0036 0037 0038 0039 003C 0041 0237 8036 8037 8038 8039 803C 8041 8237",
     ),
     *_each(
         0x2A03,
         BoardKind.AVR,
         "Arduino Leonardo or Micro",
         _ARDUINO_AVR,
-        *(0x0036, 0x0037, 0x0038, 0x0039, 0x003C, 0x0040, 0x0041, 0x0050, 0x0056),
-        *(0x8036, 0x8037, 0x8038, 0x8039, 0x803C, 0x8040, 0x8041, 0x8050, 0x8056),
+        """
+        0036 0037 0038 0039 003C 0040 0041 0050 0056 8036 8037 8038 8039 803C 8040
+        8041 8050 8056
+        """,
     ),
     *_each(
         0x2341,
         BoardKind.SAMD,
         "Arduino Zero, MKR or Nano 33 IoT",
         _ARDUINO_SAMD,
-        *(0x004D, 0x004E, 0x004F, 0x0050, 0x0052, 0x0053, 0x0054, 0x0055, 0x0056, 0x0057),
-        *(0x0059, 0x024D, 0x024E, 0x804D, 0x804E, 0x804F, 0x8050, 0x8052, 0x8053, 0x8054),
-        *(0x8055, 0x8056, 0x8057, 0x8059, 0x824D, 0x824E),
+        """
+        004D 004E 004F 0050 0052 0053 0054 0055 0056 0057 0059 024D 024E 804D 804E
+        804F 8050 8052 8053 8054 8055 8056 8057 8059 824D 824E
+        """,
     ),
     *_each(
         0x2341,
         BoardKind.RP2040,
         "Arduino Nano RP2040 Connect",
         _ARDUINO_PICO,
-        *(0x005E, 0x015E, 0x025E, 0x805E),
+        "005E 015E 025E 805E",
     ),
     # Nano 33 BLE, Portenta, UNO R4 and those to come; all take the touch.
     Row(0x2341, None, BoardKind.ARDUINO, "Arduino board with native USB", _ARDUINO_SAMD),
@@ -397,57 +216,51 @@ ROWS = (
         BoardKind.RP2040,
         "RP2040 board of SparkFun",
         _ARDUINO_PICO,
-        *(0x0026, 0x0038, 0x0044, 0x0045, 0x0046, 0x0047),
-        *(0x8026, 0x8038, 0x8044, 0x8045, 0x8046, 0x8047),
+        "0026 0038 0044 0045 0046 0047 8026 8038 8044 8045 8046 8047",
     ),
     *_each(
         0x1B4F,
         BoardKind.AVR,
         "Pro Micro and other AVR boards of SparkFun",
         _SPARKFUN,
-        *(0x2B74, 0x2B75, 0x9203, 0x9204, 0x9205, 0x9206, 0x9207, 0x9208, 0xF100, 0xF101),
+        "2B74 2B75 9203 9204 9205 9206 9207 9208 F100 F101",
     ),
     *_each(
         0x1B4F,
         BoardKind.SAMD,
         "SAMD board of SparkFun",
         _SPARKFUN,
-        *(0x0015, 0x0016, 0x0019, 0x0020, 0x002A, 0x002B, 0x0100, 0x0101, 0x0D21, 0x0D24),
-        *(0x214F, 0x215F, 0x3ABA, 0x8D21, 0x9D0E, 0x9D0F, 0xF015, 0xF016, 0xF019, 0xF020),
+        """
+        0015 0016 0019 0020 002A 002B 0100 0101 0D21 0D24 214F 215F 3ABA 8D21 9D0E
+        9D0F F015 F016 F019 F020
+        """,
     ),
     *_each(
         0x2886,
         BoardKind.SAMD,
         "XIAO SAMD21, Wio Terminal and others of Seeed",
         _SEEED_SAMD,
-        *(0x000B, 0x000C, 0x000E, 0x002A, 0x002C, 0x002D, 0x002F, 0x0031, 0x003F),
-        *(0x800B, 0x800C, 0x800E, 0x802A, 0x802C, 0x802D, 0x802F, 0x8031, 0x803F),
+        """
+        000B 000C 000E 002A 002C 002D 002F 0031 003F 800B 800C 800E 802A 802C 802D
+        802F 8031 803F
+        """,
     ),
     *_each(
         0x2886,
         BoardKind.RP2040,
         "XIAO RP2350 of Seeed",
         _ARDUINO_PICO,
-        0x0050,
-        0x0058,
-        0x8050,
-        0x8058,
+        "0050 0058 8050 8058",
     ),
     Row(0x0483, 0x5740, BoardKind.STM32, "STM32 virtual COM port", _USB_IDS),
     *_each(
         0x0483,
         BoardKind.STM32,
         "ST-LINK",
-        "github.com/stlink-org/stlink, config/udev/rules.d",
-        *(0x374A, 0x374B, 0x374D, 0x374E, 0x374F, 0x3752, 0x3753, 0x3754, 0x3757),
+        _STLINK,
+        "374A 374B 374D 374E 374F 3752 3753 3754 3757",
     ),
-    Row(
-        0xF055,
-        None,
-        BoardKind.STM32,
-        "MicroPython board",
-        "github.com/micropython/micropython, ports/stm32/mpconfigboard_common.h",
-    ),
+    Row(0xF055, None, BoardKind.STM32, "MicroPython board", _MICROPYTHON),
     Row(0x16C0, 0x0483, BoardKind.OTHER, "Teensy", "pjrc.com, 00-teensy.rules"),
     Row(0x1366, None, BoardKind.OTHER, "SEGGER J-Link", _USB_IDS),
     Row(0x0D28, 0x0204, BoardKind.OTHER, "DAPLink (micro:bit and others)", _USB_IDS),
@@ -464,14 +277,14 @@ _ROW_OF = {(row.vendor_id, row.product_id): row for row in reversed(ROWS)}
 
 
 def row_of(usb_ids: UsbIds | None) -> Row | None:
-    """The row that fits, if any."""
+    """Return the row of a device, if any."""
     if usb_ids is None:
         return None
     return _ROW_OF.get(usb_ids) or _ROW_OF.get((usb_ids[0], None))
 
 
 def described(usb_ids: UsbIds | None) -> str:
-    """A device for a person: its ids and what the table calls it."""
+    """Describe a device for a person: its ids and its name in the table."""
     if usb_ids is None:
         return "no USB device"
     row = row_of(usb_ids)
@@ -479,14 +292,14 @@ def described(usb_ids: UsbIds | None) -> str:
 
 
 def kind_of(usb_ids: UsbIds | None) -> BoardKind:
-    """The kind of board; a bridge where nothing is known, which most boards have."""
+    """The kind of board; a bridge, which most boards have, if the ids are unknown."""
     row = row_of(usb_ids)
     return BoardKind.BRIDGE if row is None else row.kind
 
 
 @dataclass(frozen=True, slots=True)
 class _JtagChannel:
-    """A channel of a USB device that is wired to JTAG, although the kernel makes a tty of it.
+    """A channel of a USB device that is wired to JTAG, although the kernel makes a tty for it.
 
     `product` is part of the device's product text; empty fits every device of these ids.
     """

@@ -10,7 +10,7 @@ board that needs another shows nothing of it (`IntentController`): its lines res
 is known, then its own sequence is played with its own times. The meaning is read from a
 `LineController`, which has sorted out by then what a network does to the edges: a reset that ends
 with IO0 low is an entry of the bootloader, any other a restart of the app; but a client that plays
-USB-Serial/JTAG's sequence means the bootloader, whatever its board is.
+USB-Serial/JTAG's sequence means the bootloader on any board.
 
 Pure logic: times are arguments (seconds of any monotonic clock), the line changes to make are
 fetched with `lines_to_set`.
@@ -19,9 +19,7 @@ fetched with `lines_to_set`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from gateway.protocol.reset import (
     BOTH,
@@ -55,7 +53,7 @@ _HELD_EDGES = frozenset({(RESET, BOTH), (BOTH, RESET)})
 
 #: What Espressif's tools send for a hard reset straight after open, when both lines are on: each
 #: RTS command with the DTR in force behind it (esp_pylib.serial_reset.set_rts). No other client
-#: says RTS on again, and nobody wants IO0 low at the end of it.
+#: says RTS on again, and IO0 low is not meant at the end of it.
 _HARD_RESET_WITH_DTR_ON = [("rts", True), ("dtr", True), ("rts", False), ("dtr", True)]
 
 #: Both lines off and on again, one after the other: how PlatformIO (`pio test`) and scripts for
@@ -101,12 +99,12 @@ class LineController:
         return bool(self._steps)
 
     def lines_to_set(self) -> list[Lines]:
-        """The states to put on the wire now, in order, each with one TIOCMSET."""
+        """Return the states to put on the wire now, in order, each with one TIOCMSET."""
         out, self._out = self._out, []
         return out
 
     def resets(self) -> list[Starts]:
-        """What the board has been told to start since the last call."""
+        """Return what the board has been made to start since the last call."""
         resets, self._resets = self._resets, []
         return resets
 
@@ -150,7 +148,7 @@ class LineController:
 
         One step from every state, so that no board is reset by a disconnect; only a client that
         left between EN's release and the end of its bootloader entry has the board reset, for
-        it would stay in the bootloader with nobody to talk to. An entry that the client has
+        it would stay in the bootloader, unused. An entry that the client has
         sent to its end is carried out: another client may be meant to find the bootloader.
         """
         self._held_until = None
@@ -186,7 +184,7 @@ class LineController:
         self._advance(now)
 
     def board_away(self, now: float) -> None:
-        """The board has left the bus; what has been asked for goes on, unseen."""
+        """The board has left the bus; what was requested goes on, unseen."""
 
     def _play(self, now: float, *states: Lines) -> None:
         self._held_until = None
@@ -234,7 +232,7 @@ class LineController:
         self._since_both += [("dtr", dtr)] if dtr is not None else []
         if self._since_both == _HARD_RESET_WITH_DTR_ON and self.wanted == STRAP:
             self._steps.extend((RESET, IDLE, STRAP))
-        del self._since_both[len(_HARD_RESET_WITH_DTR_ON) + 1 :]  # it can't match any more
+        del self._since_both[len(_HARD_RESET_WITH_DTR_ON) + 1 :]  # it can no longer match
 
     def _look_for_toggle(self, now: float, *, dtr: bool | None, rts: bool | None) -> None:
         """Reset the board where a client takes both lines off and on again without a pause.
@@ -276,153 +274,6 @@ class _Step:
     what: Lines | Baudrate | None
 
 
-class Wire:
-    """The lines as the board sees them, and what is still to be played on them.
-
-    A step that is done late makes the next as late: a pause is never shorter than it should be.
-    """
-
-    def __init__(self, rest: Lines) -> None:
-        self.lines = rest
-        self.rest = rest
-        self._plan: deque[_Step] = deque()
-        self._last_done_at = float("-inf")
-        self._out: list[Lines | Baudrate] = []
-        self._resets: list[Starts] = []
-        self._baud_changed = False
-
-    @property
-    def is_playing(self) -> bool:
-        """True until the last step has been done and its pause is over."""
-        return bool(self._plan)
-
-    @property
-    def next_time(self) -> float | None:
-        """When the next step is to be done, None if none is left."""
-        return self._last_done_at + self._plan[0].pause_s if self._plan else None
-
-    def take(self) -> list[Lines | Baudrate]:
-        """What to do now, in order."""
-        out, self._out = self._out, []
-        return out
-
-    def tell(self, starts: Starts) -> None:
-        """The board is being told to start this."""
-        self._resets.append(starts)
-
-    def take_resets(self) -> list[Starts]:
-        """What the board has been told to start since the last call."""
-        resets, self._resets = self._resets, []
-        return resets
-
-    def show(self, lines: Lines) -> None:
-        """Put a state on the lines, now."""
-        if lines != self.lines:
-            self._do(lines)
-
-    def play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
-        """Play a sequence from the rest state, behind what is being played."""
-        self.tell(starts)
-        if not self._plan:
-            self.show(self.rest)
-            self._last_done_at = now
-        at_s = 0.0
-        for step in sequence.timed(self.rest, self.rest):
-            self._plan.append(_Step(step.after_s - at_s, step.what))
-            at_s = step.after_s
-        if sequence.duration_s > at_s:
-            self._plan.append(_Step(sequence.duration_s - at_s, None))
-        self.advance(now)
-
-    def wait(self, seconds: float, now: float) -> None:
-        """Do nothing for so long, behind what is being played."""
-        if not self._plan:
-            self._last_done_at = now
-        self._plan.append(_Step(seconds, None))
-
-    def stop(self) -> None:
-        """Break off what is being played: lines at rest, baud rate as before."""
-        self._plan.clear()
-        self.show(self.rest)
-        if self._baud_changed:
-            self._do(Baudrate(None))
-
-    def board_away(self) -> None:
-        """What was being played has reached its end, or nobody."""
-        self._plan.clear()
-        self.lines = self.rest  # which it will be when the board is back
-        if self._baud_changed:
-            self._do(Baudrate(None))
-
-    def advance(self, now: float) -> None:
-        """Do the steps whose time has come."""
-        while (time := self.next_time) is not None and now >= time:
-            step = self._plan.popleft()
-            self._last_done_at = now
-            if step.what is not None:
-                self._do(step.what)
-
-    def _do(self, what: Lines | Baudrate) -> None:
-        if isinstance(what, Lines):
-            self.lines = what
-        else:
-            self._baud_changed = what.bps is not None
-        self._out.append(what)
-
-
-class Controller(Protocol):
-    """What plays a board's lines; `reset.LineController` says what each member means."""
-
-    @property
-    def wanted(self) -> Lines:
-        """The client's target: what it is told."""
-
-    @property
-    def applied(self) -> Lines:
-        """The state that the wire has been given."""
-
-    @property
-    def busy(self) -> bool:
-        """True while the client's further bytes and commands have to wait."""
-
-    def lines_to_set(self) -> Sequence[Lines | Baudrate]:
-        """What to do on the wire now, in order."""
-
-    def resets(self) -> Sequence[Starts]:
-        """What the board has been told to start since the last call."""
-
-    def next_deadline(self) -> float | None:
-        """When `handle_timer` wants to be called, if at all."""
-
-    def request(
-        self,
-        now: float,
-        *,
-        dtr: bool | None = None,
-        rts: bool | None = None,
-        at_1200: bool = False,
-    ) -> None:
-        """The client sets one line or both; `at_1200` if 1200 baud is what it has set."""
-
-    def forget_commands(self) -> None:
-        """Another client sends the next command."""
-
-    def release(self, now: float, *, at_1200: bool = False) -> None:
-        """The client has left; `at_1200` if DTR goes off at 1200 baud by that."""
-
-    def enter_bootloader(self, now: float) -> None:
-        """Reset the board into its bootloader."""
-
-    def reset(self, now: float) -> None:
-        """Reset the board into its app."""
-
-    def handle_timer(self, now: float) -> None:
-        """A deadline has passed."""
-
-    def board_away(self, now: float) -> None:
-        """The board has left the bus, its client stays."""
-
-
 #: What a client that plays USB-Serial/JTAG's own sequence goes through, once it is recognised.
 _USB_JTAG_PATH = frozenset({(STRAP, BOTH), (BOTH, RESET), (RESET, IDLE)})
 
@@ -430,7 +281,7 @@ _USB_JTAG_PATH = frozenset({(STRAP, BOTH), (BOTH, RESET), (RESET, IDLE)})
 #: that has made it leave. Tries of esptool are 2.3 s apart over a network; a board on USB-OTG
 #: needs up to 2.5 s to come back, and each reset sends it away again.
 _RETRY_S = 3.0
-#: A board leaves the bus this soon after it has been told to, or for another reason.
+#: A board that leaves the bus later than this after a reset leaves for another reason.
 _LEAVES_WITHIN_S = 2.0
 
 #: How long DTR and the baud rate stay as they are after a touch. Arduino cores wait for 250 ms
@@ -438,34 +289,115 @@ _LEAVES_WITHIN_S = 2.0
 AFTER_TOUCH_S = 0.35
 
 
-def controller_for(strategy: ResetStrategy, hold_s: float = DEFAULT_HOLD_S) -> Controller:
-    """What plays this strategy; edges are held back for `hold_s` at most."""
-    match strategy.method:
-        case Method.CIRCUIT:
-            return LineController(hold_s)
-        case Method.INTENT:
-            return IntentController(strategy, hold_s)
-        case Method.AS_THEY_COME:
-            return PassThrough(strategy)
+class _SequencePlayer:
+    """The lines as a board sees them, and the sequence that is being played on them.
 
-
-def controller_of_returned(
-    before: Controller, strategy: ResetStrategy, hold_s: float, now: float
-) -> Controller:
-    """What plays on when a board is back on the bus, its lines at rest.
-
-    The same device may have come back as another, its bootloader as USB-Serial/JTAG for instance.
+    Members are those of `LineController`; `busy` is also True while a sequence is played. A step
+    that is done late makes the next as late: a pause is never shorter than it should be.
     """
-    if isinstance(before, IntentController) and strategy.method is Method.INTENT:
-        before.board_back(strategy, now)
-        return before
-    controller = controller_for(strategy, hold_s)
-    if before.wanted == BOTH:  # the one state of a client that says nothing to a board
-        controller.request(now, dtr=True, rts=True)
-    return controller
+
+    def __init__(self, strategy: ResetStrategy) -> None:
+        self._adopt(strategy)
+
+    def _adopt(self, strategy: ResetStrategy) -> None:
+        self._strategy = strategy
+        self.applied = strategy.rest
+        self._plan: deque[_Step] = deque()
+        self._last_done_at = float("-inf")
+        self._out: list[Lines | Baudrate] = []
+        self._resets: list[Starts] = []
+        self._baud_changed = False
+
+    def lines_to_set(self) -> list[Lines | Baudrate]:
+        """Return what to do on the wire now, in order."""
+        out, self._out = self._out, []
+        return out
+
+    def resets(self) -> list[Starts]:
+        """Return what the board has been made to start since the last call."""
+        resets, self._resets = self._resets, []
+        return resets
+
+    def enter_bootloader(self, now: float) -> None:
+        """Reset the board into its bootloader, at the gateway's own request.
+
+        The client's lines are off (`PassThrough`: at rest) afterwards, whatever was under way.
+        """
+        self._play_own(self._strategy.bootloader, Starts.BOOTLOADER, now)
+
+    def reset(self, now: float) -> None:
+        """Reset the board into its app; otherwise as `enter_bootloader`."""
+        self._play_own(self._strategy.hard, Starts.APP, now)
+
+    def _play_own(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
+        raise NotImplementedError
+
+    @property
+    def _is_playing(self) -> bool:
+        """True until the last step has been done and its pause is over."""
+        return bool(self._plan)
+
+    @property
+    def _next_time(self) -> float | None:
+        return self._last_done_at + self._plan[0].pause_s if self._plan else None
+
+    def _show(self, lines: Lines) -> None:
+        """Put a state on the lines, now."""
+        if lines != self.applied:
+            self._do(lines)
+
+    def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
+        """Play a sequence from the rest state, behind what is being played."""
+        rest = self._strategy.rest
+        self._resets.append(starts)
+        if not self._plan:
+            self._show(rest)
+            self._last_done_at = now
+        at_s = 0.0
+        for step in sequence.timed(rest, rest):
+            self._plan.append(_Step(step.after_s - at_s, step.what))
+            at_s = step.after_s
+        if sequence.duration_s > at_s:
+            self._plan.append(_Step(sequence.duration_s - at_s, None))
+        self._advance(now)
+
+    def _wait(self, seconds: float, now: float) -> None:
+        """Do nothing for so long, behind what is being played."""
+        if not self._plan:
+            self._last_done_at = now
+        self._plan.append(_Step(seconds, None))
+
+    def _stop(self) -> None:
+        """Break off what is being played: lines at rest, baud rate as before."""
+        self._plan.clear()
+        self._show(self._strategy.rest)
+        if self._baud_changed:
+            self._do(Baudrate(None))
+
+    def _drop_plan(self) -> None:
+        """The board has gone, with what was being played; it comes back with its lines at rest."""
+        self._plan.clear()
+        self.applied = self._strategy.rest
+        if self._baud_changed:
+            self._do(Baudrate(None))
+
+    def _advance(self, now: float) -> None:
+        """Do the steps whose time has come."""
+        while (time := self._next_time) is not None and now >= time:
+            step = self._plan.popleft()
+            self._last_done_at = now
+            if step.what is not None:
+                self._do(step.what)
+
+    def _do(self, what: Lines | Baudrate) -> None:
+        if isinstance(what, Lines):
+            self.applied = what
+        else:
+            self._baud_changed = what.bps is not None
+        self._out.append(what)
 
 
-class IntentController:
+class IntentController(_SequencePlayer):
     """Understands a client that plays the classic sequence; the board gets its own.
 
     `wanted` is the client's target, `applied` the wire's state. While a sequence is played it is
@@ -474,15 +406,14 @@ class IntentController:
     """
 
     def __init__(self, strategy: ResetStrategy, hold_s: float = DEFAULT_HOLD_S) -> None:
-        self._strategy = strategy
+        super().__init__(strategy)
         self._hold_s = hold_s
         self._circuit = LineController(hold_s)
         self._understood = IDLE  # the last state of the circuit that has been looked at,
         self._before_that = IDLE  # and the one before it
-        self._wire = Wire(strategy.rest)
         self._follows = False  # the client plays the board's own sequence
         self._plays_usb_jtag = False  # the client takes the board for USB-Serial/JTAG
-        self._abandoned = False  # the reset that the client is in has nobody left to end it
+        self._abandoned = False  # no client is left to end the reset under way
         self._last_entry = float("-inf")  # when the board was last sent into its bootloader
         self._is_retry_until = float("-inf")  # an entry until then is the last one again
 
@@ -492,26 +423,13 @@ class IntentController:
         return self._circuit.wanted
 
     @property
-    def applied(self) -> Lines:
-        """The state that the wire has been given."""
-        return self._wire.lines
-
-    @property
     def busy(self) -> bool:
         """True while a sequence is played or a state of the client waits for its time."""
-        return self._circuit.busy or self._wire.is_playing
-
-    def lines_to_set(self) -> Sequence[Lines | Baudrate]:
-        """What to do on the wire now, in order."""
-        return self._wire.take()
-
-    def resets(self) -> Sequence[Starts]:
-        """What the board has been told to start since the last call."""
-        return self._wire.take_resets()
+        return self._circuit.busy or self._is_playing
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if at all."""
-        times = (self._circuit.next_deadline(), self._wire.next_time)
+        times = (self._circuit.next_deadline(), self._next_time)
         return min((time for time in times if time is not None), default=None)
 
     def request(
@@ -533,17 +451,17 @@ class IntentController:
             self._follows = self._strategy.follows_usb_jtag
             self._plays_usb_jtag = not self._follows
             if self._follows:
-                self._wire.show(STRAP)
+                self._show(STRAP)
 
     def forget_commands(self) -> None:
-        """Another client sends the next command: it continues nothing of what was sent before."""
+        """Another client sends the next command."""
         self._circuit.forget_commands()
 
     def release(self, now: float, *, at_1200: bool = False) -> None:
         """The client has left: its board runs its app, or the bootloader that it has asked for.
 
         A reset or an entry that the client has sent to its end is carried out; a client that
-        left in the middle of an entry has its board restarted, and no other client has. A client
+        left in the middle of an entry has its board restarted, other clients have not. A client
         that leaves at 1200 baud with DTR on has touched the board, as by closing a local port.
         """
         is_complete = self._circuit.is_finishing
@@ -551,41 +469,29 @@ class IntentController:
         if self._takes_touch(at_1200=at_1200) and not is_complete and not in_entry:
             self._touch(now, IDLE)
             return
-        was_followed_into_reset = self._follows and self._wire.lines == RESET
+        was_followed_into_reset = self._follows and self.applied == RESET
         if not is_complete:
             self._abandoned = self._understood == RESET
             if in_entry or self._follows:
-                self._wire.stop()
+                self._stop()
             self._follows = False
         self._circuit.release(now)
         self._understand(now)
         if was_followed_into_reset and not is_complete:
-            self._wire.play(self._strategy.hard, Starts.APP, now)
-
-    def enter_bootloader(self, now: float) -> None:
-        """Reset the board into its bootloader, asked for by the gateway and not by a client.
-
-        The client's lines are off afterwards, whatever they were and whatever was under way.
-        """
-        self._last_entry = now
-        self._play(self._strategy.bootloader, Starts.BOOTLOADER, now)
-
-    def reset(self, now: float) -> None:
-        """Reset the board into its app; otherwise as `enter_bootloader`."""
-        self._play(self._strategy.hard, Starts.APP, now)
+            self._play(self._strategy.hard, Starts.APP, now)
 
     def handle_timer(self, now: float) -> None:
         """A deadline has passed."""
-        self._wire.advance(now)
+        self._advance(now)
         self._circuit.handle_timer(now)
         self._understand(now)
 
     def board_away(self, now: float) -> None:
         """The board has left the bus, its client stays: nothing more is played to it.
 
-        A client that tries its bootloader again, for the board needs its time, gets none of that.
+        An entry that the client tries again while the board comes back is not played again.
         """
-        self._wire.board_away()
+        self._drop_plan()
         self._follows = False
         self._abandoned = self._understood == RESET
         takes_s = self._strategy.bootloader.duration_s + _LEAVES_WITHIN_S
@@ -594,14 +500,15 @@ class IntentController:
 
     def board_back(self, strategy: ResetStrategy, now: float) -> None:
         """The board is on the bus again, its lines at rest."""
-        self._strategy = strategy
-        self._wire = Wire(strategy.rest)
+        self._adopt(strategy)
         self._is_retry_until = min(self._is_retry_until, now + _RETRY_S)
 
-    def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
+    def _play_own(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
+        if starts is Starts.BOOTLOADER:
+            self._last_entry = now
         self._forget_client()
-        self._wire.stop()
-        self._wire.play(sequence, starts, now)
+        self._stop()
+        self._play(sequence, starts, now)
 
     def _forget_client(self) -> None:
         self._circuit = LineController(self._hold_s)
@@ -617,22 +524,22 @@ class IntentController:
         self._forget_client()
         self._circuit.wanted = wanted
         self._last_entry = now
-        self._wire.play(TOUCH_1200, Starts.BOOTLOADER, now)
+        self._play(TOUCH_1200, Starts.BOOTLOADER, now)
 
     def _understand(self, now: float) -> None:
         for lines in self._circuit.lines_to_set():
             before, self._understood = self._understood, lines
             self._before_that = before
             if self._follows:
-                self._wire.show(lines)
+                self._show(lines)
                 if lines == RESET:
-                    self._wire.tell(Starts.BOOTLOADER)
+                    self._resets.append(Starts.BOOTLOADER)
                 self._follows = lines != IDLE
             elif before == RESET and not self._abandoned:
                 if lines == STRAP or self._plays_usb_jtag:
                     self._enter(now)
                 else:
-                    self._wire.play(self._strategy.hard, Starts.APP, now)
+                    self._play(self._strategy.hard, Starts.APP, now)
             self._abandoned = self._abandoned and lines == RESET
             goes_on = (before, lines) in _USB_JTAG_PATH and lines != IDLE
             self._plays_usb_jtag = self._plays_usb_jtag and goes_on
@@ -640,7 +547,7 @@ class IntentController:
     def _enter(self, now: float) -> None:
         if now > self._is_retry_until:
             self._last_entry = now
-            self._wire.play(self._strategy.bootloader, Starts.BOOTLOADER, now)
+            self._play(self._strategy.bootloader, Starts.BOOTLOADER, now)
         elif self._is_retry_until < float("inf"):
             self._is_retry_until = float("-inf")  # a second one is meant
 
@@ -648,7 +555,7 @@ class IntentController:
         """Whether this command shows that the client knows what board it has.
 
         `DTR on` from idle is the first half of pyserial's open() as well, but then `RTS on`
-        follows. Only who means the state says `RTS off` when it is off already.
+        follows. Only a client that means the state sends `RTS off` when it is off already.
         """
         if rts is not False:
             return False
@@ -656,7 +563,7 @@ class IntentController:
         return is_strap_from_idle and (before == STRAP or dtr is True)
 
 
-class PassThrough:
+class PassThrough(_SequencePlayer):
     """The client's lines as they come, one step on the wire for each command.
 
     They go back to rest, in one step, when the client has left. The gateway's own resets are the
@@ -664,31 +571,17 @@ class PassThrough:
     """
 
     def __init__(self, strategy: ResetStrategy) -> None:
+        super().__init__(strategy)
         self.wanted = strategy.rest
-        self._strategy = strategy
-        self._wire = Wire(strategy.rest)
-
-    @property
-    def applied(self) -> Lines:
-        """The state that the wire has been given."""
-        return self._wire.lines
 
     @property
     def busy(self) -> bool:
         """True while a reset of the gateway's own or a touch is played."""
-        return self._wire.is_playing
-
-    def lines_to_set(self) -> Sequence[Lines | Baudrate]:
-        """What to do on the wire now, in order."""
-        return self._wire.take()
-
-    def resets(self) -> Sequence[Starts]:
-        """What the board has been told to start since the last call."""
-        return self._wire.take_resets()
+        return self._is_playing
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called, if at all."""
-        return self._wire.next_time
+        return self._next_time
 
     def request(
         self,
@@ -707,16 +600,16 @@ class PassThrough:
         self.wanted = Lines(
             dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
         )
-        if self._wire.is_playing:
+        if self._is_playing:
             return
-        if self._strategy.has_circuit and self._wire.lines == RESET != self.wanted:
+        if self._strategy.has_circuit and self.applied == RESET != self.wanted:
             enters = self.wanted == STRAP
-            self._wire.tell(Starts.BOOTLOADER if enters else Starts.APP)
-        is_touch = at_1200 and self._wire.lines.dtr and not self.wanted.dtr
-        self._wire.show(self.wanted)
+            self._resets.append(Starts.BOOTLOADER if enters else Starts.APP)
+        is_touch = at_1200 and self.applied.dtr and not self.wanted.dtr
+        self._show(self.wanted)
         if is_touch:
-            self._wire.tell(Starts.BOOTLOADER)
-            self._wire.wait(AFTER_TOUCH_S, now)
+            self._resets.append(Starts.BOOTLOADER)
+            self._wait(AFTER_TOUCH_S, now)
 
     def forget_commands(self) -> None:
         """Another client sends the next command: each passes by itself."""
@@ -727,35 +620,57 @@ class PassThrough:
         At 1200 baud with DTR on this is a touch, as closing a local port is.
         """
         self.wanted = self._strategy.rest
-        if self._wire.is_playing:
+        if self._is_playing:
             return
-        if at_1200 and self._wire.lines.dtr:
-            self._wire.tell(Starts.BOOTLOADER)
-            self._wire.show(IDLE)
-            self._wire.wait(AFTER_TOUCH_S, now)
+        if at_1200 and self.applied.dtr:
+            self._resets.append(Starts.BOOTLOADER)
+            self._show(IDLE)
+            self._wait(AFTER_TOUCH_S, now)
         else:
-            self._wire.show(self.wanted)
-
-    def enter_bootloader(self, now: float) -> None:
-        """Reset the board into its bootloader; lines are at rest afterwards."""
-        self._play(self._strategy.bootloader, Starts.BOOTLOADER, now)
-
-    def reset(self, now: float) -> None:
-        """Reset the board into its app; lines are at rest afterwards."""
-        self._play(self._strategy.hard, Starts.APP, now)
+            self._show(self.wanted)
 
     def handle_timer(self, now: float) -> None:
         """A deadline has passed."""
-        self._wire.advance(now)
-        if not self._wire.is_playing:
-            self._wire.show(self.wanted)
+        self._advance(now)
+        if not self._is_playing:
+            self._show(self.wanted)
 
     def board_away(self, now: float) -> None:  # noqa: ARG002
         """The board has left the bus: nothing more is played to it."""
-        self._wire.board_away()
+        self._drop_plan()
 
-    def _play(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
+    def _play_own(self, sequence: ResetSequence, starts: Starts, now: float) -> None:
         self.wanted = self._strategy.rest
-        self._wire.stop()
+        self._stop()
         if sequence.steps:
-            self._wire.play(sequence, starts, now)
+            self._play(sequence, starts, now)
+
+
+Controller = LineController | IntentController | PassThrough
+
+
+def controller_for(strategy: ResetStrategy, hold_s: float = DEFAULT_HOLD_S) -> Controller:
+    """Return what plays this strategy; edges are held back for `hold_s` at most."""
+    match strategy.method:
+        case Method.CIRCUIT:
+            return LineController(hold_s)
+        case Method.INTENT:
+            return IntentController(strategy, hold_s)
+        case Method.AS_THEY_COME:
+            return PassThrough(strategy)
+
+
+def controller_of_returned(
+    before: Controller, strategy: ResetStrategy, hold_s: float, now: float
+) -> Controller:
+    """Return what plays on when a board is back on the bus, its lines at rest.
+
+    The same device may have come back as another, its bootloader as USB-Serial/JTAG for instance.
+    """
+    if isinstance(before, IntentController) and strategy.method is Method.INTENT:
+        before.board_back(strategy, now)
+        return before
+    controller = controller_for(strategy, hold_s)
+    if before.wanted == BOTH:  # a client that waits: neither resets nor straps
+        controller.request(now, dtr=True, rts=True)
+    return controller

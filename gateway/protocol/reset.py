@@ -108,10 +108,10 @@ class ResetSequence:
         return sum(step.seconds for step in self.steps if isinstance(step, _Pause))
 
     def timed(self, before: Lines, rest: Lines) -> list[Timed]:
-        """What to do when, the lines being `before` at the start and `rest` at the end.
+        """Return what to do when, the lines being `before` at the start and `rest` at the end.
 
-        Each entry is one step on the wire; what changes nothing is left out. A baud rate that
-        the sequence has set is undone at its end.
+        Each entry is one step on the wire; steps that change nothing are left out. A baud rate
+        that the sequence has set is undone at its end.
         """
         plan: list[Timed] = []
         lines, after_s, baud_changed = before, 0.0, False
@@ -135,9 +135,9 @@ class ResetSequence:
 
 
 def parse_sequence(text: str) -> ResetSequence:
-    """Read the notation; ValueError says in one line what is wrong with it.
+    """Read the notation; raises ValueError with one line.
 
-    As esptool does, letters of either case, blanks around steps and empty steps are taken.
+    As esptool does, accepts letters of either case, blanks around steps and empty steps.
     """
     tokens = [token for part in text.split("|") if (token := "".join(part.split()).upper())]
     if not tokens:
@@ -171,7 +171,7 @@ def _step(token: str) -> _Change | _Pause | Baudrate:
     raise ValueError(f"{shown!r} is no step: D0 D1 R0 R1 U1,0 W0.1 B1200 are")
 
 
-# Each is what its source plays, written down anew; the states in the remarks are (DTR, RTS).
+# What each source plays, in this notation; the states in the comments are (DTR, RTS).
 
 #: Boards with the two-transistor circuit. esp_pylib.serial_reset.classic_bootloader_reset, which
 #: esptool plays on Windows and over the network.
@@ -212,18 +212,18 @@ HARD_USB = parse_sequence("U0,1|W0.2|U0,0")
 
 
 class Reset(Enum):
-    """What the operator may choose by name for a board's bootloader."""
+    """The operator's choice by name for entering a board's bootloader."""
 
     AUTO = "auto"  # by the device's USB ids
     CLASSIC = "classic"  # the two-transistor circuit
     USB_JTAG = "usb-jtag"  # USB-Serial/JTAG
     USB_OTG = "usb-otg"  # USB-OTG, whatever firmware runs
-    TOUCH_1200 = "touch-1200"  # USB-OTG, firmware that knows nothing but the 1200 baud touch
+    TOUCH_1200 = "touch-1200"  # USB-OTG, firmware that knows only the 1200 baud touch
     NONE = "none"  # the client's lines as they come; boards known not to be ESPs have it by `auto`
 
 
 class HardReset(Enum):
-    """What the operator may choose by name for restarting a board's app."""
+    """The operator's choice by name for restarting a board's app."""
 
     AUTO = "auto"  # what goes with `reset`
     CLASSIC = "classic"
@@ -231,7 +231,7 @@ class HardReset(Enum):
 
 
 class Method(Enum):
-    """What becomes of the client's lines."""
+    """How the client's lines are passed to the board."""
 
     CIRCUIT = "circuit"  # they are the board's, but for the edges that a network breaks
     INTENT = "intent"  # they are understood, and the board gets its own sequence
@@ -284,8 +284,8 @@ AUTO_REST = LinesAtRest()
 class ResetChoice:
     """The operator's keys of these names.
 
-    `hold_s` is how long an edge of DTR or RTS may be held back (`reset.DEFAULT_HOLD_S`). A `rest`
-    that does not suit the board is not used.
+    `hold_s` is how long an edge of DTR or RTS may be held back. A `rest` that does not suit the
+    board is ignored.
     """
 
     reset: Reset | ResetSequence = Reset.AUTO
@@ -294,7 +294,7 @@ class ResetChoice:
     rest: LinesAtRest = AUTO_REST
 
     def strategy(self, usb_ids: UsbIds | None) -> ResetStrategy:
-        """The strategy for a device with these USB ids; None: they are not known."""
+        """Return the strategy for a device with these USB ids, None if they are unknown."""
         strategy = self._by_reset(usb_ids)
         match self.hard_reset:
             case HardReset.AUTO:
@@ -340,22 +340,8 @@ _FLOW_CONTROL = ResetStrategy(
 _USB_JTAG = ResetStrategy("usb-jtag", Method.INTENT, USB_JTAG, HARD_USB, follows_usb_jtag=True)
 # Both lines on at rest: the kernel raises them at open, and ESP-IDF's console restarts when RTS
 # goes off (usb_console.c). TinyUSB firmware sends nothing while DTR is off.
-_USB_OTG = ResetStrategy(
-    "usb-otg",
-    Method.INTENT,
-    USB_OTG,
-    HARD_USB,
-    rest=BOTH,
-    takes_touch=True,
-)
-_TOUCH_1200 = ResetStrategy(
-    "touch-1200",
-    Method.INTENT,
-    TOUCH_1200,
-    HARD_USB,
-    rest=BOTH,
-    takes_touch=True,
-)
+_USB_OTG = ResetStrategy("usb-otg", Method.INTENT, USB_OTG, HARD_USB, rest=BOTH, takes_touch=True)
+_TOUCH_1200 = replace(_USB_OTG, name="touch-1200", bootloader=TOUCH_1200)
 _CUSTOM = ResetStrategy("custom", Method.INTENT, CLASSIC, HARD)
 _NONE = ResetStrategy("none", Method.AS_THEY_COME, CLASSIC_TIGHT, HARD, takes_touch=True)
 
@@ -370,35 +356,18 @@ _NATIVE_USB = ResetStrategy(
     takes_touch=True,
     has_circuit=False,
 )
-_COM_PORT = ResetStrategy(
-    "none, no reset",
-    Method.AS_THEY_COME,
-    NOTHING,
-    NOTHING,
-    rest=BOTH,
-    takes_touch=True,
-    has_circuit=False,
-)
+_COM_PORT = replace(_NATIVE_USB, name="none, no reset", bootloader=NOTHING)
 # Off at rest, so that a client that raises DTR at open resets the board, as at a local port.
-_DTR_RESET = ResetStrategy(
-    "none, reset by DTR",
-    Method.AS_THEY_COME,
-    DTR_PULSE,
-    DTR_PULSE,
-    takes_touch=True,
-    has_circuit=False,
+_DTR_RESET = replace(
+    _NATIVE_USB, name="none, reset by DTR", bootloader=DTR_PULSE, hard=DTR_PULSE, rest=IDLE
 )
 
 _OF_KIND = {
+    **dict.fromkeys(BoardKind, _NATIVE_USB),
     BoardKind.BRIDGE: _CLASSIC,
     BoardKind.FLOW_CONTROL_BRIDGE: _FLOW_CONTROL,
     BoardKind.USB_JTAG: _USB_JTAG,
     BoardKind.USB_OTG: _USB_OTG,
-    BoardKind.RP2040: _NATIVE_USB,
-    BoardKind.NRF52: _NATIVE_USB,
-    BoardKind.SAMD: _NATIVE_USB,
-    BoardKind.AVR: _NATIVE_USB,
-    BoardKind.ARDUINO: _NATIVE_USB,
     BoardKind.STM32: _COM_PORT,
     BoardKind.DTR_RESET: _DTR_RESET,
     BoardKind.OTHER: _COM_PORT,

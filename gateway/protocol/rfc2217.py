@@ -145,14 +145,14 @@ class FlowcontrolResume:
 
 @dataclass(frozen=True, slots=True)
 class SetLinestateMask:
-    """SET-LINESTATE-MASK; which `Linestate` bits the client is told of."""
+    """SET-LINESTATE-MASK; the `Linestate` bits of which the client is notified."""
 
     mask: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetModemstateMask:
-    """SET-MODEMSTATE-MASK; which `Modemstate` bits the client is told of."""
+    """SET-MODEMSTATE-MASK; the `Modemstate` bits of which the client is notified."""
 
     mask: int
 
@@ -210,8 +210,8 @@ _CODES: dict[object, int] = {
 def decode(payload: bytes, *, from_server: bool = False) -> Command | Malformed:
     """Read what stands between `IAC SB COM-PORT-OPTION` and `IAC SE`, IACs already un-doubled.
 
-    `from_server` says whose codes are expected. The other side's are malformed:
-    an access server that took them would answer another one's answers for ever. A client that
+    `from_server` chooses the codes that are expected. The other side's are malformed: two access
+    servers that accepted them would answer each other's answers indefinitely. A client that
     asks for a state (NOTIFY-LINESTATE, NOTIFY-MODEMSTATE) may leave its octet out: pyserial does.
     Octets behind a fixed-length value are ignored, as RFC 2217 servers in the field do.
     """

@@ -1,8 +1,4 @@
-"""How the bytes of a serial line are framed and paced, in pyserial's words.
-
-Pure data: the YAML writes these words, RFC 2217 codes are translated from and to them, and only
-tty/serial_tty.py turns them into termios flags.
-"""
+"""How the bytes of a serial line are framed and paced, in pyserial's words and RFC 2217's codes."""
 
 from __future__ import annotations
 
@@ -21,10 +17,7 @@ class Parity(Enum):
 
 
 class StopBits(Enum):
-    """How long the line rests after each character, in bits.
-
-    Strings as in the YAML: a float as an enum value would invite comparisons by arithmetic.
-    """
+    """How long the line rests after each character, in bits; strings as in the YAML."""
 
     ONE = "1"
     ONE_POINT_FIVE = "1.5"
@@ -32,19 +25,25 @@ class StopBits(Enum):
 
 
 class FlowControl(Enum):
-    """Who may stop the sender; one word, since using both at once makes no sense."""
+    """How the receiver stops the sender: one way at a time."""
 
     NONE = "none"
     RTSCTS = "rtscts"
     XONXOFF = "xonxoff"
 
 
+# Codes of SET-PARITY, SET-STOPSIZE and SET-CONTROL (RFC 2217 section 3).
+PARITIES = {1: Parity.NONE, 2: Parity.ODD, 3: Parity.EVEN, 4: Parity.MARK, 5: Parity.SPACE}
+STOPSIZES = {1: StopBits.ONE, 2: StopBits.TWO, 3: StopBits.ONE_POINT_FIVE}
+FLOWS = {1: FlowControl.NONE, 2: FlowControl.XONXOFF, 3: FlowControl.RTSCTS}
+PARITY_CODES = {parity: code for code, parity in PARITIES.items()}
+STOPSIZE_CODES = {stopbits: code for code, stopbits in STOPSIZES.items()}
+FLOW_CODES = {flow: code for code, flow in FLOWS.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class SerialSettings:
-    """The settings of one serial line; the defaults are what an ESP's boot log is read with.
-
-    Values are not checked here: the configuration and the RFC 2217 decoder each know who to tell.
-    """
+    """The settings of one serial line; the defaults suit an ESP's boot log. Not checked."""
 
     baudrate: int = 115200
     bytesize: int = 8

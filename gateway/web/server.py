@@ -16,8 +16,8 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from gateway.config.checks import TokenFileError, read_token
 from gateway.config.document import Address, ConnectionLimits, HttpConfig
-from gateway.config.http import TokenFileError, read_token
 from gateway.net.acceptor import Acceptor
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext, TlsContexts, TlsFileError

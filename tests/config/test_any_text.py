@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.config.document import GatewayConfig
-from gateway.config.reader import PORT_KEYS, parse_config
+from gateway.config.reader import parse_config
+from gateway.config.schema import PORT_KEYS
 from gateway.errors import ConfigError
 
 EXAMPLE = (Path(__file__).parents[2] / "config" / "gateway.yaml").read_text()

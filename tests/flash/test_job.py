@@ -17,11 +17,17 @@ import pytest
 
 from gateway.config.document import PortConfig
 from gateway.devices.device import Device, DeviceState
-from gateway.flash.esptool import COMMAND_VARIABLE, NoEsptoolError
-from gateway.flash.job import Flasher, FlashRequest, FlashResult
+from gateway.flash.esptool import COMMAND_VARIABLE
+from gateway.flash.job import (
+    MAX_WAITING_LINES,
+    MAX_WAITING_OTHERS,
+    Flasher,
+    FlashEvents,
+    FlashRequest,
+    FlashResult,
+)
 from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan, Outcome
 from gateway.flash.store import ImageStores
-from gateway.flash.user import NoBoardError
 from gateway.protocol.reset import RESET, STRAP, Reset, ResetChoice
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.pty_board import PtyBoard, device_of, port_config, until
@@ -150,34 +156,6 @@ async def test_what_esptool_fails_with_is_what_comes_of_it(
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
-async def test_a_second_flasher_is_told_who_the_first_is(tmp_path: Path, fake: FakeEsptool) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with bench_on(board, tmp_path) as bench:
-            with bench.flasher.reserved("desk", "ann@desk"):
-                with pytest.raises(NoBoardError) as refused:
-                    bench.flasher.reserved("desk", "bob@shelf").__enter__()
-                assert str(refused.value).startswith("desk: being flashed by ann@desk since ")
-                assert refused.value.outcome is Outcome.BUSY
-                with bench.flasher.reserved("shelf", "bob@shelf"):
-                    assert set(bench.flasher.under_way) == {"desk", "shelf"}
-            assert not bench.flasher.under_way
-
-
-@pytest.mark.parametrize("fake", [HANGS], indirect=True)
-async def test_when_the_client_goes_esptool_is_ended_and_the_port_free(
-    tmp_path: Path, fake: FakeEsptool
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with bench_on(board, tmp_path) as bench:
-            flashing = asyncio.ensure_future(bench.flash())
-            await until(lambda: "progress" in bench.kinds())
-            flashing.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await flashing
-            assert not fake.runs
-
-
-@pytest.mark.parametrize("fake", [HANGS], indirect=True)
 async def test_a_board_that_is_taken_away_is_incomplete(tmp_path: Path, fake: FakeEsptool) -> None:
     with PtyBoard(tmp_path) as board:
         async with bench_on(board, tmp_path) as bench:
@@ -209,12 +187,50 @@ async def test_a_board_that_does_not_come_back_is_not_reset(
             board.plug()
 
 
-async def test_without_esptool_the_port_is_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# Events that wait for a client that reads slowly.
+
+
+def progress(written: int) -> dict[str, object]:
+    return {"event": "progress", "written": written}
+
+
+def line(number: int) -> dict[str, object]:
+    return {"event": "line", "text": str(number)}
+
+
+@pytest.mark.parametrize(
+    ("added", "kept"),
+    [
+        (
+            [progress(1), progress(2), line(1), progress(3), progress(4)],
+            [progress(2), line(1), progress(4)],
+        ),
+        (
+            [{"event": "chip"}, *map(line, range(MAX_WAITING_LINES + 50))],
+            [{"event": "chip"}, *map(line, range(50, MAX_WAITING_LINES + 50))],
+        ),
+        (
+            [{"event": "chip"}] * (MAX_WAITING_OTHERS + 5) + [line(1), progress(1)],
+            [{"event": "chip"}] * MAX_WAITING_OTHERS + [line(1)],
+        ),
+    ],
+)
+def test_waiting_events_are_bounded(
+    added: list[dict[str, object]], kept: list[dict[str, object]]
 ) -> None:
-    monkeypatch.setenv(COMMAND_VARIABLE, str(tmp_path / "no-esptool"))
-    with PtyBoard(tmp_path) as board:
-        async with bench_on(board, tmp_path) as bench:
-            with pytest.raises(NoEsptoolError):
-                await bench.flash()
-            assert bench.device.sessions == 0
+    events = FlashEvents()
+    for event in added:
+        events.add(event)
+    assert events.take() == kept
+    assert events.take() == []
+
+
+async def test_an_event_wakes_its_reader() -> None:
+    events = FlashEvents()
+    for _ in range(2):
+        waiting = asyncio.ensure_future(events.arrived())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        events.add(line(1))
+        await waiting
+        events.take()

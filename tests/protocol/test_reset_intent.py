@@ -351,6 +351,23 @@ def enter(controller: Controller, now: float) -> list[Lines | Baudrate]:
     return shown
 
 
+def test_a_late_step_makes_no_pause_shorter() -> None:
+    controller = controller_for(
+        ResetChoice(parse_sequence("D1|W0.1|D0|W0.1|R1|W0.1|R0|W0.5")).strategy(None)
+    )
+    controller.enter_bootloader(0.0)
+    assert (controller.lines_to_set(), controller.next_deadline()) == ([STRAP], 0.1)
+    controller.handle_timer(0.15)
+    assert (controller.lines_to_set(), controller.next_deadline()) == ([IDLE], 0.25)
+    controller.handle_timer(9.0)
+    assert (controller.lines_to_set(), controller.next_deadline()) == ([RESET], 9.1)
+    controller.handle_timer(9.1)
+    assert controller.lines_to_set() == [IDLE]
+    assert controller.busy, "the pause at the end is part of the sequence"
+    controller.handle_timer(9.6)
+    assert (controller.lines_to_set(), controller.busy) == ([], False)
+
+
 def test_a_board_that_has_left_gets_nothing_more() -> None:
     controller = controller_for(USB_OTG)
     controller.enter_bootloader(0.0)
