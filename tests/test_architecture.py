@@ -36,7 +36,6 @@ LAYERS: list[set[str]] = [
     {"labgrid_export"},
     {"ports"},
     {"web"},
-    {"reload"},
     {"service"},
     {"cli", "__main__"},
 ]

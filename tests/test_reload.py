@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,7 +20,7 @@ from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
 from gateway.errors import ConfigError, ConfigProblem
 from gateway.port_document import PortDocument
-from gateway.reload import LOAD_LIMIT_S, Reloader
+from gateway.service import LOAD_LIMIT_S, Reloader
 from gateway.simulator.board import pattern
 from gateway.status import ask, parse
 from tests.support.processes import Service, free_tcp_port
@@ -30,13 +31,15 @@ from tests.support.telnet_wire import RFC2217_CLIENT
 CONFIG = parse_config("ports: [{name: a, tcp: 0, device: /dev/null}]", "f")
 
 
+ONCE = ["started", "load", "serve", "ended"]
+
+
 class Bench:
-    """A reloader whose file and service are the test's."""
+    """A reloader whose file and service are the test's; stopped at the end of the context."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.problem: ConfigError | None = None
-        self.mistakes: dict[str, Exception] = {}
+        self.errors: dict[str, Exception] = {}  # of "load" and "serve"
         self.may_load = threading.Event()
         self.may_load.set()
         self.may_serve = asyncio.Event()
@@ -51,120 +54,104 @@ class Bench:
     def load(self) -> GatewayConfig:
         self.events.append("load")
         self.may_load.wait()
-        if self.problem is not None:
-            raise self.problem
-        if "load" in self.mistakes:
-            raise self.mistakes["load"]
+        if "load" in self.errors:
+            raise self.errors["load"]
         return CONFIG
 
     async def serve(self, config: GatewayConfig) -> None:
         assert config is CONFIG
         self.events.append("serve")
-        if "serve" in self.mistakes:
-            raise self.mistakes["serve"]
+        if "serve" in self.errors:
+            raise self.errors["serve"]
         await self.may_serve.wait()
 
+    async def reload(self, last: str = "ended") -> list[str]:
+        """Request a reload and wait for an event of it; returns its events."""
+        self.events.clear()
+        self.reloader.request()
+        await until(lambda: self.events[-1:] == [last])
+        return list(self.events)
 
-ONCE = ["started", "load", "serve", "ended"]
+    async def __aenter__(self) -> Self:
+        return self
 
-
-async def test_a_reload_reads_the_file_and_serves_it() -> None:
-    bench = Bench()
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["ended"])
-    assert bench.events == ONCE
-
-
-async def test_what_is_asked_during_a_reload_is_one_more_behind_it() -> None:
-    bench = Bench()
-    bench.may_serve.clear()
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["serve"])
-    for _ in range(5):
-        bench.reloader.request()
-    bench.may_serve.set()
-    await until(lambda: bench.events.count("ended") == 2)
-    await bench.reloader.stop()
-    assert bench.events == ONCE * 2
+    async def __aexit__(self, *_: object) -> None:
+        await self.reloader.stop()
 
 
-async def test_a_file_with_mistakes_changes_nothing_and_each_is_reported() -> None:
-    bench = Bench()
-    problems = [ConfigProblem("f", line, "k", "x", "y") for line in (1, 2)]
-    bench.problem = ConfigError(problems)
-    with capture_logs() as logs:
-        bench.reloader.request()
-        await until(lambda: bench.events[-1:] == ["failed"])
-    assert bench.events == ["started", "load", "failed"]
-    assert [log["problem"] for log in logs] == [str(problem) for problem in problems]
-    bench.problem = None
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["ended"])
-    assert "serve" in bench.events
+async def test_what_is_requested_during_a_reload_is_one_more_after_it() -> None:
+    async with Bench() as bench:
+        bench.may_serve.clear()
+        await bench.reload("serve")
+        for _ in range(5):
+            bench.reloader.request()
+        bench.may_serve.set()
+        await until(lambda: bench.events.count("ended") == 2)
+        await turns(5)
+        assert bench.events == ONCE * 2
+        assert await bench.reload() == ONCE
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "logged"),
+    [
+        (
+            "load",
+            ConfigError([ConfigProblem("f", line, "k", "x", "y") for line in (1, 2)]),
+            [("configuration_refused", f"f:{line}: k: x: expected y") for line in (1, 2)],
+        ),
+        ("load", RuntimeError("a mistake"), [("reload_failed", "a mistake")]),
+        ("serve", RuntimeError("a mistake"), [("reload_failed", "a mistake")]),
+    ],
+)
+async def test_a_reload_that_fails_is_logged_and_the_next_works(
+    stage: str, error: Exception, logged: list[tuple[str, str]]
+) -> None:
+    async with Bench() as bench:
+        bench.errors = {stage: error}
+        with capture_logs() as logs:
+            events = await bench.reload("failed")
+        assert events == ["started", "load", *(["serve"] if stage == "serve" else []), "failed"]
+        assert [(log["event"], log.get("problem") or log["reason"]) for log in logs] == logged
+        bench.errors = {}
+        assert await bench.reload() == ONCE
 
 
 async def test_stop_cancels_the_reload_that_runs() -> None:
-    bench = Bench()
-    bench.may_serve.clear()
-    bench.reloader.request()
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["serve"])
-    await bench.reloader.stop()
-    assert bench.events == ["started", "load", "serve", "failed"]
-
-
-@pytest.mark.parametrize("stage", ["load", "serve"])
-async def test_a_reload_that_fails_is_logged_and_the_next_works(stage: str) -> None:
-    bench = Bench()
-    bench.mistakes = {stage: RuntimeError("a mistake of ours")}
-    with capture_logs() as logs:
+    async with Bench() as bench:
+        bench.may_serve.clear()
+        await bench.reload("serve")
         bench.reloader.request()
-        await until(lambda: bench.events[-1:] == ["failed"])
-    assert [(log["event"], log["reason"]) for log in logs] == [
-        ("reload_failed", "a mistake of ours")
-    ]
-    assert logs[0]["exc_info"]
-    bench.mistakes = {}
-    bench.events.clear()
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["ended"])
-    assert bench.events == ONCE
-    await bench.reloader.stop()
+        await bench.reloader.stop()
+        assert bench.events == ["started", "load", "serve", "failed"]
 
 
 async def test_a_file_whose_reading_does_not_end_is_left_behind() -> None:
-    bench = Bench()
-    bench.may_load.clear()
-    with LoopClock() as clock, capture_logs() as logs:
-        bench.reloader.request()
-        await until(lambda: "load" in bench.events)
-        await clock.advance(LOAD_LIMIT_S)
-        await until(lambda: bench.events[-1:] == ["failed"])
-        bench.reloader.request()
-        await until(lambda: bench.events.count("failed") == 2)
-    assert bench.events.count("load") == 1
-    assert [log["reason"] for log in logs] == [
-        f"reading the file took longer than {LOAD_LIMIT_S:g} s",
-        "an earlier reload is still reading the file",
-    ]
-    # When it has ended after all, the file is read again: what was read then is old.
-    bench.may_load.set()
-    bench.events.clear()
-    await until(lambda: "configuration" not in {each.name for each in threading.enumerate()})
-    await turns(2)
-    bench.reloader.request()
-    await until(lambda: bench.events[-1:] == ["ended"])
-    assert bench.events == ONCE
+    async with Bench() as bench:
+        bench.may_load.clear()
+        with LoopClock() as clock, capture_logs() as logs:
+            await bench.reload("load")
+            await clock.advance(LOAD_LIMIT_S)
+            await until(lambda: bench.events[-1:] == ["failed"])
+            assert await bench.reload("failed") == ["started", "failed"]
+        assert [log["reason"] for log in logs] == [
+            f"reading the file took longer than {LOAD_LIMIT_S:g} s",
+            "an earlier reload is still reading the file",
+        ]
+        # When it has ended after all, the file is read again: what was read then is old.
+        bench.may_load.set()
+        await until(lambda: "configuration" not in {each.name for each in threading.enumerate()})
+        await turns(2)
+        assert await bench.reload() == ONCE
 
 
 async def test_stop_does_not_wait_for_a_read_that_does_not_end() -> None:
-    bench = Bench()
-    bench.may_load.clear()
-    bench.reloader.request()
-    await until(lambda: "load" in bench.events)
-    await bench.reloader.stop()
-    assert bench.events == ["started", "load", "failed"]
-    bench.may_load.set()
+    async with Bench() as bench:
+        bench.may_load.clear()
+        await bench.reload("load")
+        await bench.reloader.stop()
+        assert bench.events == ["started", "load", "failed"]
+        bench.may_load.set()
 
 
 class RunningGateway:
