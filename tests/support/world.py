@@ -39,15 +39,18 @@ import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import structlog
 from structlog.testing import capture_logs
 
 from gateway import clock as gateway_clock
 from gateway.config.document import PortConfig
 from gateway.config.reader import parse_config
+from gateway.devices import sharing
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.flash.user import FlashUser
 from gateway.net.access import Admission
@@ -100,6 +103,7 @@ __all__ = [
     "control_answers",
     "hard_reset",
     "is_free",
+    "set_wall_clock",
     "turns",
     "until",
     "world",
@@ -243,6 +247,20 @@ class Board(PtyBoard):
 
 class Client(TcpClient):
     """A client that can speak RFC 2217; each command is sent, and its answer read."""
+
+    _name = ""
+
+    @property
+    def name(self) -> str:
+        """How the gateway calls this client, also after it has closed."""
+        self._name = self._name or super().name
+        return self._name
+
+    def close(self) -> None:
+        """Leave."""
+        if self._socket.fileno() >= 0:
+            self._name = self.name
+        super().close()
 
     async def ask(self, code: int, value: bytes, answer: bytes | None = None) -> None:
         """Send a command, and wait for one more answer to it than there were; no time passes."""
@@ -593,6 +611,11 @@ def _moving(clock: LoopClock) -> Iterator[None]:
         yield
     finally:
         clock.__enter__()
+
+
+def set_wall_clock(monkeypatch: pytest.MonkeyPatch, now: Callable[[], datetime]) -> None:
+    """Let it be another time of day in the lab."""
+    monkeypatch.setattr(sharing, "local_now", now)
 
 
 def hard_reset() -> bytes:
