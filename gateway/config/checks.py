@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import combinations
 from typing import Final
 
-from gateway.config.document import Address, OnConnect, is_loopback, pool_member_name, tcp_text
+from gateway.config.document import OnConnect, is_loopback, pool_member_name, tcp_text
 from gateway.config.problems import Section, quoted
 from gateway.config.schema import ADDRESS, LISTENING_KEYS, TCP, TLS_FILES, same_path
 from gateway.config.usb_match import DeviceChoice, UsbMatch
@@ -180,10 +180,8 @@ def _check_unique(ports: list[Section], http: Section | None) -> None:
     names: dict[str, Section] = {}
     far_ends: dict[tuple[str | int, ...], Section] = {}
     addresses: dict[int, dict[str, Section]] = {}
-    if http is not None and "listen" in http.values:
-        listen, lines = http.values["listen"], {"tcp": http.lines["listen"]}
-        values = {"tcp": listen.tcp_port, "host": listen.host}
-        _check_address(Section(http.path, http.line, values, lines, http.problems), addresses)
+    if http is not None and "tcp" in http.values:
+        _check_address(http, addresses)
     for port in ports:
         if (name := port.get("name")) is not None:
             _reject_second(port, names.setdefault(name, port), "name")
@@ -374,13 +372,12 @@ def _warn(section: Section) -> None:
             problem = f"device {quoted(path)} may be another board after a restart or a replug"
             remedy = "a match or a name in /dev/serial (esp-gateway devices --yaml)"
             section.warn("device", problem, remedy)
-    for key in ("tcp", "listen"):
-        tcp = section.get(key, 0)
-        numbers = tcp.tcp_port if isinstance(tcp, Address) else tcp
-        if 0 < (numbers.start if isinstance(numbers, range) else numbers) < _FIRST_UNPRIVILEGED:
-            problem = f"{key} '{tcp_text(numbers)}' is privileged, the service can't listen there"
-            remedy = f"{_FIRST_UNPRIVILEGED} or higher, or CAP_NET_BIND_SERVICE"
-            section.warn(key, problem, remedy)
+    tcp = section.get("tcp", 0)
+    if 0 < (tcp.start if isinstance(tcp, range) else tcp) < _FIRST_UNPRIVILEGED:
+        name = "listen" if "listen" in section.lines else "tcp"
+        problem = f"{name} '{tcp_text(tcp)}' is privileged, the service can't listen there"
+        remedy = f"{_FIRST_UNPRIVILEGED} or higher, or CAP_NET_BIND_SERVICE"
+        section.warn("tcp", problem, remedy)
     rtscts = section.get("flow_control") is FlowControl.RTSCTS
     if rtscts and section.get("reset", Reset.AUTO) is not Reset.NONE:
         problem = "flow_control 'rtscts' takes RTS, which resets ESP boards"

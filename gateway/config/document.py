@@ -1,7 +1,6 @@
 """The configuration as frozen dataclasses: the typed result of reading a YAML file.
 
-`reader` makes it, `schema` has the keys. The classes are named after the sections of the file,
-their fields after its keys. Nothing here looks at hardware.
+`schema` describes the fields that have the names of keys. Nothing here looks at hardware.
 """
 
 from __future__ import annotations
@@ -166,11 +165,7 @@ def _ip_address(host: str) -> _IpAddress:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Which connections become sessions.
-
-    `max_sessions` counts rejected connections too, until they are closed. With
-    `accept_any_protocol`, first bytes that are another protocol's greeting go to the board.
-    """
+    """Which connections become sessions."""
 
     allow: Networks = EVERYBODY
     max_sessions: int = 32
@@ -179,11 +174,7 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class ClientLimits:
-    """How long a client stays connected, and how much of the board's output it gets.
-
-    `idle_timeout_s` without a byte either way end a session; 0: never. `client_buffer_kib` is the
-    buffer of `drop_oldest` and `disconnect`. With `replay`, a new client gets the recorded output.
-    """
+    """How long a client stays connected, and how much of the board's output it gets."""
 
     idle_timeout_s: float = 0.0
     slow_client: SlowClient = SlowClient.PAUSE
@@ -193,11 +184,7 @@ class ClientLimits:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """How much of the board's output is kept.
-
-    `record_kib` in memory, 0: none. With a `log_file`, an absolute path, it is also written there;
-    at `log_max_kib` the file is rotated, and `log_keep` rotated files are kept.
-    """
+    """How much of the board's output is kept: `record_kib` in memory, and in a `log_file`."""
 
     record_kib: int = 64
     log_file: str | None = None
@@ -216,8 +203,7 @@ class PortConfig:
     """One entry of `ports`.
 
     Clients connect to `tcp_port` (0: any free port) at `host`, or `tcp_port` is None and the
-    gateway connects to `connect`. A client stays connected for `grace_s` after its board has left
-    the bus.
+    gateway connects to `connect`.
     """
 
     name: str
@@ -277,11 +263,7 @@ def tcp_text(tcp: int | range) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """The section `http`: `host` and `tcp_port` (0: any free port) of its `listen`.
-
-    Requests that change something need the token in `token_file`, an absolute path; None: no token
-    is needed. `host_names` are accepted besides the host's own names, in lower case.
-    """
+    """The section `http`: `host` and `tcp_port` (0: any free port) are those of its `listen`."""
 
     host: str
     tcp_port: int
@@ -301,10 +283,7 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True)
 class MdnsConfig:
-    """The section `mdns`: the announced host name (None: this host's) and the interfaces.
-
-    `interfaces` has names and addresses of network interfaces; empty: all but loopback.
-    """
+    """The section `mdns`: None is this host's name, no interfaces are all but loopback."""
 
     instance_name: str | None = None
     interfaces: tuple[str, ...] = ()
@@ -312,10 +291,7 @@ class MdnsConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """The section `connections`: limits over all ports and HTTP together.
-
-    An IPv6 address stands for its /64 (`peer_holder`).
-    """
+    """The section `connections`; an IPv6 address stands for its /64 (`peer_holder`)."""
 
     #: Twice what 64 ports with 32 sessions each need.
     max: int = 4096
@@ -325,10 +301,7 @@ class ConnectionLimits:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """The whole file, with at least one port or pool.
-
-    `warnings` are values that can be served and are seldom meant.
-    """
+    """The whole file; `warnings` are values that can be served and are seldom meant."""
 
     ports: tuple[PortConfig, ...]
     pools: tuple[PoolConfig, ...] = ()

@@ -329,7 +329,7 @@ def _misplaced_colon(lines: list[str], number: int, column: int) -> _Cause | Non
 
 def _misplaced_line(lines: list[str], number: int, column: int, problem: str) -> _Cause | None:
     line = _at(lines, number)
-    if "scalar" in problem and line[column - 1 : column] in ("'", '"'):
+    if "scalar" in problem and line[:column].rstrip().endswith(("'", '"')):
         return number, "text after a closing quote", "the whole value in double quotes"
     dash_number = number - 1
     while dash_number and not _DASH.match(_at(lines, dash_number)):
@@ -372,7 +372,7 @@ def _missing_space(number: int, match: re.Match[str]) -> _Cause:
 
 
 def _wrong_indent(number: int, column: int, other_number: int, other_column: int) -> _Cause:
-    problem = f"indentation of {column} space{'s' if column > 1 else ''}"
+    problem = f"indentation of {column} space{'' if column == 1 else 's'}"
     return number, problem, f"{other_column} as in line {other_number}"
 
 

@@ -85,6 +85,9 @@ def parse_config(text: str, file: str, *, with_files: bool = True) -> GatewayCon
         if isinstance(http, Address):  # written alone
             line = root.lines["http"]
             http = Section("http", line, {"listen": http}, {"listen": line}, problems)
+        if http is not None and (listen := http.get("listen")) is not None:
+            http.values.update(tcp=listen.tcp_port, host=listen.host)
+            http.lines["tcp"] = http.lines["listen"]
         check_http_packages(root)
         check(ports, defaults, http, with_files=with_files)
         problems.raise_if_any()
@@ -212,7 +215,7 @@ def read_value(kind: FieldType, node: yaml.Node, path: str, problems: Problems) 
         if isinstance(node, yaml.MappingNode) and kind.item is not None:
             reason = _missing_dash(node, kind.item)
     except ValueError as error:
-        reason = str(error)
+        reason = reason_of(error)
     if path.endswith("]"):
         section, _, index = path.rpartition("[")
         name = f"item [{index}"
@@ -385,9 +388,9 @@ def _built_port(port: Section, tcp_port: int | None) -> PortConfig:
 
 
 def _built_http(http: Section) -> HttpConfig:
-    values = http.values | {"tls": _built_tls(http)}
-    listen = values.pop("listen")
-    return HttpConfig(listen.host, listen.tcp_port, **values)
+    values = http.values | {"tls": _built_tls(http), "tcp_port": http.values["tcp"]}
+    del values["tcp"], values["listen"]
+    return HttpConfig(**values)
 
 
 def _built_tls(section: Section) -> Tls | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from gateway.config.document import (
     Sharing,
     SlowClient,
 )
-from gateway.config.problems import Section, did_you_mean, reason_of
+from gateway.config.problems import Section, did_you_mean
 from gateway.config.usb_match import SIMULATED, DeviceChoice, UsbMatch
 from gateway.protocol.reset import (
     AUTO_REST,
@@ -64,7 +65,7 @@ class NoDefault(Enum):
     UNSET = "not set"
 
 
-REQUIRED, TCP_OR_CONNECT = NoDefault.REQUIRED, NoDefault.TCP_OR_CONNECT
+REQUIRED, TCP_OR_CONNECT = _REQUIRED = NoDefault.REQUIRED, NoDefault.TCP_OR_CONNECT
 
 
 def _no_scalar(_text: str) -> object:
@@ -110,16 +111,14 @@ def _with_defaults(classes: Iterable[Any], *keys: Key) -> tuple[Key, ...]:
     """The keys with the defaults of the fields of these names."""
     defaults = {each.name: each.default for kind in classes for each in fields(kind)}
     return tuple(
-        replace(key, default=defaults.get(key.name, key.default))
-        if key.default is NoDefault.UNSET
-        else key
+        key if key.default in _REQUIRED else replace(key, default=defaults[key.name])
         for key in keys
     )
 
 
-def text_schema(pattern: str, *, may_be_number: bool = False) -> Schema:
-    """The JSON Schema of a text, which YAML may take for a number."""
-    return {"type": ["string", "number"] if may_be_number else "string", "pattern": pattern}
+def text_schema(pattern: str) -> Schema:
+    """The JSON Schema of a text that matches a pattern."""
+    return {"type": "string", "pattern": pattern}
 
 
 def text(
@@ -127,7 +126,7 @@ def text(
 ) -> FieldType:
     """A printable text that matches `pattern`, `^...$` in the notation of JSON Schema.
 
-    `convert` makes the value of it, or raises ValueError.
+    `convert` makes the value of it, or raises ValueError. YAML may take it for a number.
     """
 
     def parse(text: str) -> object:
@@ -135,7 +134,10 @@ def text(
             raise ValueError
         return convert(text)
 
-    return FieldType(expected, parse, text_schema(pattern, may_be_number=may_be_number))
+    schema = {**text_schema(pattern), "patternErrorMessage": f"expected {expected}"}  # in editors
+    if may_be_number:
+        schema["type"] = ["string", "number"]
+    return FieldType(expected, parse, schema)
 
 
 def number(kind: type[int] | type[float], low: float, high: float, unit: str = "") -> FieldType:
@@ -153,14 +155,8 @@ def number(kind: type[int] | type[float], low: float, high: float, unit: str = "
     return FieldType(f"{low} to {high}{unit}", parse, schema, is_number=True)
 
 
-def seconds(low: float, high: float) -> FieldType:
-    """A time, with or without a decimal fraction."""
-    return number(float, low, high, " seconds")
-
-
-def integer(low: int, high: int) -> FieldType:
-    """An integer."""
-    return number(int, low, high)
+integer = partial(number, int)
+seconds = partial(number, float, unit=" seconds")
 
 
 def words(values: Mapping[str, object]) -> tuple[Callable[[str], Any], Schema]:
@@ -197,10 +193,7 @@ def name_or_sequence(names: type[Enum]) -> FieldType:
     def parse(text: str) -> object:
         if "|" not in text and not re.fullmatch("[DRUWB][0-9.,]+", text, re.IGNORECASE):
             return named.parse(text)
-        try:
-            return parse_sequence(text)
-        except ValueError as error:
-            raise ValueError(reason_of(error)) from error
+        return parse_sequence(text)
 
     sequence = text_schema(r"^[DRUWBdruwb0-9.,|\s]+$")
     expected = f"{named.expected} or a reset sequence"
@@ -309,14 +302,9 @@ def _usb_ids(text: str) -> dict[str, int | bool]:
 
 def _usb_location(text: str) -> dict[str, int | str]:
     location, colon, unit = text.partition(":")
-    if not colon:
-        return {"location": location}
     configuration, _, interface = unit.partition(".")
-    return {
-        "location": location,
-        "configuration": int(configuration),
-        "interface": int(interface),
-    }
+    numbers = {"configuration": int(configuration), "interface": int(interface)} if colon else {}
+    return {"location": location} | numbers
 
 
 USB_IDS: Final = text(
@@ -355,37 +343,30 @@ def _build_match(match: Section) -> UsbMatch:
     return UsbMatch(**fields | match.get("usb", {}) | location)
 
 
-def _parse_device(text: str) -> DeviceChoice:
-    if not text.startswith(SIMULATED):
-        return DeviceChoice((PATH.parse(text),))
-    if not text.isprintable():
-        raise ValueError
-    _simulated_device(text)
-    return DeviceChoice((text,))
-
-
-def _parse_alternative(text: str) -> str:
-    if text.startswith(SIMULATED):
-        raise ValueError("a simulated board has no alternatives")
-    path: str = PATH.parse(text)
-    return path
-
-
 def same_path(path: str) -> str:
-    """One text for all spellings of a device; links, which hotplug changes, are not followed."""
+    """One text for all spellings of a device; links, which hotplug changes, are not followed.
+
+    Raises ValueError for the URL of a simulated board that is not valid.
+    """
     if path.startswith("/"):
         return str(PurePosixPath("/" + path.lstrip("/")))
-    return _simulated_device(path)
-
-
-def _simulated_device(url: str) -> str:
     # The simulator is imported for simulated boards only.
     from gateway.simulator.url import parse_url  # noqa: PLC0415
 
-    try:
-        return str(parse_url(url))
-    except ValueError as error:
-        raise ValueError(reason_of(error)) from error
+    return str(parse_url(path))
+
+
+def _parse_device(text: str) -> DeviceChoice:
+    if text.startswith(SIMULATED) and text.isprintable():
+        same_path(text)
+        return DeviceChoice((text,))
+    return DeviceChoice((PATH.parse(text),))
+
+
+def _parse_alternative(text: str) -> object:
+    if text.startswith(SIMULATED):
+        raise ValueError("a simulated board has no alternatives")
+    return PATH.parse(text)
 
 
 DEVICE: Final = FieldType(
@@ -502,11 +483,10 @@ PORT: Final = FieldType(
     },
 )
 
-_WITHOUT_DEFAULT: Final = (REQUIRED, TCP_OR_CONNECT)
 DEFAULTS: Final = FieldType(
     PORT.expected,
-    keys=tuple(key for key in PORT_KEYS if key.default not in _WITHOUT_DEFAULT),
-    elsewhere=tuple(key.name for key in PORT_KEYS if key.default in _WITHOUT_DEFAULT),
+    keys=tuple(key for key in PORT_KEYS if key.default not in _REQUIRED),
+    elsewhere=tuple(key.name for key in PORT_KEYS if key.default in _REQUIRED),
     may_be_empty=True,
 )
 
