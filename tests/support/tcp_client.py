@@ -59,6 +59,8 @@ class TcpClient:
         self.received = bytearray()
         self._socket = connection or socket.socket()
         self._socket.setblocking(False)
+        self._address: tuple[str, int] | None = None
+        self.sent_bytes = 0
 
     @classmethod
     async def connect(
@@ -70,6 +72,7 @@ class TcpClient:
         if receive_buffer_bytes is not None:
             client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         await asyncio.get_running_loop().sock_connect(client._socket, ("127.0.0.1", tcp_port))
+        client._address = client._socket.getsockname()
         return client
 
     @classmethod
@@ -80,9 +83,17 @@ class TcpClient:
         return client
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Where it connects from; once connected, also after its end."""
+        if self._address is None:
+            host, tcp_port = self._socket.getsockname()
+            self._address = host, tcp_port
+        return self._address
+
+    @property
     def name(self) -> str:
         """How the gateway calls this client."""
-        host, tcp_port = self._socket.getsockname()
+        host, tcp_port = self.address
         return f"{host}:{tcp_port}"
 
     @property
@@ -93,6 +104,7 @@ class TcpClient:
     async def send(self, data: bytes) -> None:
         """Send all of it; waits while the gateway does not read."""
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
+        self.sent_bytes += len(data)
 
     async def receive(self, is_enough: Callable[[], object]) -> None:
         """Read until a condition holds, which may look at `received` and `data`."""
@@ -134,7 +146,7 @@ class TcpClient:
 
     def send_urgent(self, data: bytes) -> None:
         """Send a few bytes, the last of them as TCP urgent data."""
-        self._socket.send(data, socket.MSG_OOB)
+        self.sent_bytes += self._socket.send(data, socket.MSG_OOB)
 
     def stop_sending(self) -> None:
         """Close our direction only."""

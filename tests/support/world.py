@@ -103,6 +103,7 @@ __all__ = [
     "control_answers",
     "hard_reset",
     "is_free",
+    "moving",
     "set_wall_clock",
     "turns",
     "until",
@@ -151,7 +152,12 @@ class Logged:
     DISCONNECTED = "client_disconnected"
     REFUSED = "client_refused"
     WAITS = "client_waits"
+    CLIENT_SUSPENDED = "client_muted"
     CLIENT_RESUMED = "client_resumed"
+    REJECTED = "client_rejected"
+    IDENTIFIED = "client_identified"
+    VIOLATED = "client_violated_protocol"
+    OUTPUT_DROPPED = "output_dropped"
     DIAL_CONNECTED = "dial_connected"
     DIAL_FAILED = "dial_failed"
 
@@ -339,6 +345,7 @@ class Status:
     received_bytes: int
     sent_bytes: int
     dropped_bytes: int  # of what clients have sent
+    output_dropped_bytes: int  # of the board's output
 
 
 class Claim:
@@ -396,6 +403,7 @@ class World:
             received_bytes=said.received_bytes,
             sent_bytes=said.sent_bytes,
             dropped_bytes=said.input_dropped_bytes,
+            output_dropped_bytes=said.output_dropped_bytes,
         )
 
     @property
@@ -495,6 +503,18 @@ class World:
     def logged(self, *names: str) -> list[Mapping[str, Any]]:
         """The log's entries of these events."""
         return [entry for entry in self.log if entry["event"] in names]
+
+    def logged_for(self, client: TcpClient, *names: str) -> list[Mapping[str, Any]]:
+        """The same of one client."""
+        return [entry for entry in self.logged(*names) if entry.get("client") == client.name]
+
+    def is_served(self, client: TcpClient) -> bool:
+        """Whether the client has got the port."""
+        return bool(self.logged_for(client, Logged.CONNECTED))
+
+    def ends(self, client: TcpClient) -> list[str]:
+        """Why the client's session has ended."""
+        return [entry["reason"] for entry in self.logged_for(client, Logged.DISCONNECTED)]
 
     @property
     def events(self) -> list[str]:
@@ -599,13 +619,13 @@ async def world(
                 world._closing.close()
                 board.calls.mend()
                 board.calls.answer()
-                with _moving(world.clock):
+                with moving(world.clock):
                     await port.stop("the test is over")
 
 
 @contextmanager
-def _moving(clock: LoopClock) -> Iterator[None]:
-    """Let time run inside: stopping is bounded by it."""
+def moving(clock: LoopClock) -> Iterator[None]:
+    """Let time run inside: what only the kernel does, and stopping, are bounded by it."""
     clock.__exit__(None, None, None)
     try:
         yield
