@@ -122,14 +122,12 @@ def _by_word(rows: dict[str, str]) -> dict[str, tuple[str, ...]]:
     }
 
 
-#: Words of pyserial, ser2net, labgrid, conserver, ESPHome and other programs, and likely guesses,
-#: in lower case with underscores, by the keys that they may stand for. The first key counts that is
-#: known at that place (`sharing: takeover` stands for the key `sharing`).
+#: Words of pyserial, ser2net, labgrid, conserver, ESPHome and other programs, and likely guesses
+#: that are spelled too differently for difflib, by the keys that they may stand for. The first key
+#: counts that is known at that place (`sharing: takeover` stands for the key `sharing`).
 _SYNONYMS: Final = _by_word(
     {
-        # the device
-        "device": "path tty dev serial_port serialport serial_device connector board by_id by_path"
-        " match",
+        "device": "path tty serial_port serialport connector board by_id by_path match",
         "device: {serial: ...}": "serial",
         "serial | device: {serial: ...}": "serial_number",
         "device: {usb: ...}": "usb",
@@ -138,7 +136,6 @@ _SYNONYMS: Final = _by_word(
         "location | device: {location: ...}": "socket",
         "interfaces | device: {interface: ...}": "interface",
         "device: sim://esp32": "simulate",
-        # the address
         "tcp | listen | ports": "port",
         "tcp | listen": "tcp_port tcpport listen_port listenport",
         "tcp": "net_port accepter",
@@ -146,43 +143,36 @@ _SYNONYMS: Final = _by_word(
         "host | listen": "bind address addr ip listen_address",
         "listen": "host",
         "host | host_names": "hostname",
-        "connect": "remote server connect_to connect_back dial",
-        # the serial settings
-        "baudrate": "speed baud baud_rate bps rate",
-        "bytesize": "databits data_bits bits byte_size",
-        "stopbits": "stop_bits stopbit",
-        "flow_control": "flowcontrol flow handshake",
+        "connect": "remote server dial",
+        "baudrate": "speed bps",
+        "bytesize": "databits data_bits bits",
+        "flow_control": "flow handshake",
         "flow_control: rtscts": "rtscts",
         "flow_control: xonxoff": "xonxoff",
-        # access
         "sharing: takeover": "kickolduser kick_old_user takeover",
         "sharing: preempt": "preempt",
         "sharing: shared": "shared multi",
         "sharing: exclusive": "exclusive",
-        "max_sessions": "max_connections maxconnections max_clients",
-        "allow": "acl allowed allow_from access whitelist",
+        "max_sessions": "maxconnections max_clients",
+        "allow": "acl access whitelist",
         "tls": "ssl",
         "tls: {cert: ...}": "cert",
         "cert | tls: {cert: ...}": "certificate",
         "key | tls: {key: ...}": "private_key",
         "tls: {key: ...}": "key",
         "ca | client_ca": "cafile",
-        "token_file": "token password",
-        "idle_timeout_s": "timeout idle_timeout idletimeout inactivity_timeout",
-        # behaviour and recording
+        "token_file": "password",
+        "idle_timeout_s": "inactivity_timeout",
         "protocol": "mode type",
         "protocol: rfc2217": "telnet rfc2217",
         "protocol: raw": "raw",
         "on_connect: reset": "reset_on_connect",
-        "hold_s": "hold",
-        "grace_s": "grace",
-        "log_file": "logfile log trace trace_both trace_read tr",
+        "log_file": "log trace trace_both trace_read tr",
         "record_kib": "history",
         "client_buffer_kib": "buffer",
         "name": "id alias label",
-        # the sections of the file
         "ports": "devices boards serial_ports consoles connection",
-        "defaults": "default global",
+        "defaults": "global",
         "http": "web api rest",
         "mdns": "bonjour avahi zeroconf",
     }
@@ -202,7 +192,7 @@ def meant_key(word: str, value: yaml.Node, keys: Iterable[str]) -> str:
     for meant in _SYNONYMS.get(normal, ()):
         if meant.partition(":")[0] in keys:
             return meant
-    return _nearest(word, keys)
+    return _nearest(normal, keys)
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -209,7 +209,7 @@ def read_value(kind: FieldType, node: yaml.Node, path: str, problems: Problems) 
         if isinstance(node, yaml.SequenceNode) and kind.item is not None:
             return _read_list(kind, kind.item, node, path, problems)
         if isinstance(node, yaml.ScalarNode):
-            if kind.may_be_empty and node.tag == _NULL:
+            if kind is DEFAULTS and node.tag == _NULL:
                 return Section(path, _line(node), {}, {}, problems)
             return _read_scalar(kind, node)
         if isinstance(node, yaml.MappingNode) and kind.item is not None:
@@ -303,7 +303,7 @@ def _entries(kind: FieldType, node: yaml.MappingNode, section: Section) -> dict[
     section.lines.update((name, lines[name]) for name in known)
     for name, value in nodes.items():
         problem, expected = f"unknown key {quoted(name)}", "one of " + ", ".join(names)
-        if name in kind.elsewhere:
+        if kind is DEFAULTS and any(name == key.name for key in PORT.keys):
             problem, expected = f"{quoted(name)} cannot have a default", "it in each port"
         elif near := meant_key(name, value, names):
             problem, expected = f"{problem}: did you mean '{near}'?", ""

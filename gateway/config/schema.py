@@ -93,8 +93,6 @@ class FieldType:
     keys: tuple[Key, ...] = ()
     build: Callable[[Section], object] | None = None
     rules: Schema = field(default_factory=dict)
-    elsewhere: tuple[str, ...] = ()  # keys that are known, but belong to each port itself
-    may_be_empty: bool = False  # no value at all stands for an empty mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +157,8 @@ integer = partial(number, int)
 seconds = partial(number, float, unit=" seconds")
 
 
-def words(values: Mapping[str, object]) -> tuple[Callable[[str], Any], Schema]:
-    """The parser and the JSON Schema of some words; 1.5 needs no quotes, it is read as written."""
+def words(values: Mapping[str, object], expected: str = "", **others: Any) -> FieldType:
+    """One of some words; 1.5 needs no quotes, it is read as written."""
 
     def parse(text: str) -> object:
         if text not in values:
@@ -168,21 +166,18 @@ def words(values: Mapping[str, object]) -> tuple[Callable[[str], Any], Schema]:
         return values[text]
 
     numbers = [float(word) if "." in word else int(word) for word in values if word[0].isdigit()]
-    return parse, {"enum": [*numbers, *values]}
+    others.setdefault("schema", {"enum": [*numbers, *values]})
+    return FieldType(expected or ", ".join(values), parse, **others)
 
 
 def one_of(members: type[Enum]) -> FieldType:
     """One of the values of an enum of strings."""
-    by_word = {str(member.value): member for member in members}
-    return FieldType(", ".join(by_word), *words(by_word))
+    return words({str(member.value): member for member in members})
 
 
-SWITCH: Final = FieldType(
-    "true, false",
-    words({"true": True, "false": False})[0],  # YAML has other words for these
-    {"type": "boolean"},
-    is_number=True,
-    is_switch=True,
+#: YAML has other words for these (yes, off, ...), which are not valid.
+SWITCH: Final = words(
+    {"true": True, "false": False}, schema={"type": "boolean"}, is_number=True, is_switch=True
 )
 
 
@@ -190,14 +185,13 @@ def name_or_sequence(names: type[Enum]) -> FieldType:
     """One of some names, or a reset sequence."""
     named = one_of(names)
 
-    def parse(text: str) -> object:
+    def parse(text: str) -> Any:
         if "|" not in text and not re.fullmatch("[DRUWB][0-9.,]+", text, re.IGNORECASE):
             return named.parse(text)
         return parse_sequence(text)
 
-    sequence = text_schema(r"^[DRUWBdruwb0-9.,|\s]+$")
-    expected = f"{named.expected} or a reset sequence"
-    return FieldType(expected, parse, {"anyOf": [named.schema, sequence]})
+    schema = {"anyOf": [named.schema, text_schema(r"^[DRUWBdruwb0-9.,|\s]+$")]}
+    return FieldType(f"{named.expected} or a reset sequence", parse, schema)
 
 
 #: It becomes part of paths, URLs and command lines, where `..`, `.x` and `-x` have a meaning.
@@ -282,9 +276,9 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     return network
 
 
-NETWORKS: Final = FieldType(
+NETWORKS: Final = words(
+    {"all": EVERYBODY},
     "all or a list of IP addresses and networks (10.0.0.0/8)",
-    *words({"all": EVERYBODY}),
     item=text(
         "an IP address or a network (10.0.0.0/8)", "^[0-9a-fA-F.:]+(%.*)?(/[0-9]{1,3})?$", _network
     ),
@@ -376,10 +370,10 @@ DEVICE: Final = FieldType(
     keys=MATCH_KEYS,
     build=lambda match: DeviceChoice((_build_match(match),)),
     rules=_MATCH_RULES,
-    item=FieldType(
-        "an absolute path or a match",
-        _parse_alternative,
-        PATH.schema,
+    item=replace(
+        PATH,
+        expected="an absolute path or a match",
+        parse=_parse_alternative,
         keys=MATCH_KEYS,
         build=_build_match,
         rules=_MATCH_RULES,
@@ -397,18 +391,18 @@ TLS_KEYS: Final = (
 )
 #: Those that name files.
 TLS_FILES: Final = ("cert", "key", "client_ca", "ca")
-TLS: Final = FieldType(
+TLS: Final = words(
+    {"none": None},
     "none or a mapping of cert, key, client_ca, ca, server_name",
-    *words({"none": None}),
     keys=TLS_KEYS,
     rules={"dependencies": {"cert": ["key"], "key": ["cert"]}},
 )
 
 #: YAML 1.1 reads `on` as true, in quotes as text, and YAML 1.2 as text: all mean the same here.
-_LINE: Final = FieldType(
+_LINE: Final = words(
+    {"on": True, "true": True, "off": False, "false": False},
     "on, off",
-    words({"on": True, "true": True, "off": False, "false": False})[0],
-    {"enum": ["on", "off", True, False]},
+    schema={"enum": ["on", "off", True, False]},
     is_switch=True,
 )
 
@@ -421,9 +415,9 @@ def _build_rest(given: Section) -> LinesAtRest:
     return LinesAtRest(Lines(dtr=rts if dtr is None else dtr, rts=dtr if rts is None else rts))
 
 
-REST: Final = FieldType(
+REST: Final = words(
+    {"auto": AUTO_REST},
     "auto or a mapping of dtr, rts (on, off)",
-    *words({"auto": AUTO_REST}),
     keys=(Key("dtr", _LINE, "state of DTR"), Key("rts", _LINE, "state of RTS")),
     build=_build_rest,
     rules={"minProperties": 1},
@@ -486,8 +480,6 @@ PORT: Final = FieldType(
 DEFAULTS: Final = FieldType(
     PORT.expected,
     keys=tuple(key for key in PORT_KEYS if key.default not in _REQUIRED),
-    elsewhere=tuple(key.name for key in PORT_KEYS if key.default in _REQUIRED),
-    may_be_empty=True,
 )
 
 
@@ -495,10 +487,10 @@ def _lower_names(names: list[str]) -> frozenset[str]:
     return frozenset(name.lower().rstrip(".") for name in names)
 
 
-HOST_NAMES: Final = FieldType(
-    "a host name or a list of them, without a port",
-    lambda text: _lower_names([HOST.parse(text)]),
-    HOST.schema,
+HOST_NAMES: Final = replace(
+    HOST,
+    expected="a host name or a list of them, without a port",
+    parse=lambda text: _lower_names([HOST.parse(text)]),
     item=HOST,
     gather=_lower_names,
 )
@@ -510,10 +502,9 @@ HTTP_KEYS: Final = (
     Key("token_file", PATH, "file with the token of requests that change something"),
     Key("host_names", HOST_NAMES, "names of the server besides those of its host"),
 )
-HTTP: Final = FieldType(
-    f"{LISTEN.expected}, or a mapping of listen, allow, tls, token_file, host_names",
-    LISTEN.parse,
-    LISTEN.schema,
+HTTP: Final = replace(
+    LISTEN,
+    expected=f"{LISTEN.expected}, or a mapping of listen, allow, tls, token_file, host_names",
     keys=HTTP_KEYS,
 )
 
@@ -549,10 +540,12 @@ MDNS_KEYS: Final = (
     Key("instance_name", _INSTANCE_NAME, "name of the gateway instead of its host's"),
     Key("interfaces", _INTERFACES, "interfaces to announce at instead of all but loopback"),
 )
-MDNS: Final = replace(
-    SWITCH,
-    expected="true, false or a mapping of instance_name, interfaces",
-    parse=words({"true": MdnsConfig(), "false": None})[0],
+MDNS: Final = words(
+    {"true": MdnsConfig(), "false": None},
+    "true, false or a mapping of instance_name, interfaces",
+    schema=SWITCH.schema,
+    is_number=True,
+    is_switch=True,
     keys=MDNS_KEYS,
     build=lambda section: MdnsConfig(**section.values),
 )
@@ -619,7 +612,7 @@ def _type_schema(kind: FieldType) -> dict[str, Any]:
             "required": [key.name for key in kind.keys if key.default is REQUIRED],
         }
         alternatives.append(mapping | dict(kind.rules))
-    if kind.may_be_empty:
+    if kind is DEFAULTS:  # which may be empty
         alternatives.append({"type": "null"})
     return alternatives[0] if len(alternatives) == 1 else {"anyOf": alternatives}
 
