@@ -46,6 +46,10 @@ _HANDSHAKE_RECORD: Final = 0x16
 _MAX_IDENTITY_CHARS: Final = 64
 
 
+#: That of a connection without one; it does nothing.
+_NO_PROTOCOL: Final = asyncio.Protocol()
+
+
 class TlsState(Enum):
     """States of a TLS connection."""
 
@@ -65,7 +69,7 @@ class TlsOwner(Protocol):
         """Note the reason: the handshake has failed; the peer has a moment to read the alert."""
 
     def tls_closed(self, connection: TlsConnection) -> None:
-        """Forget a connection that is lost without ever having had a protocol."""
+        """Forget the connection, which is closed."""
 
 
 class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
@@ -101,7 +105,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._incoming, self._outgoing, self._is_server, server_hostname=server_name
         )
         self._loop = asyncio.get_running_loop()
-        self._protocol: asyncio.BufferedProtocol | asyncio.Protocol | None = None
+        self._protocol: asyncio.BufferedProtocol | asyncio.Protocol = _NO_PROTOCOL
         self._reading = True
         self._choked = False  # too much is unread, so nothing is read
         self._peer_left = False
@@ -151,34 +155,24 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Deliver the rest of what was received, and report the end."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._aborted:
-            pass
-        elif self.state is TlsState.HANDSHAKE:
+        if self.state is TlsState.HANDSHAKE and not self._aborted:
             reason = "closed" if exc is None else str(exc).lower()
             self.fail(f"{reason} during the handshake")
-        elif self.state is TlsState.OPEN:
+        elif self.state is TlsState.OPEN and not self._aborted:
             self._reading = True
             self._deliver()
         self.state = TlsState.LOST
-        if self._timer is not None:
-            self._timer.cancel()
         self._end_handshake()
-        if self._protocol is None:
-            self._owner.tls_closed(self)
-        else:
-            self._protocol.connection_lost(self._error or exc)
+        self._owner.tls_closed(self)
+        self._protocol.connection_lost(self._error or exc)
 
     def pause_writing(self) -> None:
         """See asyncio.BaseProtocol."""
-        if self._protocol is not None:
-            self._protocol.pause_writing()
+        self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
         """Continue reading as well if a peer that did not read had stopped it."""
-        if self._protocol is not None:
-            self._protocol.resume_writing()
+        self._protocol.resume_writing()
         if self._choked:
             self._choked = False
             self._loop.call_soon(self._read_on)
@@ -199,11 +193,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """See asyncio.BaseTransport."""
         self._protocol = cast("asyncio.BufferedProtocol | asyncio.Protocol", protocol)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """See asyncio.BaseTransport."""
-        assert self._protocol is not None  # noqa: S101 - only its user asks
-        return self._protocol
 
     def is_closing(self) -> bool:
         """Return whether writing is over."""
@@ -228,10 +217,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         """Set those of the TCP connection, where records wait; none wait here."""
         self._tcp.set_write_buffer_limits(high, low)
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return those of the TCP connection."""
-        return self._tcp.get_write_buffer_limits()
-
     def get_write_buffer_size(self) -> int:
         """Return the size in bytes of the records that wait for the kernel."""
         return self._tcp.get_write_buffer_size()
@@ -248,10 +233,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self._break(error)
             return
         self._flush()
-
-    def can_write_eof(self) -> bool:
-        """See asyncio.WriteTransport."""
-        return True
 
     def write_eof(self) -> None:
         """Announce the end; what the peer still sends is read and dropped."""
@@ -275,8 +256,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         if self.state is not TlsState.HANDSHAKE:
             return
         self.state = TlsState.ENDED
-        if self._timer is not None:
-            self._timer.cancel()
+        self._end_timer()
         self._flush()  # the alert
         with contextlib.suppress(OSError):  # lost already, which is reported soon
             self._tcp.write_eof()
@@ -317,8 +297,6 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
             self.fail(_reason_of(error))
             return
         self._flush()
-        if self._timer is not None:
-            self._timer.cancel()
         self.state = TlsState.OPEN
         self.identity = _identity(self._tls.getpeercert() or {})
         self._end_handshake()
@@ -326,7 +304,12 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
         # Data behind the handshake is here already.
         self._loop.call_soon(self._read_on)
 
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _end_handshake(self) -> None:
+        self._end_timer()
         if self._handshakes is not None:
             self._handshakes.remove(self)
 
@@ -341,7 +324,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _deliver(self) -> None:
         """Decrypt and deliver while the protocol accepts data."""
-        while self._reading and self.state is TlsState.OPEN and self._protocol is not None:
+        while self._reading and self.state is TlsState.OPEN:
             if isinstance(self._protocol, asyncio.BufferedProtocol):
                 buffer = memoryview(self._protocol.get_buffer(-1))
                 if n_bytes := self._decrypt_into(buffer):
@@ -380,7 +363,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _deliver_eof(self) -> None:
         self._peer_left = False
-        if self._protocol is None or not self._protocol.eof_received():
+        if not self._protocol.eof_received():
             self.close()
 
     def _flush(self) -> None:
