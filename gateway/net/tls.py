@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, Final, Protocol, cast
 
 from gateway import clock
+from gateway.net.client_socket import reason_of
 from gateway.protocol.greeting import http_response, recognise
 from gateway.turns import Turns
 
@@ -156,7 +157,7 @@ class TlsConnection(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Deliver the rest of what was received, and report the end."""
         if self.state is TlsState.HANDSHAKE and not self._aborted:
-            reason = "closed" if exc is None else str(exc).lower()
+            reason = "closed" if exc is None else reason_of(exc)
             self.fail(f"{reason} during the handshake")
         elif self.state is TlsState.OPEN and not self._aborted:
             self._reading = True

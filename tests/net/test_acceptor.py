@@ -1,4 +1,4 @@
-"""An address of the configuration: bound now or later, which connections are taken, and its end."""
+"""An address of the configuration: bound now or later, connections and their limits, its end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import itertools
 import os
 import resource
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 import structlog
@@ -19,7 +21,7 @@ from structlog.typing import EventDict
 
 from gateway import runtime
 from gateway.config.document import Address, ConnectionLimits, Networks
-from gateway.net.acceptor import ACCEPT_RETRY_S, Acceptor, is_free
+from gateway.net.acceptor import ACCEPT_RETRY_S, BACKLOG, Acceptor, is_free
 from gateway.net.access import (
     ACCEPTS_PER_TURN,
     PERIOD_S,
@@ -41,17 +43,17 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
 
 
 class Owner:
-    """Greets each client, and keeps what is reported."""
+    """Greets each client, and keeps the acceptor's reports."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.connections: list[asyncio.Transport] = []
 
     def listening(self) -> None:
-        self.told.append("listening")
+        self.reports.append("listening")
 
     def not_listening(self, reason: str) -> None:
-        self.told.append(reason)
+        self.reports.append(reason)
 
     def connected(self, transport: asyncio.Transport) -> None:
         self.connections.append(transport)
@@ -63,11 +65,10 @@ class Owner:
 async def acceptor(
     tcp_port: int = 0, host: str = "127.0.0.1", options: AcceptOptions | None = None
 ) -> AsyncIterator[tuple[Acceptor, Owner]]:
-    """An acceptor that is not opened yet; at the end all is closed."""
+    """An acceptor that is not open yet; at the end all is closed."""
     owner = Owner()
-    accepting = Acceptor(
-        Address(host, tcp_port), owner, structlog.get_logger(), options or AcceptOptions()
-    )
+    address = Address(host, tcp_port)
+    accepting = Acceptor(address, owner, structlog.get_logger(), options or AcceptOptions())
     try:
         yield accepting, owner
     finally:
@@ -81,26 +82,32 @@ async def acceptor(
 async def accepting_at(
     options: AcceptOptions | None = None,
 ) -> AsyncIterator[tuple[int, Acceptor, Owner]]:
-    """One that listens, and its TCP port."""
+    """An open acceptor, and its TCP port."""
     async with acceptor(options=options) as (accepting, owner):
         await accepting.open()
         assert accepting.tcp_port is not None
         yield accepting.tcp_port, accepting, owner
 
 
-def limited(limit: int, per_address: int) -> Admission:
-    return Admission(ConnectionLimits(limit, per_address))
+def limited(limit: int, per_address: int) -> AcceptOptions:
+    return AcceptOptions(Admission(ConnectionLimits(limit, per_address)))
 
 
-def reasons(logs: list[EventDict]) -> list[tuple[str, int]]:
+async def is_served(tcp_port: int, source: str = "127.0.0.1") -> bool:
+    """Whether a new client is greeted; else it is closed without a byte."""
+    with await TcpClient.connect(tcp_port, source=source) as client:
+        return await client._receive_some() == b"hello"
+
+
+def rejections(logs: list[EventDict]) -> list[tuple[str, int]]:
     return [(each["reason"], each["count"]) for each in logs if each["event"] == "client_rejected"]
 
 
-async def test_who_connects_is_handed_to_the_owner() -> None:
+async def test_a_connection_is_handed_to_the_owner() -> None:
     async with acceptor() as (accepting, owner):
         assert accepting.tcp_port is None
         await accepting.open()
-        assert owner.told == ["listening"]
+        assert owner.reports == ["listening"]
         assert accepting.tcp_port is not None
         assert accepting.addresses == ("127.0.0.1",)
         with await TcpClient.connect(accepting.tcp_port) as client:
@@ -110,60 +117,38 @@ async def test_who_connects_is_handed_to_the_owner() -> None:
             assert connection.getsockopt(*option) == USER_TIMEOUT_MS
 
 
-async def test_an_address_that_is_taken_is_bound_when_it_is_free() -> None:
+# --- addresses
+
+
+async def test_an_address_in_use_is_tried_less_and_less_often_and_reported_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
         tcp_port = blocker.getsockname()[1]
         async with acceptor(tcp_port) as (accepting, owner):
             await accepting.open()
-            for _ in range(10):
-                await clock.advance(5.0)
+            for wait_s in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0):
+                await clock.advance(wait_s)
             assert accepting.tcp_port is None
             blocker.close()
-            while owner.told[-1] != "listening":
-                await clock.advance(5.0)
+            await clock.advance(4.9)
+            assert "listening" not in owner.reports
+            await clock.advance(0.2)
             assert accepting.tcp_port == tcp_port
-    # Said once, however often it was tried.
-    reason, then = owner.told
+    reason, then = owner.reports
     assert reason.endswith("address already in use")
     assert then == "listening"
 
 
-async def test_an_address_that_stays_taken_is_tried_less_and_less_often() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as blocker, LoopClock() as clock:
-        async with acceptor(blocker.getsockname()[1]) as (accepting, owner):
-            await accepting.open()
-            for wait_s in (0.25, 0.5, 1.0, 2.0, 4.0, 5.0):
-                await clock.advance(wait_s)
-            blocker.close()
-            await clock.advance(4.9)
-            assert "listening" not in owner.told
-            await clock.advance(0.2)
-            assert owner.told[-1] == "listening"
-
-
-async def test_an_address_of_another_machine_is_told_and_tried_again() -> None:
+async def test_an_address_of_another_machine_is_reported() -> None:
     async with acceptor(host="192.0.2.1") as (accepting, owner):  # TEST-NET-1, RFC 5737
-        with LoopClock() as clock:
-            await accepting.open()
-            for _ in range(3):
-                await clock.advance(5.0)
-            assert accepting.tcp_port is None
-            assert accepting.addresses == ()
-    assert owner.told == ["no interface of this machine has the address"]
-
-
-async def test_a_name_is_listened_at_wherever_it_leads(resolver: Resolver) -> None:
-    resolver.answers.set()
-    async with acceptor(host="lab") as (accepting, owner):
         await accepting.open()
-        assert accepting.addresses == ("127.0.0.1", "127.0.0.2")
-        assert owner.told == ["listening"]
+        assert (accepting.tcp_port, accepting.addresses) == (None, ())
+    assert owner.reports == ["no interface of this machine has the address"]
 
 
 @pytest.mark.parametrize(
     ("host", "outcome"), [("lab", "listening"), ("nowhere", "name or service not known")]
 )
-async def test_a_name_that_is_not_found_in_time_is_looked_up_again(
+async def test_a_name_without_an_answer_in_time_is_looked_up_again(
     resolver: Resolver, host: str, outcome: str
 ) -> None:
     async with acceptor(host=host) as (accepting, owner):
@@ -172,30 +157,57 @@ async def test_a_name_that_is_not_found_in_time_is_looked_up_again(
             await until(lambda: resolver.asked)
             while not opening.done():
                 await clock.advance(1.0)
-            assert owner.told == ["the resolver does not answer"]
+            assert owner.reports == ["the resolver does not answer"]
             resolver.answers.set()
-            while len(owner.told) < 2:
+            while len(owner.reports) < 2:
                 await clock.advance(1.0)
-    assert owner.told == ["the resolver does not answer", outcome]
+    assert owner.reports == ["the resolver does not answer", outcome]
 
 
-async def test_a_peer_that_is_not_allowed_gets_no_byte_and_the_owner_no_connection() -> None:
-    others = AcceptOptions(allow=Networks((ip_network("192.0.2.0/24"),)))
-    with capture_logs() as logs:
-        async with accepting_at(others) as (tcp_port, accepting, owner):
-            with await TcpClient.connect(tcp_port) as client:
-                assert await client.receive_to_end() == b""
-            assert accepting.rejections.counts == {Rejection.NOT_ALLOWED: 1}
-            assert not owner.connections
-            assert others.admission.connections.count == 0
-    assert reasons(logs) == [("address not in allow", 1)]
-
-
-async def test_closing_frees_the_address_and_leaves_connections_alone() -> None:
-    async with acceptor() as (accepting, owner):
+async def test_all_addresses_of_a_name_share_one_free_port(resolver: Resolver) -> None:
+    resolver.answers.set()
+    async with acceptor(host="lab") as (accepting, owner):
         await accepting.open()
-        tcp_port = accepting.tcp_port
-        assert tcp_port is not None
+        assert accepting.addresses == ("127.0.0.1", "127.0.0.2")
+        assert owner.reports == ["listening"]
+        assert accepting.tcp_port is not None
+        for address in accepting.addresses:
+            with socket.socket() as client:
+                client.connect((address, accepting.tcp_port))
+        await until(lambda: len(owner.connections) == 2)
+
+
+async def test_both_wildcard_addresses_have_the_same_port_to_themselves() -> None:
+    async with acceptor(host="0.0.0.0") as (v4, _):
+        await v4.open()
+        async with acceptor(v4.tcp_port or 0, host="::") as (v6, owner):
+            await v6.open()
+            assert owner.reports == ["listening"]
+            assert (v4.addresses, v6.addresses) == (("0.0.0.0",), ("::",))
+
+
+@pytest.mark.parametrize("scope", ["lo", str(socket.if_nametoindex("lo"))])
+async def test_the_interface_of_an_address_is_a_name_or_a_number(scope: str) -> None:
+    async with acceptor(host=f"::1%{scope}") as (accepting, owner):
+        await accepting.open()
+        assert accepting.tcp_port is not None
+        with socket.create_connection(("::1", accepting.tcp_port)):
+            await until(lambda: owner.connections)
+
+
+def test_an_address_is_free_while_nothing_listens_on_it() -> None:
+    tcp_port = free_tcp_port()
+    assert is_free("127.0.0.1", tcp_port)
+    with socket.create_server(("127.0.0.1", tcp_port)):
+        assert not is_free("127.0.0.1", tcp_port)
+    assert is_free("127.0.0.1", tcp_port)
+
+
+# --- the end
+
+
+async def test_closing_frees_the_address_and_keeps_connections() -> None:
+    async with accepting_at() as (tcp_port, accepting, owner):
         with await TcpClient.connect(tcp_port) as client:
             await client.receive_data(b"hello")
             await accepting.close()
@@ -206,11 +218,9 @@ async def test_closing_frees_the_address_and_leaves_connections_alone() -> None:
 
 
 @pytest.mark.parametrize("loop_turns", range(6))
-async def test_a_connection_that_comes_while_closing_is_closed(loop_turns: int) -> None:
-    async with acceptor() as (accepting, owner):
-        await accepting.open()
-        assert accepting.tcp_port is not None
-        with await TcpClient.connect(accepting.tcp_port) as client:
+async def test_a_connection_that_arrives_while_closing_is_closed(loop_turns: int) -> None:
+    async with accepting_at() as (tcp_port, accepting, owner):
+        with await TcpClient.connect(tcp_port) as client:
             await turns(loop_turns)
             await accepting.close()
             n_before = len(owner.connections)
@@ -218,7 +228,7 @@ async def test_a_connection_that_comes_while_closing_is_closed(loop_turns: int) 
             assert len(owner.connections) == n_before
             for connection in owner.connections:
                 connection.abort()
-            with suppress(ConnectionResetError):  # the kernel had it, and nobody else
+            with suppress(ConnectionResetError):  # it was still in the kernel
                 assert await client.receive_to_end() in {b"", b"hello"}
 
 
@@ -226,12 +236,11 @@ async def test_a_connection_accepted_in_the_turn_before_closing_is_closed() -> N
     loop = asyncio.get_running_loop()
     first, second = socket.socketpair()
     with first, second:
-        async with acceptor() as (accepting, owner):
-            await accepting.open()
+        async with accepting_at() as (tcp_port, accepting, owner):
             woken = loop.create_future()
             loop.add_reader(second, woken.set_result, None)
             first.send(b"x")  # the loop sees this first, then the connection
-            with socket.create_connection(("127.0.0.1", accepting.tcp_port)) as connection:
+            with socket.create_connection(("127.0.0.1", tcp_port)) as connection:
                 await woken
                 loop.remove_reader(second)
                 await accepting.close()
@@ -256,142 +265,93 @@ async def test_closing_while_it_is_being_bound_leaves_nothing(loop_turns: int) -
             assert is_free("127.0.0.1", tcp_port)
 
 
-def test_an_address_is_free_until_somebody_listens() -> None:
-    tcp_port = free_tcp_port()
-    assert is_free("127.0.0.1", tcp_port)
-    with socket.create_server(("127.0.0.1", tcp_port)):
-        assert not is_free("127.0.0.1", tcp_port)
-    assert is_free("127.0.0.1", tcp_port)
+# --- access list and limits
 
 
-async def test_both_wildcard_addresses_have_the_same_port_to_themselves() -> None:
-    async with acceptor(host="0.0.0.0") as (v4, _), acceptor(host="::") as (_, _):
-        await v4.open()
-        async with acceptor(v4.tcp_port or 0, host="::") as (v6, owner):
-            await v6.open()
-            assert owner.told == ["listening"]
-            assert (v4.addresses, v6.addresses) == (("0.0.0.0",), ("::",))
+async def test_a_peer_outside_the_access_list_gets_no_byte() -> None:
+    others = AcceptOptions(allow=Networks((ip_network("192.0.2.0/24"),)))
+    with capture_logs() as logs:
+        async with accepting_at(others) as (tcp_port, accepting, owner):
+            assert not await is_served(tcp_port)
+            assert accepting.rejections.counts == {Rejection.NOT_ALLOWED: 1}
+            assert not owner.connections
+            assert others.admission.connections.count == 0
+    assert rejections(logs) == [("address not in allow", 1)]
 
 
-@pytest.mark.parametrize("scope", ["lo", str(socket.if_nametoindex("lo"))])
-async def test_the_interface_of_an_address_may_be_named_or_numbered(scope: str) -> None:
-    async with acceptor(host=f"::1%{scope}") as (accepting, owner):
-        await accepting.open()
-        assert owner.told == ["listening"]
-        assert accepting.tcp_port is not None
-        with socket.create_connection(("::1", accepting.tcp_port)):
-            await until(lambda: owner.connections)
-
-
-async def test_all_addresses_of_a_name_share_one_free_port(resolver: Resolver) -> None:
-    resolver.answers.set()
-    async with acceptor(host="lab") as (accepting, owner):
-        await accepting.open()
-        assert accepting.tcp_port is not None
-        for address in accepting.addresses:
-            with socket.socket() as client:
-                client.connect((address, accepting.tcp_port))
-        await until(lambda: len(owner.connections) == 2)
-
-
-# --- limits
-
-
-async def test_one_address_has_no_more_than_its_share_and_its_place_is_free_again() -> None:
-    options = AcceptOptions(limited(100, 3))
+async def test_an_address_has_at_most_its_share_and_its_place_is_free_again() -> None:
+    options = limited(100, 3)
     with capture_logs() as logs, ExitStack() as held:
         async with accepting_at(options) as (tcp_port, accepting, owner):
             mine = [held.enter_context(await TcpClient.connect(tcp_port)) for _ in range(3)]
             for client in mine:
                 await client.receive_data(b"hello")
-            with await TcpClient.connect(tcp_port) as too_many:
-                assert await too_many.receive_to_end() == b""
-            with await TcpClient.connect(tcp_port, source="127.0.0.2") as other:
-                await other.receive_data(b"hello")
+            assert not await is_served(tcp_port)
+            assert await is_served(tcp_port, "127.0.0.2")
             mine[0].close()
             await until(lambda: options.admission.connections.count == 2)
-            with await TcpClient.connect(tcp_port) as again:
-                await again.receive_data(b"hello")
+            assert await is_served(tcp_port)
             assert accepting.rejections.counts == {Rejection.TOO_MANY: 1}
             assert len(owner.connections) == 5
-    assert reasons(logs) == [("too many connections from this address (limit 3)", 1)]
+    assert rejections(logs) == [("too many connections from this address (limit 3)", 1)]
 
 
-async def test_all_addresses_have_no_more_than_the_limit_over_all_acceptors() -> None:
-    options = AcceptOptions(limited(4, 2))
+async def test_the_limit_holds_over_all_acceptors() -> None:
+    options = limited(4, 2)
     with capture_logs() as logs, ExitStack() as held:
         async with accepting_at(options) as (first, _, _), accepting_at(options) as (second, _, _):
             for number, tcp_port in enumerate((first, second, first, second)):
                 client = await TcpClient.connect(tcp_port, source=f"127.0.0.{number + 1}")
                 await held.enter_context(client).receive_data(b"hello")
             for tcp_port in (first, second):
-                with await TcpClient.connect(tcp_port, source="127.0.0.9") as too_many:
-                    assert await too_many.receive_to_end() == b""
-    assert reasons(logs) == [("too many connections (limit 4)", 1)] * 2
+                assert not await is_served(tcp_port, "127.0.0.9")
+    assert rejections(logs) == [("too many connections (limit 4)", 1)] * 2
 
 
-async def test_limits_that_are_lowered_reject_new_connections_and_keep_the_others() -> None:
-    options = AcceptOptions(limited(100, 100))
-    async with accepting_at(options) as (tcp_port, _, owner):
-        with (
-            await TcpClient.connect(tcp_port) as one,
-            await TcpClient.connect(tcp_port) as two,
-        ):
-            await one.receive_data(b"hello")
-            await two.receive_data(b"hello")
+async def test_lowered_limits_reject_new_connections_and_keep_the_others() -> None:
+    options = limited(100, 100)
+    with ExitStack() as held:
+        async with accepting_at(options) as (tcp_port, _, owner):
+            for _ in range(2):
+                client = held.enter_context(await TcpClient.connect(tcp_port))
+                await client.receive_data(b"hello")
             options.admission.connections.limits = ConnectionLimits(1, 1)
-            with await TcpClient.connect(tcp_port) as three:
-                assert await three.receive_to_end() == b""
+            assert not await is_served(tcp_port)
             assert not any(each.is_closing() for each in owner.connections)
 
 
-async def test_limits_of_one_acceptor_leave_the_others_alone() -> None:
+async def test_the_limits_of_one_acceptor_do_not_concern_others() -> None:
     admission = Admission()
     few = AcceptOptions(admission, limits=ConnectionLimits(4, 2))
+    rest = AcceptOptions(admission)
     with ExitStack() as held:
-        async with (
-            accepting_at(few) as (first, accepting, _),
-            accepting_at(AcceptOptions(admission)) as (
-                second,
-                _,
-                _,
-            ),
-        ):
+        async with accepting_at(few) as (first, accepting, _), accepting_at(rest) as (second, _, _):
             for _ in range(2):
                 client = held.enter_context(await TcpClient.connect(first))
                 await client.receive_data(b"hello")
-            with await TcpClient.connect(first) as too_many:
-                assert await too_many.receive_to_end() == b""
-            with await TcpClient.connect(second) as other:
-                await other.receive_data(b"hello")
+            assert not await is_served(first)
+            assert await is_served(second)
             assert accepting.rejections.counts == {Rejection.TOO_MANY: 1}
             client.close()
             await until(lambda: admission.connections.count == 1)
-            with await TcpClient.connect(first) as again:
-                await again.receive_data(b"hello")
+            assert await is_served(first)
 
 
 @pytest.mark.parametrize("ends", ["client", "abort", "close", "reset"])
 async def test_a_connection_counts_until_its_descriptor_is_closed(ends: str) -> None:
     options = AcceptOptions()
     async with accepting_at(options) as (tcp_port, _, owner):
-        client = await TcpClient.connect(tcp_port)
-        await client.receive_data(b"hello")
-        assert options.admission.connections.count == 1
-        match ends:
-            case "client":
-                client.close()
-            case "reset":
-                client.reset()
-            case "abort":
-                owner.connections[0].abort()
-            case _:
-                owner.connections[0].close()
-        await until(lambda: options.admission.connections.count == 0)
-        client.close()
+        with await TcpClient.connect(tcp_port) as client:
+            await client.receive_data(b"hello")
+            assert options.admission.connections.count == 1
+            ours = owner.connections[0]
+            {"client": client.close, "reset": client.reset, "abort": ours.abort}.get(
+                ends, ours.close
+            )()
+            await until(lambda: options.admission.connections.count == 0)
 
 
-async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_ports(
+async def test_a_flood_is_accepted_a_few_connections_per_turn_over_all_ports(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries = counted_accepts(monkeypatch)
@@ -419,24 +379,45 @@ async def test_a_flood_of_connections_is_taken_a_few_per_loop_turn_over_all_port
             assert max(steps) == ACCEPTS_PER_TURN
 
 
+SOMAXCONN = int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+async def test_the_kernel_keeps_a_bounded_number_of_connections_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of `struct tcp_info` (linux/tcp.h), of a socket that listens: queue and limit at 24, 28."""
+    limit = min(BACKLOG, SOMAXCONN)
+    with ExitStack() as held:
+        async with accepting_at() as (tcp_port, accepting, _):
+            monkeypatch.setattr("gateway.turns.Turns.add", lambda *_: None)  # accept nothing
+            for _ in range(limit + 50):
+                client = held.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", tcp_port))
+            assert accepting._accept_loop is not None
+            (listening,) = accepting._accept_loop.sockets
+            info = listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+            assert struct.unpack_from("II", info, 24) == (limit + 1, limit)
+
+
 async def test_an_error_in_our_own_code_stops_no_listener(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-    with monkeypatch.context() as broken, socket.socket() as first, socket.socket() as second:
+    with socket.socket() as client:
         async with accepting_at() as (tcp_port, accepting, owner):
-            broken.setattr(accepting.rejections, "add", None)
-            broken.setattr(Networks, "have", lambda *_: False)
-            first.connect(("127.0.0.1", tcp_port))
-            await until(lambda: errors)
-            broken.undo()
-            second.connect(("127.0.0.1", tcp_port))
-            await until(lambda: owner.connections)
+            with monkeypatch.context() as broken:
+                broken.setattr(Networks, "have", lambda *_: False)
+                broken.setattr(accepting.rejections, "add", lambda *_: 1 / 0)
+                client.connect(("127.0.0.1", tcp_port))
+                await until(lambda: errors)
+            assert await is_served(tcp_port)
+            assert len(owner.connections) == 1
     assert len(errors) == 1
 
 
-# --- descriptors, and what else the kernel can be short of
+# --- descriptors, and other shortages of the kernel
 
 
 def counted_accepts(monkeypatch: pytest.MonkeyPatch, *errors: OSError) -> list[int]:
@@ -456,19 +437,26 @@ def counted_accepts(monkeypatch: pytest.MonkeyPatch, *errors: OSError) -> list[i
 
 
 @contextmanager
+def descriptor_limit(soft: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
 def descriptors_left(count: int) -> Iterator[int]:
-    """Let this process open only so many descriptors more; gives the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
+    """Let this process open only so many more descriptors; gives the limit."""
+    os.close(os.dup(0))
     # There may be gaps above it, but below the limit none is left.
     taken = [os.dup(0) for _ in range(64)]
     limit = taken[-1] + 1 + count
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
-        yield limit
+        with descriptor_limit(limit):
+            yield limit
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in taken:
             os.close(each)
 
@@ -506,10 +494,10 @@ async def test_connections_leave_descriptors_to_the_rest(
                     again.connect(("127.0.0.1", tcp_port))
                     again.setblocking(False)
                     assert await asyncio.get_running_loop().sock_recv(again, 5) == b"hello"
-    assert reasons(logs)[0] == (f"file descriptors are running out (limit {limit})", 1)
+    assert rejections(logs)[0] == (f"file descriptors are running out (limit {limit})", 1)
 
 
-def test_a_service_with_more_ports_than_descriptors_takes_some_connections() -> None:
+def test_a_service_with_more_ports_than_descriptors_accepts_some_connections() -> None:
     reserved = runtime.reserved_descriptors(256)
     with descriptors_left(0) as limit:
         assert reserved > limit
@@ -517,34 +505,25 @@ def test_a_service_with_more_ports_than_descriptors_takes_some_connections() -> 
         assert not runtime.may_have_descriptor(3, limit // 8, reserved)
 
 
-def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
-        runtime.raise_descriptor_limit()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_a_process_that_may_not_raise_its_limit_goes_on_with_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("may_raise", [True, False])
+def test_the_soft_limit_is_raised_to_the_hard_one_if_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, may_raise: bool
 ) -> None:
     def setrlimit(_limit: int, _limits: tuple[int, int]) -> None:
         raise PermissionError  # as systemd's filter of system calls has it
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
-    try:
-        with monkeypatch.context() as patched:
+    lower = min(soft, hard - 1)
+    with descriptor_limit(lower), monkeypatch.context() as patched:
+        if not may_raise:
             patched.setattr(resource, "setrlimit", setrlimit)
-            runtime.raise_descriptor_limit()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(soft, hard - 1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        runtime.raise_descriptor_limit()
+        now = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert now == ((hard if may_raise else lower), hard)
+        patched.undo()
 
 
-async def test_without_any_descriptor_clients_wait_until_there_is_one(
+async def test_without_a_descriptor_clients_wait_until_there_is_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.socket() as client, capture_logs() as logs:
@@ -615,3 +594,18 @@ async def test_an_acceptor_that_waits_for_descriptors_can_be_closed(
                 await clock.advance(10 * ACCEPT_RETRY_S)
                 assert not owner.connections
                 assert is_free("127.0.0.1", tcp_port)
+
+
+async def test_a_connection_without_a_transport_is_closed_and_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def set_options(_: socket.socket) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    monkeypatch.setattr("gateway.net.acceptor.set_options", set_options)
+    options = AcceptOptions()
+    with capture_logs() as logs:
+        async with accepting_at(options) as (tcp_port, _, _):
+            assert not await is_served(tcp_port)
+            await until(lambda: options.admission.connections.count == 0)
+    assert [each["event"] for each in logs] == ["accept_failed"]
