@@ -279,11 +279,17 @@ async def _serve(url: BoardUrl, folder: Path, *, exit_with_stdin: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     process = BoardProcess(url)
+    clients: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio 3.11 logs a traceback for a coroutine here that is cancelled at the end.
+        task = loop.create_task(process.serve_control(reader, writer))
+        clients.add(task)
+        task.add_done_callback(clients.discard)
+
     try:
         # By its relative name, for the path of a unix socket is short (108 bytes).
-        server = await asyncio.start_unix_server(
-            process.serve_control, CONTROL_NAME, limit=MAX_REQUEST_BYTES
-        )
+        server = await asyncio.start_unix_server(connected, CONTROL_NAME, limit=MAX_REQUEST_BYTES)
         process.plug()
         if exit_with_stdin:
             loop.add_reader(sys.stdin.fileno(), stop.set)
