@@ -33,10 +33,13 @@ _STALLED_TURNS = 150
 
 
 class GatewayEnd:
-    """The other end of `client`; it need not exist yet, and may be closed already."""
+    """The other end of a client; it need not exist yet, and may be closed already.
 
-    def __init__(self, client: TcpClient) -> None:
-        self._peer = client.address
+    `client` is the test's client, or the address that any other connects from.
+    """
+
+    def __init__(self, client: TcpClient | tuple[str, int]) -> None:
+        self._peer = client.address if isinstance(client, TcpClient) else client
         self._descriptor = -1
 
     @property
