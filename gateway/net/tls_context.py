@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -42,7 +42,7 @@ class Tls:
     A listener presents `cert` and accepts clients with a certificate of `client_ca`, or all
     clients without one. A dialer requires a certificate of `ca` (None: of an authority that the
     machine trusts) for `server_name` (None: for the host it connects to), and presents `cert`, if
-    any. `key` is set if `cert` is. `lines` has the line of each key in the YAML.
+    any. `key` is set if `cert` is.
     """
 
     cert: str | None = None
@@ -50,7 +50,6 @@ class Tls:
     client_ca: str | None = None
     ca: str | None = None
     server_name: str | None = None
-    lines: tuple[tuple[str, int], ...] = field(default=(), compare=False, repr=False)
 
 
 class TlsFileError(GatewayError):
