@@ -133,10 +133,6 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         self._is_paused = False
         self._wait_for_turn()
 
-    def is_reading(self) -> bool:
-        """See asyncio.ReadTransport."""
-        return not self._is_paused and not self.is_closing()
-
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See asyncio.WriteTransport."""
         if self._transport is not None:
@@ -160,22 +156,9 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         """See asyncio.BaseTransport."""
         return default if self._transport is None else self._transport.get_extra_info(name, default)
 
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """See asyncio.BaseTransport."""
-        return self._protocol
-
     def get_write_buffer_size(self) -> int:
         """See asyncio.WriteTransport."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        """See asyncio.WriteTransport."""
-        return (0, 0) if self._transport is None else self._transport.get_write_buffer_limits()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """See asyncio.WriteTransport."""
-        if self._transport is not None:
-            self._transport.set_write_buffer_limits(high, low)
 
 
 #: Of a WebSocket's frame (RFC 6455, section 5.2): the mask bit, the length in its second byte, the

@@ -29,12 +29,12 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
 from gateway.config.document import ConnectionLimits, peer_holder
-from gateway.errors import GatewayError
 from gateway.inputs import parse_json
 from gateway.net.access import Rejection
+from gateway.net.client_socket import peer_name
 from gateway.ports.running_port import RunningPort
 from gateway.turns import Turns
-from gateway.web.http_access import JSON, SAFE_METHODS, Asked, Policy, own_names
+from gateway.web.http_access import JSON, SAFE_METHODS, AccessError, Policy, own_names
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -94,12 +94,8 @@ class Lab:
 LAB: web.AppKey[Lab] = web.AppKey("lab", Lab)
 
 
-class HttpError(GatewayError):
-    """An error for the client: its status and one line."""
-
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+class HttpError(AccessError):
+    """An error for the client, raised by a handler."""
 
 
 class Places:
@@ -203,11 +199,7 @@ def port_asked_for(request: web.Request) -> RunningPort:
 
 def client_name(request: web.Request) -> str:
     """The address of a request's client, for logs and other clients."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not peer:
-        return "HTTP client"
-    host = f"[{peer[0]}]" if ":" in peer[0] else peer[0]
-    return f"{host}:{peer[1]}"
+    return peer_name(request.transport) if request.transport else "unknown"
 
 
 def is_true(request: web.Request, name: str) -> bool:
@@ -373,7 +365,7 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         await _check(request)
         response = await handler(request)
-    except HttpError as error:
+    except AccessError as error:
         response = error_answer(error.status, str(error))
     except web.HTTPException as error:
         if error.status < HTTPStatus.BAD_REQUEST:
@@ -398,39 +390,21 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _check(request: web.Request) -> None:
-    """Raise HttpError for a request that the policy does not permit."""
+    """Raise AccessError for a request that the policy does not permit."""
     lab = request.app[LAB]
-    asked = _asked(request)
     content_types: Collection[str] | None = getattr(request.match_info.handler, _TAKES, (JSON,))
     if request.match_info.http_exception is not None:
         content_types = None  # 404 or 405, whatever the body
-    refused = lab.policy.refusal(asked, content_types)
-    if refused is not None and refused.status is HTTPStatus.MISDIRECTED_REQUEST:
+    try:
+        lab.policy.check(request, content_types)
+    except AccessError as error:
+        if error.status is not HTTPStatus.MISDIRECTED_REQUEST:
+            raise
         await lab.read_own_names()  # the host may have a new one
-        refused = lab.policy.refusal(asked, content_types)
-    if refused is not None:
-        raise HttpError(refused.status, refused.reason)
+        lab.policy.check(request, content_types)
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         reason = "Content-Encoding must be identity: compressed bodies are not accepted"
         raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, reason)
-
-
-def _asked(request: web.Request) -> Asked:
-    headers = request.headers
-    offered = headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
-    return Asked(
-        method=request.method,
-        host=headers.get(hdrs.HOST, ""),
-        # In the usual form the request line has a path only, or "*".
-        target_host="" if request.raw_path[:1] in {"/", "*"} else request.host,
-        origin=headers.get(hdrs.ORIGIN, ""),
-        fetch_site=headers.get("Sec-Fetch-Site", ""),
-        content_type=headers.get(hdrs.CONTENT_TYPE, ""),
-        has_body=request.body_exists,
-        authorization=headers.get(hdrs.AUTHORIZATION, ""),
-        is_websocket="websocket" in headers.get(hdrs.UPGRADE, "").lower(),
-        protocols=tuple(each.strip() for line in offered for each in line.split(",")),
-    )
 
 
 def _failed(request: web.Request, error: Exception) -> web.Response:

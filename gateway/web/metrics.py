@@ -8,8 +8,8 @@ for 5 ms again and again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Final
@@ -32,7 +32,7 @@ from gateway.net.access import Rejection
 from gateway.port_document import ClientState, PortDocument, UsbDocument
 from gateway.ports.running_port import document
 from gateway.tty.port_counts import Histogram
-from gateway.web.http_answers import LAB, SharedBuild, send
+from gateway.web.http_answers import LAB, Lab, SharedBuild, send
 
 #: Between two measurements of the loop's lag: two timers a second cost nothing.
 SAMPLE_EVERY_S: Final = 0.5
@@ -79,19 +79,12 @@ async def show_metrics(request: web.Request) -> web.StreamResponse:
 async def _write(app: web.Application, accepted: str) -> tuple[str, bytes]:
     lab = app[LAB]
     written = Exposition(accepted)
-    written.add(
-        ServiceMetrics(
-            lab.version,
-            app[_LAG].copy(),
-            {each.value: lab.rejections[each] for each in Rejection},
-            dict(lab.errors),
-        )
-    )
+    written.add(service_metrics(lab, app[_LAG]))
     ports = list(lab.ports())
     for at in range(0, len(ports), _PORTS_PER_TURN):
-        written.add(PortMetrics([document(port) for port in ports[at : at + _PORTS_PER_TURN]]))
+        written.add(port_metrics([document(port) for port in ports[at : at + _PORTS_PER_TURN]]))
         await asyncio.sleep(0)
-    written.add(ProcessCollector(registry=None))
+    written.add(ProcessCollector(registry=None).collect())
     return written.content_type, written.text()
 
 
@@ -110,144 +103,92 @@ async def _measure_lag(app: web.Application) -> AsyncIterator[None]:
     timer.cancel()
 
 
-@dataclass(frozen=True, eq=False)
-class ServiceMetrics(Collector):
-    """The service's own counts at one moment: HTTP connections by reason, answers by status."""
-
-    version: str
-    loop_lag: Histogram
-    http_rejected: dict[str, int] = field(default_factory=dict)
-    http_errors: dict[int, int] = field(default_factory=dict)
-
-    def collect(self) -> Iterator[Metric]:
-        """The metrics, as prometheus_client asks for them."""
-        yield InfoMetricFamily(_PREFIX, "The gateway", {"version": self.version})
-        lag = HistogramMetricFamily(
-            f"{_PREFIX}_loop_lag_seconds", "How much later than due the event loop runs a timer"
-        )
-        lag.add_metric([], _buckets(self.loop_lag), self.loop_lag.sum)
-        yield lag
-        rejected = CounterMetricFamily(
-            f"{_PREFIX}_http_rejected_connections",
-            "Connections of the HTTP server that were closed before a request",
-            labels=["reason"],
-        )
-        for reason, count in self.http_rejected.items():
-            rejected.add_metric([reason], count)
-        errors = CounterMetricFamily(
-            f"{_PREFIX}_http_errors", "Requests answered with an error", labels=["status"]
-        )
-        for status, count in self.http_errors.items():
-            errors.add_metric([str(status)], count)
-        yield from (rejected, errors)
+def service_metrics(lab: Lab, loop_lag: Histogram) -> Iterator[Metric]:
+    """The metrics of the service and of its HTTP server."""
+    yield InfoMetricFamily(_PREFIX, "The gateway", {"version": lab.version})
+    lag = HistogramMetricFamily(
+        f"{_PREFIX}_loop_lag_seconds", "How much later than due the event loop runs a timer"
+    )
+    lag.add_metric([], _buckets(loop_lag), loop_lag.sum)
+    rejected = _counter(
+        "http_rejected_connections",
+        "Connections of the HTTP server that were closed before a request",
+        "reason",
+    )
+    for reason in Rejection:
+        rejected.add_metric([reason.value], lab.rejections[reason])
+    errors = _counter("http_errors", "Requests answered with an error", "status")
+    for status, count in lab.errors.items():
+        errors.add_metric([str(status)], count)
+    yield from (lag, rejected, errors)
 
 
-#: A metric of ports: its name, its help, and its value for a port, None where it has none.
-_Row = tuple[str, str, Callable[[PortDocument], float | None]]
-
-_GAUGES: Final[tuple[_Row, ...]] = (
-    (
-        "device_present",
-        "Whether the board is plugged in and works",
-        lambda port: port.is_present,
-    ),
-    (
-        "port_listening",
-        "Whether clients can connect, of ports that listen",
-        lambda port: port.tcp_port is not None if port.connect is None else None,
-    ),
-    (
-        "port_connected",
-        "Whether the peer is connected, of ports that dial out",
-        lambda port: port.peer_connected,
-    ),
-)
-
-_COUNTERS: Final[tuple[_Row, ...]] = (
-    ("received_bytes", "Bytes received from the board", lambda port: port.received_bytes),
-    ("sent_bytes", "Bytes sent to the board", lambda port: port.sent_bytes),
+#: Counters of a port: the field of its document, the metric's name, its help.
+_COUNTERS: Final = (
+    ("received_bytes", "received_bytes", "Bytes received from the board"),
+    ("sent_bytes", "sent_bytes", "Bytes sent to the board"),
     (
         "output_dropped_bytes",
+        "output_dropped_bytes",
         "Bytes of the board's output that clients were too slow for",
-        lambda port: port.output_dropped_bytes,
     ),
     (
         "input_dropped_bytes",
+        "input_dropped_bytes",
         "Bytes of clients that the board has not accepted, or was gone for",
-        lambda port: port.input_dropped_bytes,
     ),
-    ("sessions", "Clients that have had the port", lambda port: port.sessions),
-    (
-        "dial_failures",
-        "Attempts to connect to the peer that have failed",
-        lambda port: None if port.connect is None else port.dial_failures,
-    ),
-    ("device_reconnects", "How often the tty was opened again", lambda port: port.reconnects),
+    ("sessions", "sessions", "Clients that have had the port"),
+    ("reconnects", "device_reconnects", "How often the tty was opened again"),
 )
 
 
-@dataclass(frozen=True, eq=False)
-class PortMetrics(Collector):
-    """The counts of some ports at one moment."""
+def port_metrics(ports: Sequence[PortDocument]) -> Iterator[Metric]:
+    """The metrics of some ports."""
+    labels = ["port", "device", "protocol", "usb", "chip"]
+    info = InfoMetricFamily(f"{_PREFIX}_port", "What is served at a port", labels=labels)
+    present = _gauge("device_present", "Whether the board is plugged in and works")
+    listening = _gauge("port_listening", "Whether clients can connect, of ports that listen")
+    connected = _gauge("port_connected", "Whether the peer is connected, of ports that dial out")
+    failures = _counter("dial_failures", "Attempts to connect to the peer that failed", "port")
+    clients = _gauge("clients", "Connected clients", "state")
+    resets = _counter("resets", "Resets of the board by the gateway", "port", "into", "strategy")
+    rejected = _counter("rejected_clients", "Clients that were not served", "port", "reason")
+    calls = HistogramMetricFamily(
+        f"{_PREFIX}_control_call_duration_seconds",
+        "Calls on the tty that may block in the kernel: opening, settings, lines, draining",
+        labels=["port"],
+    )
+    for port in ports:
+        usb = port.usb or UsbDocument("")
+        info.add_metric([port.name, port.device, port.protocol, usb.ids, usb.chip], {})
+        present.add_metric([port.name], port.is_present)
+        if port.connect is None:
+            listening.add_metric([port.name], port.tcp_port is not None)
+        else:
+            connected.add_metric([port.name], bool(port.peer_connected))
+            failures.add_metric([port.name], port.dial_failures)
+        for state in ClientState:
+            clients.add_metric([port.name, state], len(port.addresses_of(state)))
+        for (into, strategy), count in port.resets.items():
+            resets.add_metric([port.name, into, strategy], count)
+        for reason, count in port.rejected.items():
+            rejected.add_metric([port.name, reason], count)
+        if port.control_calls is not None:
+            calls.add_metric([port.name], _buckets(port.control_calls), port.control_calls.sum)
+    yield from (info, present, listening, connected, failures, clients, resets, rejected, calls)
+    for field, name, help_text in _COUNTERS:
+        counter = _counter(name, help_text, "port")
+        for port in ports:
+            counter.add_metric([port.name], getattr(port, field))
+        yield counter
 
-    ports: Sequence[PortDocument]
 
-    def collect(self) -> Iterator[Metric]:
-        """The metrics, as prometheus_client asks for them."""
-        yield self._info()
-        for name, help_text, value_of in _GAUGES:
-            gauge = GaugeMetricFamily(f"{_PREFIX}_{name}", help_text, labels=["port"])
-            yield self._filled(gauge, value_of)
-        for name, help_text, value_of in _COUNTERS:
-            counter = CounterMetricFamily(f"{_PREFIX}_{name}", help_text, labels=["port"])
-            yield self._filled(counter, value_of)
-        clients = GaugeMetricFamily(
-            f"{_PREFIX}_clients", "Connected clients", labels=["port", "state"]
-        )
-        resets = CounterMetricFamily(
-            f"{_PREFIX}_resets",
-            "Resets of the board by the gateway",
-            labels=["port", "into", "strategy"],
-        )
-        rejected = CounterMetricFamily(
-            f"{_PREFIX}_rejected_clients",
-            "Clients that were not served",
-            labels=["port", "reason"],
-        )
-        calls = HistogramMetricFamily(
-            f"{_PREFIX}_control_call_duration_seconds",
-            "Calls on the tty that may block in the kernel: opening, settings, lines, draining",
-            labels=["port"],
-        )
-        for port in self.ports:
-            for state in ClientState:
-                clients.add_metric([port.name, state], len(port.addresses_of(state)))
-            for (into, strategy), count in port.resets.items():
-                resets.add_metric([port.name, into, strategy], count)
-            for reason, count in port.rejected.items():
-                rejected.add_metric([port.name, reason], count)
-            if port.control_calls is not None:
-                buckets = _buckets(port.control_calls)
-                calls.add_metric([port.name], buckets, port.control_calls.sum)
-        yield from (clients, resets, rejected, calls)
+def _gauge(name: str, help_text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", help_text, labels=["port", *labels])
 
-    def _info(self) -> Metric:
-        labels = ["port", "device", "protocol", "usb", "chip"]
-        family = InfoMetricFamily(f"{_PREFIX}_port", "What is served at a port", labels=labels)
-        for port in self.ports:
-            usb = port.usb or UsbDocument("")
-            family.add_metric([port.name, port.device, port.protocol, usb.ids, usb.chip], {})
-        return family
 
-    def _filled(
-        self,
-        family: GaugeMetricFamily | CounterMetricFamily,
-        value_of: Callable[[PortDocument], float | None],
-    ) -> Metric:
-        for port in self.ports:
-            if (value := value_of(port)) is not None:
-                family.add_metric([port.name], value)
-        return family
+def _counter(name: str, help_text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"{_PREFIX}_{name}", help_text, labels=labels)
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
@@ -258,6 +199,15 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
 #: How a metric begins in both formats, and how OpenMetrics ends.
 _HEAD: Final = b"# HELP "
 _END: Final = b"# EOF\n"
+
+
+@dataclass(frozen=True, eq=False)
+class _Collected(Collector):
+    metrics: list[Metric]
+
+    def collect(self) -> list[Metric]:
+        """The metrics, as prometheus_client asks for them."""
+        return self.metrics
 
 
 class Exposition:
@@ -271,10 +221,10 @@ class Exposition:
         self._encode, self.content_type = choose_encoder(accepted)
         self._families: dict[bytes, list[bytes]] = {}
 
-    def add(self, collector: Collector) -> None:
-        """Write the metrics of a collector behind those of the same names."""
+    def add(self, metrics: Iterable[Metric]) -> None:
+        """Write metrics behind those of the same names."""
         registry = CollectorRegistry()
-        registry.register(collector)
+        registry.register(_Collected(list(metrics)))
         text = self._encode(registry).removesuffix(_END)
         for family in text.split(_HEAD)[1:]:
             name = family.partition(b" ")[0]

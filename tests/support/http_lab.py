@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -166,6 +168,18 @@ async def client_of(server: HttpServer) -> AsyncIterator[HttpClient]:
     assert server.tcp_port is not None
     async with aiohttp.ClientSession() as session:
         yield HttpClient(session, server.tcp_port)
+
+
+async def exchange(tcp_port: int, data: bytes, *, to_end: bool = False) -> bytes:
+    """Send bytes on a connection of their own; returns the first line of the answer, or all."""
+    reader, writer = await asyncio.open_connection(LOOPBACK, tcp_port)
+    try:
+        writer.write(data)
+        return await (reader.read() if to_end else reader.readuntil(b"\r\n"))
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @asynccontextmanager

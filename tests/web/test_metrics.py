@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,13 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.net.access import Rejection
 from gateway.port_document import ClientState, PortDocument, PortState, UsbDocument
 from gateway.tty.port_counts import Histogram
 from gateway.web import metrics
-from gateway.web.metrics import Exposition, PortMetrics, ServiceMetrics
+from gateway.web.http_access import Policy
+from gateway.web.http_answers import Lab
+from gateway.web.metrics import Exposition, port_metrics, service_metrics
 from tests.support.documents import CLIENT, DESK
 from tests.support.http_lab import HttpClient, http_client, running
 from tests.support.pty_board import LIMIT_S, PtyBoard, serving
@@ -163,14 +167,18 @@ FAR = replace(
 def written(*ports: PortDocument, accepted: str = "") -> Exposition:
     """As it is when each port is added by itself."""
     exposition = Exposition(accepted)
-    exposition.add(SERVICE)
+    exposition.add(service())
     for port in ports:
-        exposition.add(PortMetrics([port]))
-    exposition.add(ProcessCollector(registry=None))
+        exposition.add(port_metrics([port]))
+    exposition.add(ProcessCollector(registry=None).collect())
     return exposition
 
 
-SERVICE = ServiceMetrics("1.2.3", histogram(0.2), {"not_allowed": 13}, {401: 14})
+def service() -> Iterator[Metric]:
+    lab = Lab("1.2.3", list, dict, Policy(None))
+    lab.rejections[Rejection.NOT_ALLOWED] = 13
+    lab.errors[401] = 14
+    return service_metrics(lab, histogram(0.2))
 
 
 def text(*ports: PortDocument) -> str:
@@ -278,8 +286,8 @@ def test_two_ports_do_not_share_a_sample() -> None:
 def test_ports_may_be_added_in_any_number_of_steps(accepted: str) -> None:
     other = replace(PORT, name="shelf", resets={})
     together = Exposition(accepted)
-    together.add(SERVICE)
-    together.add(PortMetrics([PORT, other, PORT]))
+    together.add(service())
+    together.add(port_metrics([PORT, other, PORT]))
     apart = written(PORT, other, PORT, accepted=accepted).text()
     [ours, *_] = apart.split(b"# HELP process_")
     assert ours == together.text().removesuffix(b"# EOF\n")
