@@ -59,18 +59,15 @@ class ResetCause(Enum):
 class SpiController:
     """Addresses and habits of the SPI peripheral that the flash is connected to.
 
-    Without `mosi_length` and `miso_length` (ESP8266) the lengths are fields of `user1`.
+    Behind `command` is its address register, behind `user` are `user1`, `user2` and the lengths of
+    MOSI and MISO data; without `has_lengths` (ESP8266) those are fields of `user1`.
     """
 
     command: int
-    address: int
     user: int
-    user1: int
-    user2: int
     data: int
-    mosi_length: int | None
-    miso_length: int | None
-    address_msb_first: bool
+    address_msb_first: bool = False
+    has_lengths: bool = True
 
 
 @dataclass(frozen=True)
@@ -159,20 +156,6 @@ _ESP32_COMMANDS = frozenset(opcode for opcode in Opcode if opcode <= Opcode.SPI_
 _LATER_COMMANDS = _ESP32_COMMANDS | {Opcode.GET_SECURITY_INFO}
 
 
-def _spi_controller_of_later_chips(base: int) -> SpiController:
-    return SpiController(
-        command=base,
-        address=base + 0x04,
-        user=base + 0x18,
-        user1=base + 0x1C,
-        user2=base + 0x20,
-        data=base + 0x58,
-        mosi_length=base + 0x24,
-        miso_length=base + 0x28,
-        address_msb_first=False,
-    )
-
-
 def _boot_log_of_later_chips(head: str, app_mode: str, download_mode: str) -> BootLog:
     return BootLog(
         causes={
@@ -196,17 +179,7 @@ _ESP32 = Chip(
     rom_commands=_ESP32_COMMANDS,
     sync_value=0x55201207,
     uart_divider=0x3FF40014,
-    spi=SpiController(
-        command=0x3FF42000,
-        address=0x3FF42004,
-        user=0x3FF4201C,
-        user1=0x3FF42020,
-        user2=0x3FF42024,
-        data=0x3FF42080,
-        mosi_length=0x3FF42028,
-        miso_length=0x3FF4202C,
-        address_msb_first=True,
-    ),
+    spi=SpiController(0x3FF42000, user=0x3FF4201C, data=0x3FF42080, address_msb_first=True),
     boot_log=BootLog(
         causes={
             ResetCause.POWER_ON: "rst:0x1 (POWERON_RESET)",
@@ -251,7 +224,7 @@ _ESP32S2 = Chip(
     security_info_bytes=12,  # no room for a chip id
     flash_begin_bytes=20,
     uart_divider=0x3F400014,
-    spi=_spi_controller_of_later_chips(0x3F402000),
+    spi=SpiController(0x3F402000, user=0x3F402018, data=0x3F402058),
     watchdog=Watchdog(config=0x3F408094, write_protect=0x3F4080AC),
     boot_log=_boot_log_of_later_chips(
         "ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n",
@@ -275,7 +248,7 @@ _ESP32C3 = Chip(
     security_info_bytes=20,
     flash_begin_bytes=20,
     uart_divider=0x60000014,
-    spi=_spi_controller_of_later_chips(0x60002000),
+    spi=SpiController(0x60002000, user=0x60002018, data=0x60002058),
     watchdog=Watchdog(config=0x60008090, write_protect=0x600080A8),
     boot_log=_boot_log_of_later_chips(
         "ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n",
@@ -300,15 +273,7 @@ _ESP8266 = Chip(
     uart_clock_factor=2,
     uart_divider=0x60000014,
     spi=SpiController(
-        command=0x60000200,
-        address=0x60000204,
-        user=0x6000021C,
-        user1=0x60000220,
-        user2=0x60000224,
-        data=0x60000240,
-        mosi_length=None,
-        miso_length=None,
-        address_msb_first=True,
+        0x60000200, user=0x6000021C, data=0x60000240, address_msb_first=True, has_lengths=False
     ),
     boot_log=BootLog(
         baudrate=74880,  # the ROM takes its 26 MHz crystal for one of 40 MHz

@@ -225,41 +225,34 @@ class Registers:
 
     def _run_spi_command(self) -> None:
         spi = self._chip.spi
-        user = self.read(spi.user)
-        mosi_bytes = self._data_bytes(user, _USER_MOSI)
-        miso_bytes = self._data_bytes(user, _USER_MISO)
+        user, user1, user2 = (self.read(spi.user + 4 * i) for i in range(3))
+        mosi_bytes = self._length(
+            user, _USER_MOSI, spi.user + 12, user1 >> _USER1_MOSI_LENGTH_SHIFT
+        )
+        miso_bytes = self._length(
+            user, _USER_MISO, spi.user + 16, user1 >> _USER1_MISO_LENGTH_SHIFT
+        )
         data = struct.pack(
             f"<{_DATA_WORDS}I", *(self.read(spi.data + 4 * i) for i in range(_DATA_WORDS))
         )
         answer = b"\xff" * miso_bytes
         if self.flash_attached and user & _USER_COMMAND:
-            command = self.read(spi.user2) & _COMMAND_MASK
+            address = self._spi_address(user1) if user & _USER_ADDRESS else 0
             answer = self._flash.transfer(
-                command, self._spi_address(user), data[:mosi_bytes], miso_bytes
+                user2 & _COMMAND_MASK, address, data[:mosi_bytes], miso_bytes
             )
         answer = answer.ljust((miso_bytes + 3) // 4 * 4, b"\0")
         for i, (word,) in enumerate(struct.iter_unpack("<I", answer)):
             self._store(spi.data + 4 * i, word)
 
-    def _data_bytes(self, user: int, phase: int) -> int:
-        """How many whole bytes the data phase has; 0 if `user` leaves it out."""
-        if not user & phase:
-            return 0
-        spi = self._chip.spi
-        register = spi.mosi_length if phase == _USER_MOSI else spi.miso_length
-        if register is not None:
-            length = self.read(register)
-        elif phase == _USER_MOSI:
-            length = self.read(spi.user1) >> _USER1_MOSI_LENGTH_SHIFT
-        else:
-            length = self.read(spi.user1) >> _USER1_MISO_LENGTH_SHIFT
-        return ((length & _LENGTH_MASK) + 1) // 8
+    def _length(self, user: int, phase: int, register: int, field: int) -> int:
+        """How many whole bytes a data phase has; 0 if `user` leaves it out."""
+        length = self.read(register) if self._chip.spi.has_lengths else field
+        return ((length & _LENGTH_MASK) + 1) // 8 if user & phase else 0
 
-    def _spi_address(self, user: int) -> int:
-        if not user & _USER_ADDRESS:
-            return 0
+    def _spi_address(self, user1: int) -> int:
         spi = self._chip.spi
-        bits = (self.read(spi.user1) >> _USER1_ADDRESS_LENGTH_SHIFT) + 1
-        address = self.read(spi.address)
+        bits = (user1 >> _USER1_ADDRESS_LENGTH_SHIFT) + 1
+        address = self.read(spi.command + 4)
         # Some chips send the top bits of the register, others its bottom ones.
         return address >> (32 - bits) if spi.address_msb_first else address & ((1 << bits) - 1)
