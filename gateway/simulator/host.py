@@ -92,7 +92,7 @@ class SimulatedBoard:
         self.by_path = folder / BY_PATH_NAME
         self.control_path = folder / CONTROL_NAME
         self.log_path = folder / LOG_NAME
-        self._folder = folder
+        self.folder = folder
         self._process = process
         self._private_folder = folder if owns_folder else None
 
@@ -104,7 +104,7 @@ class SimulatedBoard:
     @property
     def usb_device(self) -> UsbDevice | None:
         """The USB device that the board is at the moment; None while it is gone."""
-        return read_usb_device(self._folder)
+        return read_usb_device(self.folder)
 
     @property
     def usb_ids(self) -> UsbIds | None:

@@ -60,44 +60,18 @@ def circuits(en_rc_s: float) -> Iterable[Bench]:
     return benches(lambda: CircuitBoard(en_rc_s))
 
 
-DOWNLOAD_RESETS = {
-    "esptool": (*clients.OPEN, *clients.ESPTOOL_CLASSIC),
-    "esptool, lines off before": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_CLASSIC),
-    "esptool, second attempt's delay": (*clients.OPEN, *clients.ESPTOOL_CLASSIC_SECOND),
-    "custom sequence": (*clients.OPEN, *clients.CUSTOM_CLASSIC),
-    "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER),
-    "monitor, ESP32": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER_ESP32),
-    "after other use": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_CLASSIC),
-}
 APP_RESETS = {
-    "esptool": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_HARD_DTR_OFF),
-    "esptool, USB": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_HARD_USB_DTR_OFF),
-    "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_HARD),
-    "script that says RTS on again": clients.SCRIPT_RTS_PULSE,
-    "pio test": clients.PIO_TEST,
-    "pio test, lines on": clients.PIO_TEST_LINES_ON,
-    # At a local port it does nothing, for with DTR on RTS doesn't pull EN low; it is meant.
-    "esptool, straight after open": (*clients.OPEN, *clients.ESPTOOL_HARD_DTR_ON),
+    **clients.APP_RESETS,
     # Its UART-bridge effect: EN falls once, IO0 is high when it rises.
     "usb-reset on a UART bridge": (*clients.OPEN, *clients.ESPTOOL_USB_JTAG),
-}
-NO_RESETS = {
-    "pyserial": clients.OPEN,
-    "pyserial, lines off": clients.OPEN_LINES_OFF,
-    "monitor --no-reset": clients.MONITOR_ATTACH,
-    "miniterm": clients.MINITERM_TOGGLE,
-    "mpremote": (*clients.OPEN, *clients.MPREMOTE_CLOSE),
-    "script": (*clients.OPEN, *clients.SCRIPT_LINES_OFF),
-    "script that raises both lines": clients.SCRIPT_LINES_RAISED,
-    "script that has both lines off for a while": clients.SCRIPT_LINES_OFF_AND_ON,
 }
 
 
 @pytest.mark.parametrize("en_rc_s", EN_RC_S)
-@pytest.mark.parametrize("name", DOWNLOAD_RESETS)
+@pytest.mark.parametrize("name", clients.DOWNLOAD_RESETS)
 def test_reset_into_the_bootloader_succeeds_at_the_first_attempt(name: str, en_rc_s: float) -> None:
     for bench in circuits(en_rc_s):
-        bench.play(DOWNLOAD_RESETS[name])
+        bench.play(clients.DOWNLOAD_RESETS[name])
         bench.leave()
         assert bench.board.boots == [Boot.DOWNLOAD]
         assert bench.board.resets == 1
@@ -114,10 +88,10 @@ def test_hard_reset_boots_the_app_once(name: str, en_rc_s: float) -> None:
         assert bench.board.resets == 1
 
 
-@pytest.mark.parametrize("name", NO_RESETS)
+@pytest.mark.parametrize("name", clients.NO_RESETS)
 def test_attach_and_detach_reset_no_board(name: str) -> None:
     for bench in circuits(0.0001):
-        bench.play(NO_RESETS[name])
+        bench.play(clients.NO_RESETS[name])
         bench.leave()
         assert bench.board.resets == 0
         assert bench.shown[-1:] in ([IDLE], [])

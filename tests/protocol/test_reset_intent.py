@@ -72,34 +72,9 @@ BOARDS: dict[str, tuple[ResetStrategy, Callable[[], Board], bool]] = {
 }
 
 DOWNLOAD_RESETS = {
-    "esptool": (*clients.OPEN, *clients.ESPTOOL_CLASSIC),
-    "esptool, lines off before": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_CLASSIC),
-    "esptool, second attempt's delay": (*clients.OPEN, *clients.ESPTOOL_CLASSIC_SECOND),
-    "custom sequence": (*clients.OPEN, *clients.CUSTOM_CLASSIC),
-    "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER),
-    "monitor, ESP32": (*clients.MONITOR_ATTACH, *clients.MONITOR_BOOTLOADER_ESP32),
-    "after other use": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_CLASSIC),
+    **clients.DOWNLOAD_RESETS,
     "esptool --before usb-reset": (*clients.OPEN, *clients.ESPTOOL_USB_JTAG),
     "usb-reset after other use": (*clients.MONITOR_ATTACH, *clients.ESPTOOL_USB_JTAG),
-}
-APP_RESETS = {
-    "esptool": (*clients.OPEN, *clients.SCRIPT_LINES_OFF, *clients.ESPTOOL_HARD_DTR_OFF),
-    "esptool, USB": (*clients.OPEN_LINES_OFF, *clients.ESPTOOL_HARD_USB_DTR_OFF),
-    "esptool, straight after open": (*clients.OPEN, *clients.ESPTOOL_HARD_DTR_ON),
-    "monitor": (*clients.MONITOR_ATTACH, *clients.MONITOR_HARD),
-    "script that says RTS on again": clients.SCRIPT_RTS_PULSE,
-    "pio test": clients.PIO_TEST,
-    "pio test, lines on": clients.PIO_TEST_LINES_ON,
-}
-NO_RESETS = {
-    "pyserial": clients.OPEN,
-    "pyserial, lines off": clients.OPEN_LINES_OFF,
-    "monitor --no-reset": clients.MONITOR_ATTACH,
-    "miniterm": clients.MINITERM_TOGGLE,
-    "mpremote": (*clients.OPEN, *clients.MPREMOTE_CLOSE),
-    "script": (*clients.OPEN, *clients.SCRIPT_LINES_OFF),
-    "script that raises both lines": clients.SCRIPT_LINES_RAISED,
-    "script that has both lines off for a while": clients.SCRIPT_LINES_OFF_AND_ON,
 }
 
 
@@ -146,22 +121,22 @@ def test_reset_into_the_bootloader_succeeds_at_the_first_attempt(kind: str, name
         assert bench.controller.applied == needed.rest
 
 
-@pytest.mark.parametrize("name", APP_RESETS)
+@pytest.mark.parametrize("name", clients.APP_RESETS)
 @pytest.mark.parametrize("kind", BOARDS)
 def test_hard_reset_boots_the_app_once_where_a_board_has_one(kind: str, name: str) -> None:
     needed, board, can_reset = BOARDS[kind]
     for bench in benches(board, needed):
-        bench.play(APP_RESETS[name])
+        bench.play(clients.APP_RESETS[name])
         leave(bench)
         assert bench.board.boots == ([Boot.APP] if can_reset else [])
 
 
-@pytest.mark.parametrize("name", NO_RESETS)
+@pytest.mark.parametrize("name", clients.NO_RESETS)
 @pytest.mark.parametrize("kind", BOARDS)
 def test_attach_and_detach_move_no_line(kind: str, name: str) -> None:
     needed, board, _ = BOARDS[kind]
     for bench in benches(board, needed):
-        bench.play(NO_RESETS[name])
+        bench.play(clients.NO_RESETS[name])
         leave(bench)
         assert bench.shown == []
         assert bench.board.resets == 0

@@ -6,10 +6,7 @@ import pytest
 
 from gateway.simulator.attachment import (
     DELIVERY_NS,
-    JTAG_IDS,
     OTG_APP_IDS,
-    OTG_ROM_IDS,
-    USB_BAUDRATE,
 )
 from gateway.simulator.board import (
     BUSY_BYTES,
@@ -41,12 +38,6 @@ def answer(app: App, typed: bytes) -> bytes:
     return app.take(MUCH)
 
 
-def test_characters_are_echoed_as_they_come() -> None:
-    app = started()
-    assert answer(app, b"he") == b"he"
-    assert answer(app, b"llo") == b"llo"
-
-
 @pytest.mark.parametrize("enter", [b"\r", b"\n", b"\r\n"])
 def test_enter_answers_the_line_once(enter: bytes) -> None:
     assert answer(started(), b"version" + enter) == (
@@ -75,11 +66,6 @@ def test_backspace_takes_back_what_was_typed_and_no_more() -> None:
     app = started()
     assert answer(app, b"x\b\x7f") == b"x\b \b"
     assert answer(app, b"\r") == b"\r\n" + PROMPT
-
-
-def test_bytes_sends_the_fixed_pattern() -> None:
-    sent = answer(started(), b"bytes 5000\r")
-    assert sent == b"bytes 5000\r\n" + pattern(5000) + b"\r\n" + PROMPT
 
 
 def test_pattern_is_the_same_from_its_start_and_holds_every_value() -> None:
@@ -152,12 +138,6 @@ def test_busy_app_keeps_a_bounded_amount_of_input() -> None:
     assert sent.count(b"\r\n" + PROMPT) == 1 + RECEIVE_BUFFER_BYTES
 
 
-def test_output_is_handed_out_in_order_and_once() -> None:
-    app = started()
-    app.receive_data(b"abc")
-    assert [app.take(2), app.take(2), app.take(2)] == [b"ab", b"c", b""]
-
-
 # A board behind a bridge.
 
 ESP32 = CHIPS["esp32"]
@@ -224,14 +204,6 @@ def test_good_reset_sequence_leads_to_download_mode() -> None:
     ]
 
 
-def test_naively_forwarded_lines_boot_the_app() -> None:
-    bench = running()
-    bench.set_lines(dtr=False, rts=True)
-    bench.set_lines(dtr=True, rts=True, then_ms=50)
-    bench.set_lines(dtr=True, rts=False)
-    assert bench.board.boot_mode == "app"
-
-
 def test_events_carry_the_time_at_which_they_happened() -> None:
     bench = running()
     start_ns = bench.now_ns
@@ -266,36 +238,11 @@ def test_what_comes_while_the_rom_prints_its_boot_log_is_lost() -> None:
     assert b"simulated app" not in bench.received()
 
 
-def test_both_lines_on_leave_the_app_running() -> None:
-    bench = running()
-    bench.set_lines(dtr=True, rts=True)
-    bench.set_lines(dtr=False, rts=False)
-    bench.send(b"x")
-    assert bench.received() == b"x"
-
-
-def test_app_counts_its_heartbeats_anew_after_a_reset() -> None:
-    bench = running("heartbeat_s=1")
-    bench.wait(2500)
-    assert b"heartbeat 2" in bench.received()
-    bench.set_lines(dtr=False, rts=True)
-    bench.set_lines(dtr=False, rts=False)
-    bench.received()
-    bench.wait(1500)
-    assert b"heartbeat 1\r" in bench.received()
-
-
 def test_rom_answers_a_sync() -> None:
     bench = in_download_mode()
     bench.send(SYNC)
     assert bench.received().count(b"\xc0\x01\x08") == 8
     assert bench.events() == [{"event": "sync"}]
-
-
-def test_app_does_not_answer_a_sync() -> None:
-    bench = running()
-    bench.send(SYNC)
-    assert b"\xc0\x01\x08" not in bench.received()
 
 
 def test_new_baudrate_is_in_force_once_the_answer_is_out() -> None:
@@ -350,13 +297,6 @@ def test_leaving_the_rom_for_the_app_starts_it_at_its_own_rate() -> None:
     assert bench.events() == [{"event": "baudrate", "baudrate": 115200}, {"event": "app_started"}]
 
 
-def test_flash_events_are_logged_with_their_range() -> None:
-    bench = in_download_mode()
-    bench.send(request(Opcode.SPI_ATTACH, bytes(8)))
-    bench.send(request(Opcode.FLASH_BEGIN, struct.pack("<IIII", 0x1000, 1, 0x400, 0x10000)))
-    assert bench.events() == [{"event": "flash_erased", "offset": 0x10000, "size": 0x1000}]
-
-
 def test_refused_command_is_logged_with_the_reason() -> None:
     bench = in_download_mode()
     bench.send(request(Opcode.READ_FLASH, b""))
@@ -383,15 +323,6 @@ def in_loader(chip: str, parameters: str = "heartbeat_s=0") -> Bench:
     return bench
 
 
-@pytest.mark.parametrize("chip", ["esp32c3", "esp32s2"])
-def test_bytes_go_at_the_pace_of_the_bus_whatever_the_host_asks_for(chip: str) -> None:
-    bench = in_loader(chip)
-    bench.send(request(Opcode.CHANGE_BAUDRATE, struct.pack("<II", 9600, 0)))
-    assert b"\x01\x0f" in bench.received()
-    assert bench.board.baudrate == USB_BAUDRATE
-    assert bench.events() == []
-
-
 def test_c3_prints_why_it_was_reset() -> None:
     bench = running(chip="esp32c3")
     bench.set_lines(dtr=False, rts=True)
@@ -407,20 +338,6 @@ def test_c3_prints_why_it_was_reset() -> None:
         {"event": "boot", "mode": "app", "cause": "usb"},
         {"event": "app_started"},
     ]
-
-
-def test_c3_tells_of_its_flag() -> None:
-    bench = running(chip="esp32c3")
-    bench.set_lines(dtr=True, rts=False)
-    bench.set_lines(dtr=False, rts=False)
-    flags = [entry["on"] for entry in bench.events() if entry["event"] == "download_flag"]
-    assert flags == [True, False]
-
-
-def test_c3_keeps_its_ids_and_its_device() -> None:
-    bench = in_loader("esp32c3")
-    assert bench.board.usb_ids == JTAG_IDS
-    assert bench.board.enumeration == 1
 
 
 def test_c3_leaves_the_loader_at_a_software_reset_once_its_flag_is_cleared() -> None:
@@ -453,14 +370,6 @@ def test_s2_sends_no_boot_log() -> None:
     bench.wait(100)
     assert bench.runs("app")
     assert bench.received() == b""
-
-
-def test_s2_has_ids_of_its_own_in_loader() -> None:
-    bench = running(chip="esp32s2")
-    assert bench.board.usb_ids == OTG_APP_IDS
-    bench = in_loader("esp32s2")
-    assert bench.board.usb_ids == OTG_ROM_IDS
-    assert bench.board.enumeration == 2
 
 
 def test_s2_that_is_told_to_run_its_app_becomes_that_device() -> None:

@@ -1,7 +1,6 @@
 """Download mode, byte by byte: the boot ROM's loader and the flasher stub."""
 
 import hashlib
-import random
 import struct
 import zlib
 
@@ -26,7 +25,6 @@ from tests.support.download_host import (
     FLASH_DATA,
     FLASH_DEFL_BEGIN,
     FLASH_DEFL_DATA,
-    FLASH_DEFL_END,
     FLASH_END,
     GET_SECURITY_INFO,
     MEM_BEGIN,
@@ -135,12 +133,6 @@ def test_sync_is_answered_eight_times_with_a_value_that_is_no_stubs(host: Host) 
     assert host.events == [{"event": "sync"}]
 
 
-def test_registers_are_read_and_written(host: Host) -> None:
-    assert host.ask(request(READ_REG, pack(MAGIC))).value == 0x00F01D83
-    host.ask(request(WRITE_REG, pack(0x3FF42000 + 0x1C, 0x12345678, 0xFFFF0000, 0)))
-    assert host.ask(request(READ_REG, pack(0x3FF4201C))).value == 0x12340000
-
-
 def test_other_answers_repeat_the_value_read_last(host: Host) -> None:
     host.ask(request(READ_REG, pack(MAGIC)))
     assert host.ask(request(CHANGE_BAUDRATE, pack(9600, 0))).value == 0x00F01D83
@@ -185,31 +177,9 @@ def test_baudrate_change_is_told_once_its_answer_is_queued(host: Host) -> None:
     assert host.events == [BaudrateChanged(921600)]
 
 
-def test_uart_divider_follows_the_baudrate(host: Host) -> None:
-    assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 115200
-    host.ask(request(CHANGE_BAUDRATE, pack(921600, 0)))
-    assert host.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 921600
-
-
 def test_flash_is_out_of_reach_before_it_is_attached(host: Host) -> None:
     assert host.ask(request(FLASH_BEGIN, pack(4096, 4, 1024, 0))).status == b"\x01\x06"
     assert host.ask(request(READ_FLASH_SLOW, pack(0, 64))).status == b"\x01\x06"
-
-
-def test_flash_begin_erases_and_data_writes(host: Host) -> None:
-    host.attach()
-    host.flash.write(0, bytes(0x4000))
-    data = random.Random(1).randbytes(2048)
-    assert host.ask(request(FLASH_BEGIN, pack(2048, 2, 1024, 0x1000))).body == ROM_OK
-    assert host.flash.read(0, 0x3000) == bytes(0x1000) + b"\xff" * 0x1000 + bytes(0x1000)
-    assert host.ask(block(FLASH_DATA, data[:1024], 0)).body == ROM_OK
-    assert host.ask(block(FLASH_DATA, data[1024:], 1)).body == ROM_OK
-    assert host.flash.read(0x1000, 2048) == data
-    assert host.events == [
-        erased(0x1000, 0x1000),
-        written(0x1000, 1024),
-        written(0x1400, 1024),
-    ]
 
 
 def test_a_block_with_a_wrong_checksum_is_refused_and_can_be_sent_again(host: Host) -> None:
@@ -246,17 +216,6 @@ def test_ranges_beyond_the_flash_are_refused(host: Host) -> None:
     assert host.ask(block(FLASH_DATA, b"ab")).status == b"\x01\x08"
 
 
-def test_compressed_data_are_inflated_across_blocks(host: Host) -> None:
-    host.attach()
-    data = random.Random(1).randbytes(3000)
-    packed = zlib.compress(data)
-    blocks = [packed[at : at + 1024] for at in range(0, len(packed), 1024)]
-    host.ask(request(FLASH_DEFL_BEGIN, pack(3072, len(blocks), 1024, 0x1000)))
-    for sequence, part in enumerate(blocks):
-        assert host.ask(block(FLASH_DEFL_DATA, part, sequence)).body == ROM_OK
-    assert host.flash.read(0x1000, 3000) == data
-
-
 def test_data_that_do_not_inflate_are_refused(host: Host) -> None:
     host.attach()
     host.ask(request(FLASH_DEFL_BEGIN, pack(3072, 3, 1024, 0x1000)))
@@ -269,13 +228,6 @@ def test_data_that_inflate_to_more_than_announced_are_refused(host: Host) -> Non
     bomb = zlib.compress(bytes(1 << 20))
     assert host.ask(block(FLASH_DEFL_DATA, bomb)).status == b"\x01\x0b"
     assert host.flash.read(0, 4096) == b"\xff" * 4096
-
-
-def test_digest_is_sent_as_text(host: Host) -> None:
-    host.attach()
-    host.flash.write(100, b"data")
-    response = host.ask(request(SPI_FLASH_MD5, pack(100, 4, 0, 0)))
-    assert response.body == md5(b"data").hexdigest().encode() + ROM_OK
 
 
 def test_slow_read_always_sends_64_bytes(host: Host) -> None:
@@ -339,10 +291,6 @@ def test_an_armed_watchdog_resets_the_chip_once_it_is_locked(chip_name: str) -> 
     assert host.events == [ResetRequested(into_bootloader=False)]
 
 
-def test_security_info_is_told_by_chips_that_know_it() -> None:
-    assert Host("esp32c3").ask(request(GET_SECURITY_INFO)).body[12:16] == pack(5)
-
-
 def test_esp8266_answers_have_two_status_bytes() -> None:
     host = Host("esp8266")
     assert host.ask(request(READ_REG, pack(MAGIC))).body == b"\0\0"
@@ -374,17 +322,6 @@ def test_no_request_raises(requests: list[tuple[int, bytes]]) -> None:
 # The flasher stub.
 
 
-def test_sync_is_answered_by_the_stub_with_value_0(stub: Host) -> None:
-    responses = [decode(payload) for payload in stub.send(request(SYNC, SYNC_BODY))]
-    assert [(response.value, response.body) for response in responses] == [(0, STUB_OK)] * 8
-    assert stub.events == [{"event": "sync"}]
-
-
-def test_registers_are_those_that_the_rom_had(stub: Host) -> None:
-    assert stub.ask(request(READ_REG, pack(0x40001000))).value == 0x00F01D83
-    assert stub.ask(request(SPI_ATTACH, pack(0))).value == 0
-
-
 @pytest.mark.parametrize(
     ("frame", "error"),
     [
@@ -411,37 +348,6 @@ def test_errors_are_the_stubs_own(stub: Host, frame: bytes, error: int) -> None:
     assert refused(stub)
 
 
-def test_baudrate_change_is_told(stub: Host) -> None:
-    assert stub.ask(request(CHANGE_BAUDRATE, pack(921600, 115200))).body == STUB_OK
-    assert stub.events == [BaudrateChanged(921600)]
-
-
-def test_uart_divider_follows_the_baudrate_of_the_stub(stub: Host) -> None:
-    stub.ask(request(CHANGE_BAUDRATE, pack(460800, 115200)))
-    assert stub.ask(request(READ_REG, pack(0x3FF40014))).value == 40_000_000 // 460800
-
-
-def test_flash_is_attached_by_the_stub_itself(stub: Host) -> None:
-    writes = [(0x1C, 1 << 31 | 1 << 28), (0x24, 7 << 28 | 0x9F), (0x2C, 23), (0x00, 1 << 18)]
-    for offset, value in writes:
-        stub.ask(request(WRITE_REG, pack(0x3FF42000 + offset, value, 0xFFFFFFFF, 0)))
-    assert stub.ask(request(READ_REG, pack(0x3FF42080))).value == 0x1440EF
-
-
-def test_flash_is_erased_as_it_is_written(stub: Host) -> None:
-    stub.flash.write(0, bytes(stub.flash.size_bytes))
-    data = random.Random(1).randbytes(0x6000)
-    stub.ask(request(FLASH_BEGIN, pack(len(data), 2, 0x4000, 0x1000, 0)))
-    assert stub.events == []
-    stub.ask(block(FLASH_DATA, data[:0x4000], 0))
-    assert stub.flash.read(0x5000, 0x1000) == bytes(0x1000)
-    stub.ask(block(FLASH_DATA, data[0x4000:].ljust(0x4000, b"\xff"), 1))
-    assert stub.flash.read(0, 0x8000) == bytes(0x1000) + data + bytes(0x1000)
-    assert stub.ask(request(FLASH_END, pack(1))).body == STUB_OK
-    assert stub.events[4] == written(0x1000, 0x4000)
-    assert stub.events[-1] == written(0x5000, 0x2000)
-
-
 def test_64_kb_are_erased_at_once_where_they_fit(stub: Host) -> None:
     stub.ask(request(FLASH_BEGIN, pack(0x11000, 5, 0x4000, 0x10000, 0)))
     stub.ask(block(FLASH_DATA, bytes(0x4000)))
@@ -452,16 +358,6 @@ def test_no_more_is_erased_than_was_announced(stub: Host) -> None:
     stub.ask(request(FLASH_BEGIN, pack(0x1000, 1, 0x4000, 0x10000, 0)))
     stub.ask(block(FLASH_DATA, bytes(0x1000)))
     assert stub.events == [erased(0x10000, 0x1000), written(0x10000, 0x1000)]
-
-
-def test_compressed_data_are_inflated(stub: Host) -> None:
-    data = random.Random(1).randbytes(30_000)
-    packed = zlib.compress(data)
-    stub.ask(request(FLASH_DEFL_BEGIN, pack(len(data), 2, 0x4000, 0x1000, 0)))
-    stub.ask(block(FLASH_DEFL_DATA, packed[:0x4000], 0))
-    stub.ask(block(FLASH_DEFL_DATA, packed[0x4000:], 1))
-    assert stub.ask(request(FLASH_DEFL_END, pack(1))).body == STUB_OK
-    assert stub.flash.read(0x1000, len(data)) == data
 
 
 def test_an_error_while_writing_is_told_to_the_next_command(stub: Host) -> None:
@@ -481,37 +377,6 @@ def test_flash_end_is_refused_while_data_are_missing(stub: Host) -> None:
     stub.ask(request(FLASH_BEGIN, pack(8, 1, 0x4000, 0, 0)))
     stub.ask(block(FLASH_DATA, b"data"))
     assert stub.ask(request(FLASH_END, pack(1))).body == b"\xc0\x00"
-
-
-def test_digest_is_sent_raw(stub: Host) -> None:
-    stub.flash.write(100, b"data")
-    response = stub.ask(request(SPI_FLASH_MD5, pack(100, 4, 0, 0)))
-    assert response.body == md5(b"data").digest() + STUB_OK
-
-
-def test_erase_commands_erase(stub: Host) -> None:
-    size = stub.flash.size_bytes
-    stub.flash.write(0, bytes(size))
-    assert stub.ask(request(ERASE_REGION, pack(0x1000, 0x2000))).body == STUB_OK
-    assert stub.flash.read(0, 0x4000) == bytes(0x1000) + b"\xff" * 0x2000 + bytes(0x1000)
-    assert stub.ask(request(ERASE_FLASH)).body == STUB_OK
-    assert stub.flash.read(0, size) == b"\xff" * size
-    assert stub.events == [erased(0x1000, 0x2000), erased(0, size)]
-
-
-def test_flash_is_read_packet_by_acknowledged_packet(stub: Host) -> None:
-    data = random.Random(1).randbytes(10_000)
-    stub.flash.write(0x123, data)
-    answer, packet = stub.send(request(READ_FLASH, pack(0x123, len(data), 4096, 64)))
-    assert decode(answer).body == STUB_OK
-    received = packet
-    while len(received) < len(data):
-        (packet,) = stub.send(slip(pack(len(received))))
-        received += packet
-    assert received == data
-    (digest,) = stub.send(slip(pack(len(received))))
-    assert digest == md5(data).digest()
-    assert stub.ask(request(SPI_ATTACH, pack(0))).body == STUB_OK
 
 
 def test_what_is_no_acknowledgement_ends_the_read(stub: Host) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import select
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -92,20 +90,6 @@ def run_esptool(board: RunningBoard, major: int, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def open_tty(board: RunningBoard) -> serial.Serial:
-    return serial.Serial(str(board.by_path), 115200, timeout=LIMIT_S)
-
-
-def ask(board: RunningBoard, request: str) -> str:
-    """What the control socket answers."""
-    with socket.socket(socket.AF_UNIX) as control, control.makefile("rw") as stream:
-        control.settimeout(LIMIT_S)
-        control.connect(str(board.control_path))
-        stream.write(request + "\n")
-        stream.flush()
-        return stream.readline().rstrip("\n")
-
-
 def assert_hung_up(tty: serial.Serial) -> None:
     """A tty whose device has gone hangs up, reads as ended and can't be written to."""
     poll = select.poll()
@@ -136,7 +120,7 @@ def test_real_esptool_names_the_chip_and_flashes_it(tmp_path: Path, kind: str, m
 def test_rates_change_nothing_on_a_board_that_is_its_own_usb_device(
     tmp_path: Path, kind: str
 ) -> None:
-    with board_of(kind, tmp_path) as board, open_tty(board) as tty:
+    with board_of(kind, tmp_path) as board, board.open_tty() as tty:
         board.play([(True, True, 0.0)])
         board.wait_for("lines")
         for baudrate in (9600, 2_000_000):
@@ -167,7 +151,7 @@ def test_c3_opened_line_by_line_goes_to_download_mode_at_the_next_reset(tmp_path
 
 
 def test_c3_stays_the_same_usb_device_over_resets_by_its_lines(tmp_path: Path) -> None:
-    with board_of("esp32c3", tmp_path) as board, open_tty(board) as tty:
+    with board_of("esp32c3", tmp_path) as board, board.open_tty() as tty:
         board.play(JTAG_ENTRY)
         assert tty.read_until(b"waiting for download\r\n").endswith(b"waiting for download\r\n")
         board.play(HARD_RESET)
@@ -178,9 +162,9 @@ def test_c3_stays_the_same_usb_device_over_resets_by_its_lines(tmp_path: Path) -
 
 @pytest.mark.parametrize("how", ["button", "watchdog"])
 def test_c3_leaves_the_bus_when_the_whole_chip_is_reset(tmp_path: Path, how: str) -> None:
-    with board_of("esp32c3", tmp_path) as board, open_tty(board) as tty:
+    with board_of("esp32c3", tmp_path) as board, board.open_tty() as tty:
         if how == "button":
-            assert ask(board, "reset") == "ok"
+            assert board.ask("reset") == ["ok"]
         else:
             board.play(JTAG_ENTRY)
             board.wait_for("boot", 2)
@@ -210,7 +194,7 @@ def test_c3_that_reenumerates_at_each_reset_is_in_download_mode_afterwards(tmp_p
 
 
 def test_s2_is_another_device_in_download_mode(tmp_path: Path) -> None:
-    with board_of("esp32s2", tmp_path) as board, open_tty(board) as tty:
+    with board_of("esp32s2", tmp_path) as board, board.open_tty() as tty:
         assert board.usb_device() == UsbDevice(1, OTG_APP_IDS, "tty")
         board.play(OTG_ENTRY)
         assert_hung_up(tty)
@@ -262,7 +246,7 @@ def test_s2_leaves_the_rom_by_the_watchdog_and_not_by_the_lines(tmp_path: Path) 
 
 def test_app_of_an_s2_is_silent_while_dtr_is_off(tmp_path: Path) -> None:
     period_s = 0.01
-    with board_of("esp32s2", tmp_path, f"heartbeat_s={period_s}") as board, open_tty(board) as tty:
+    with board_of("esp32s2", tmp_path, f"heartbeat_s={period_s}") as board, board.open_tty() as tty:
         (started,) = board.events("app_started")
         uptime_s = time.monotonic() - int(str(started["t_ns"])) / 1e9
         time.sleep(10 * period_s)
@@ -283,19 +267,19 @@ def test_device_is_nowhere_while_it_is_gone(tmp_path: Path) -> None:
         assert board.usb_device() is None
         assert not board.by_path.is_symlink()
         assert not board.tty_path.is_symlink()
-        state = json.loads(ask(board, "state?"))
+        state = board.state()
         assert state["runs"] == "download"
         assert [state["tty"], state["usb_ids"], state["host_baudrate"]] == [None, None, None]
-        assert ask(board, "lines 0 0 1") == "error the board is unplugged"
+        assert board.ask("lines 0 0 1") == ["error the board is unplugged"]
 
 
 def test_board_that_is_unplugged_while_it_is_gone_comes_back_when_plugged(tmp_path: Path) -> None:
     with board_of("esp32s2", tmp_path, "reenumerate_s=60") as board:
         board.play(OTG_ENTRY)
         board.wait_for("usb_gone")
-        assert ask(board, "unplug") == "ok"
-        assert json.loads(ask(board, "state?"))["runs"] == "unplugged"
-        assert ask(board, "plug") == "ok"
+        assert board.ask("unplug") == ["ok"]
+        assert board.state()["runs"] == "unplugged"
+        assert board.ask("plug") == ["ok"]
         assert board.wait_for_usb_device(2).ids == OTG_APP_IDS
 
 
@@ -314,15 +298,15 @@ def test_lines_work_again_on_the_new_device(tmp_path: Path) -> None:
 
 def test_board_runs_on_while_its_device_is_gone(tmp_path: Path) -> None:
     with board_of("esp32c3", tmp_path, "reenumerate_s=60") as board:
-        assert ask(board, "reset") == "ok"
+        assert board.ask("reset") == ["ok"]
         board.wait_for("app_started", 2)
         assert board.usb_device() is None
 
 
 def test_button_resets_a_board_behind_a_bridge_that_stays(tmp_path: Path) -> None:
-    with board_of("esp8266", tmp_path) as board, open_tty(board) as tty:
+    with board_of("esp8266", tmp_path) as board, board.open_tty() as tty:
         tty.baudrate = 74880
-        assert ask(board, "reset") == "ok"
+        assert board.ask("reset") == ["ok"]
         wait_until(lambda: board.boots() == ["app", "app"])
         # Its app may still be printing at another rate.
         assert tty.read_until(b"boot mode:(3,6)").endswith(b"boot mode:(3,6)")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+import serial
 
 from gateway.simulator.host import SimulatedLines, UsbDevice, read_log, read_usb_device
 from gateway.simulator.url import parse_url
@@ -27,7 +30,7 @@ class RunningBoard(BackgroundProcess):
         super().__init__([sys.executable, "-m", "gateway.simulator", url])
         folder = parse_url(url).folder
         assert folder is not None
-        self._folder = folder
+        self.folder = folder
         self.tty_path = folder / "tty"
         self.by_path = folder / "by-path"
         self.control_path = folder / "control"
@@ -51,7 +54,7 @@ class RunningBoard(BackgroundProcess):
 
     def usb_device(self) -> UsbDevice | None:
         """The USB device that the board is at the moment."""
-        return read_usb_device(self._folder)
+        return read_usb_device(self.folder)
 
     def wait_for_usb_device(self, number: int) -> UsbDevice:
         """Wait until the board is its USB device of that number, from 1 on, and has a tty."""
@@ -72,18 +75,31 @@ class RunningBoard(BackgroundProcess):
                 lines.set_lines(dtr, rts)
                 time.sleep(pause_s)
 
+    def open_tty(self, baudrate: int = 115200) -> serial.Serial:
+        """The board's tty, by the name that stays."""
+        return serial.Serial(str(self.by_path), baudrate, timeout=_LIMIT_S)
+
+    def ask(self, *requests: str) -> list[str]:
+        """What the control socket answers to each request; every one must have an answer."""
+        with socket.socket(socket.AF_UNIX) as control, control.makefile("rw") as stream:
+            control.settimeout(_LIMIT_S)
+            control.connect(str(self.control_path))
+            answers = []
+            for request in requests:
+                stream.write(request + "\n")
+                stream.flush()
+                answers.append(stream.readline().rstrip("\n"))
+        return answers
+
+    def state(self) -> dict[str, object]:
+        """The board's state, by the control socket."""
+        state: dict[str, object] = json.loads(self.ask("state?")[0])
+        return state
+
     def __enter__(self) -> Self:
         super().__enter__()
         self.wait_for_line("ready ")
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, traceback)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -107,3 +107,36 @@ def forwarded(*sequences: tuple[Sent, ...]) -> list[tuple[bool, bool]]:
             lines[name] = on
             states.append((lines["dtr"], lines["rts"]))
     return states
+
+
+# What clients do to a board, by name.
+
+DOWNLOAD_RESETS = {
+    "esptool": (*OPEN, *ESPTOOL_CLASSIC),
+    "esptool, lines off before": (*OPEN_LINES_OFF, *ESPTOOL_CLASSIC),
+    "esptool, second attempt's delay": (*OPEN, *ESPTOOL_CLASSIC_SECOND),
+    "custom sequence": (*OPEN, *CUSTOM_CLASSIC),
+    "monitor": (*MONITOR_ATTACH, *MONITOR_BOOTLOADER),
+    "monitor, ESP32": (*MONITOR_ATTACH, *MONITOR_BOOTLOADER_ESP32),
+    "after other use": (*OPEN, *SCRIPT_LINES_OFF, *ESPTOOL_CLASSIC),
+}
+APP_RESETS = {
+    "esptool": (*OPEN, *SCRIPT_LINES_OFF, *ESPTOOL_HARD_DTR_OFF),
+    "esptool, USB": (*OPEN_LINES_OFF, *ESPTOOL_HARD_USB_DTR_OFF),
+    "monitor": (*MONITOR_ATTACH, *MONITOR_HARD),
+    "script that says RTS on again": SCRIPT_RTS_PULSE,
+    "pio test": PIO_TEST,
+    "pio test, lines on": PIO_TEST_LINES_ON,
+    # At a local port it does nothing, for with DTR on RTS doesn't pull EN low; it is meant.
+    "esptool, straight after open": (*OPEN, *ESPTOOL_HARD_DTR_ON),
+}
+NO_RESETS = {
+    "pyserial": OPEN,
+    "pyserial, lines off": OPEN_LINES_OFF,
+    "monitor --no-reset": MONITOR_ATTACH,
+    "miniterm": MINITERM_TOGGLE,
+    "mpremote": (*OPEN, *MPREMOTE_CLOSE),
+    "script": (*OPEN, *SCRIPT_LINES_OFF),
+    "script that raises both lines": SCRIPT_LINES_RAISED,
+    "script that has both lines off for a while": SCRIPT_LINES_OFF_AND_ON,
+}
