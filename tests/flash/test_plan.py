@@ -83,6 +83,7 @@ def test_images_may_touch() -> None:
             lambda plan: plan["images"][1].update(size=True),
             "invalid images[1]: expected whole numbers",
         ),
+        (lambda plan: plan["images"].reverse(), "images in wrong order"),
         (lambda plan: plan["images"][0].update(sha256="AB"), "invalid images[0]: expected sha256"),
         (lambda plan: plan.update(options=[]), "invalid options: expected a JSON object"),
         (lambda plan: plan["options"].update(port="/dev/sda"), "unknown options: port"),
