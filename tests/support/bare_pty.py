@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import select
 import termios
-from types import TracebackType
 from typing import Any, Self
 
 LIMIT_S = 20.0
@@ -63,10 +62,5 @@ class BarePty:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from types import TracebackType
 from typing import Self
 
 _TOOLS = ("unshare", "nsenter", "ip")
@@ -77,12 +76,7 @@ class Machine:
         self.ip("link", "set", "lo", "up")
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._keeper is not None
         self._keeper.communicate(timeout=_LIMIT_S)
 

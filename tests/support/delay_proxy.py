@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
-from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 T = TypeVar("T")
@@ -148,12 +147,7 @@ class DelayProxy:
         assert self._started.wait(_CALL_LIMIT_S), "the proxy did not start"
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._loop is not None
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)

@@ -7,7 +7,6 @@ handler, whose default logs it. Libraries do the same with what they call.
 from __future__ import annotations
 
 import logging
-from types import TracebackType
 from typing import Self
 
 
@@ -27,10 +26,5 @@ class LoggedErrors(logging.Handler):
         logging.getLogger().addHandler(self)
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         logging.getLogger().removeHandler(self)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import threading
 from dataclasses import replace
-from types import TracebackType
 from typing import Self
 
 from gateway.protocol.access_server import (
@@ -55,13 +54,7 @@ class LoopbackAccessServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # shutdown() wakes accept() on Linux; close() alone doesn't.
+    def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         if self._client is not None:
             self._client.shutdown(socket.SHUT_RDWR)

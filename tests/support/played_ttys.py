@@ -8,7 +8,6 @@ import re
 import select
 import threading
 import tty
-from types import TracebackType
 from typing import ClassVar, Self
 
 
@@ -38,12 +37,7 @@ class PlayedTty:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._end_write)
         self._thread.join()
         for fd in (self._end_read, self._master, self._slave):

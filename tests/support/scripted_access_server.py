@@ -8,7 +8,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from gateway.protocol import rfc2217, telnet
@@ -124,12 +123,7 @@ class ScriptedAccessServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.reads.set()
         self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept() on Linux
         client = self._client

@@ -9,7 +9,6 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from tests.support.telnet_wire import BINARY, COM_PORT, ECHO, SGA, do, subnegotiation, will
@@ -174,10 +173,5 @@ class TcpClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
