@@ -336,7 +336,6 @@ class Status:
     reason: str
     controls: str  # the client that controls the port
     observes: str  # clients that only get the output
-    since: str
     settings: str
     lines: str
     address: str
@@ -394,7 +393,6 @@ class World:
             reason=said.reason,
             controls=", ".join(said.addresses_of(ClientState.CONTROLLER)),
             observes=", ".join(said.addresses_of(ClientState.SUSPENDED)),
-            since=said.clients[0].connected_at if said.clients else "",
             settings="" if said.settings is None else str(said.settings),
             lines="" if said.lines is None else str(said.lines),
             address=said.address,
