@@ -70,21 +70,28 @@ def wait_for_modemstate(server: ScriptedAccessServer, port: Serial, state: Modem
 # Opening and closing.
 
 
-def test_opening_sets_everything_in_one_segment(server: ScriptedAccessServer) -> None:
-    with connect(server):
-        assert server.segments == [OPENING]
-
-
-def test_lines_that_were_set_before_opening_come_with_it(server: ScriptedAccessServer) -> None:
-    with connect(server, dtr=False, rts=False):
-        lines = [CONTROL(Control.DTR_OFF), CONTROL(Control.RTS_OFF)]
-        assert server.segments == [[*OPENING[:5], *lines, OPENING[7]]]
-
-
-def test_lines_that_do_flow_control_are_left_alone(server: ScriptedAccessServer) -> None:
-    with connect(server, rtscts=True, dsrdtr=True):
-        flow = CONTROL(Control.FLOW_HARDWARE)
-        assert server.segments == [[*OPENING[:4], flow, OPENING[7]]]
+@pytest.mark.parametrize(
+    ("settings", "opening"),
+    [
+        ({}, OPENING),
+        (
+            {"dtr": False, "rts": False},
+            [*OPENING[:5], CONTROL(Control.DTR_OFF), CONTROL(Control.RTS_OFF), OPENING[7]],
+        ),
+        # Lines that do flow control are left alone.
+        (
+            {"rtscts": True, "dsrdtr": True},
+            [*OPENING[:4], CONTROL(Control.FLOW_HARDWARE), OPENING[7]],
+        ),
+    ],
+)
+def test_opening_sets_everything_in_one_segment(
+    server: ScriptedAccessServer,
+    settings: dict[str, Any],
+    opening: list[rfc2217.Command | bytes],
+) -> None:
+    with connect(server, **settings):
+        assert server.segments == [opening]
 
 
 def test_a_closed_port_can_be_opened_again(server: ScriptedAccessServer) -> None:
