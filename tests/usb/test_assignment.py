@@ -1,4 +1,4 @@
-"""Who gets which device: tables of what is written and what is plugged in."""
+"""Rules of the assignment of devices to ports that no plugging shows; see test_inventory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ def tty(number: int, location: str, usb: str = "10c4:ea60", serial: str = "") ->
 def given_to(
     ports: dict[str, DeviceChoice], ttys: list[UsbTty], links: dict[str, str] | None = None
 ) -> Assignment:
-    real_paths = {each.path: each.path for each in ttys} | (links or {})
-    return assign(ports, ttys, real_paths)
+    return assign(ports, ttys, {each.path: each.path for each in ttys} | (links or {}))
 
 
 def match(**criteria: object) -> DeviceChoice:
@@ -36,73 +35,35 @@ def match(**criteria: object) -> DeviceChoice:
 
 A = tty(0, "1-1.1", serial="a")
 B = tty(1, "1-1.2", serial="b")
-C = tty(2, "1-1.3", usb="1a86:7523")
+LINK = "/dev/serial/by-id/usb-a"
 
 
-def test_each_port_gets_the_device_that_it_fits_and_the_rest_is_free() -> None:
-    ports = {"x": match(serial="b"), "y": match(location="1-1.1"), "z": match(serial="none")}
-    result = given_to(ports, [A, B, C])
-    assert result.paths == {"x": B.path, "y": A.path}
-    assert result.problems == {}
-    assert result.free == (C,)
-
-
-def test_a_port_that_fits_two_devices_gets_none_and_no_pool_does() -> None:
-    result = given_to({"x": match(vendor_id=0x10C4)}, [A, B, C])
+def test_links_are_followed() -> None:
+    ports = {"x": DeviceChoice((LINK,)), "y": match(serial="a")}
+    result = given_to(ports, [A], {LINK: A.path})
     assert result.paths == {}
     assert result.problems == {
-        "x": "2 devices fit: /dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0), "
-        "/dev/ttyUSB1 (10c4:ea60 at 1-1.2:1.0)"
-    }
-    assert result.free == (C,)
-
-
-def test_a_device_that_two_ports_fit_goes_to_neither() -> None:
-    ports = {"x": match(serial="a"), "y": match(location="1-1.1"), "z": match(serial="b")}
-    result = given_to(ports, [A, B])
-    assert result.paths == {"z": B.path}
-    assert result.problems == {
-        "x": "/dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0) fits y as well",
+        "x": f"{LINK} fits y as well",
         "y": "/dev/ttyUSB0 (10c4:ea60 at 1-1.1:1.0) fits x as well",
     }
 
 
-def test_a_path_and_a_match_of_the_same_device_are_seen_through_links() -> None:
-    link = "/dev/serial/by-id/usb-a"
-    ports = {"x": DeviceChoice((link,)), "y": match(serial="a")}
-    result = given_to(ports, [A], {link: A.path})
-    assert result.paths == {}
-    assert set(result.problems) == {"x", "y"}
-    assert result.problems["x"] == f"{link} fits y as well"
-
-
 def test_a_path_takes_its_device_from_the_pools() -> None:
-    link = "/dev/serial/by-id/usb-a"
-    result = given_to({"x": DeviceChoice((link,))}, [A, B], {link: A.path})
-    assert result.paths == {"x": link}
-    assert result.free == (B,)
+    result = given_to({"x": DeviceChoice((LINK,))}, [A, B], {LINK: A.path})
+    assert (result.paths, result.free) == ({"x": LINK}, (B,))
 
 
-def test_a_path_that_is_no_usb_device_is_given_when_it_is_there() -> None:
-    choice = DeviceChoice(("/dev/ttyAMA0",))
-    assert given_to({"x": choice}, [A], {"/dev/ttyAMA0": "/dev/ttyAMA0"}).paths == {
-        "x": "/dev/ttyAMA0"
-    }
-    assert given_to({"x": choice}, [A]).paths == {}
-
-
-def test_the_first_alternative_that_fits_anything_counts() -> None:
+def test_the_first_alternative_that_fits_counts_a_path_that_is_no_usb_device_too() -> None:
     ports = {"x": DeviceChoice((UsbMatch(serial="a"), "/dev/x", UsbMatch(serial="b")))}
     assert given_to(ports, [A, B]).paths == {"x": A.path}
     assert given_to(ports, [B], {"/dev/x": "/dev/x"}).paths == {"x": "/dev/x"}
     assert given_to(ports, [B]).paths == {"x": B.path}
+    assert given_to(ports, []).paths == {}
 
 
 def test_a_tty_without_a_node_fits_no_port_and_is_not_free() -> None:
-    for ports in ({"x": match(serial="a")}, {}):
-        assert assign(ports, [A], {}) == Assignment()
     result = assign({"x": match(serial="a")}, [A, B], {B.path: B.path})
-    assert (result.paths, result.free) == ({}, (B,))
+    assert (result.paths, result.problems, result.free) == ({}, {}, (B,))
 
 
 def test_a_message_names_some_of_many_devices() -> None:
@@ -132,7 +93,7 @@ CHOICES = st.lists(
     ),
     st.randoms(use_true_random=False),
 )
-def test_nobody_gets_what_another_wants_and_no_order_matters(
+def test_no_device_goes_to_a_port_if_another_wants_it_in_any_order(
     ports: dict[str, DeviceChoice], devices: list[tuple[str, str]], chance: random.Random
 ) -> None:
     ttys = [tty(n, f"1-{n + 1}", usb, serial) for n, (usb, serial) in enumerate(devices)]
@@ -140,11 +101,8 @@ def test_nobody_gets_what_another_wants_and_no_order_matters(
     assert len(set(result.paths.values())) == len(result.paths)
     assert not result.paths.keys() & result.problems.keys()
     assert not set(result.paths.values()) & {each.path for each in result.free}
-    for each in result.free:
-        assert not any(
-            choice.alternatives[0].fits(each)  # type: ignore[union-attr]
-            for choice in ports.values()
-        )
+    wanted = [choice.matches[0] for choice in ports.values()]
+    assert not any(first.fits(each) for first in wanted for each in result.free)
     names = list(ports)
     chance.shuffle(names)
     again = given_to({name: ports[name] for name in names}, ttys)
