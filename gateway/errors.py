@@ -1,7 +1,7 @@
-"""The errors that a person can act on, one class per person.
+"""Errors whose text is for a person who can act on it: an operator or a client's user.
 
-Programming errors are not here: they stay what Python raises. Nothing of the
-package is imported, so that every module can raise them.
+Programming errors are not here: they stay what Python raises. Nothing of the package is imported,
+so that every module can raise them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class GatewayError(Exception):
-    """Base of the errors whose text is written for a person."""
+    """Base of the errors of the package; the text is one line for a person."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ConfigProblem:
 
 
 class ConfigError(GatewayError):
-    """For the operator: everything that is wrong with a configuration file, at once."""
+    """All mistakes of a configuration file at once, a line each; for the operator."""
 
     def __init__(self, problems: list[ConfigProblem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
@@ -47,16 +47,16 @@ class ConfigError(GatewayError):
 
 
 class DeviceError(GatewayError):
-    """For whoever looks after the boards: why a device can't be opened or has stopped working."""
+    """Why a device can't be opened or has stopped working; for the operator."""
 
 
 class DeviceAbsentError(DeviceError):
-    """The device is not plugged in, which is no fault: it is waited for."""
+    """The device is not plugged in, which is a normal state: the port waits for it."""
 
 
 class DevicePermissionError(DeviceError):
-    """The device may not be opened; right after it was plugged in, not yet."""
+    """The device may not be opened; right after it was plugged in, the mode is not set yet."""
 
 
 class ClientError(GatewayError):
-    """For the client: one line that says why it is not served."""
+    """Why a client is not served, in one line; for the client."""

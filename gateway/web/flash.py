@@ -23,12 +23,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway import clock
-from gateway.errors import GatewayError
 from gateway.flash.esptool import NoEsptoolError
 from gateway.flash.image_checks import RefusedImageError, check_images
 from gateway.flash.job import Flasher, FlashEvents, FlashRequest, FlashResult
 from gateway.flash.plan import (
     MAX_PLAN_BYTES,
+    FlashError,
     FlashPlan,
     Outcome,
     WrongInputError,
@@ -85,25 +85,20 @@ async def flash(request: web.Request) -> web.StreamResponse:
     port = port_asked_for(request)
     try:
         return await _flash(request, port)
-    except tuple(_REFUSALS) as error:
-        status, outcome = _refusal(error)
-        return answer({"error": str(error), "outcome": outcome.value}, status)
+    except (FlashError, NoBoardError) as error:
+        kinds = (status for kind, status in _STATUS.items() if isinstance(error, kind))
+        status = next(kinds, HTTPStatus.CONFLICT)
+        return answer({"error": str(error), "outcome": error.outcome.value}, status)
 
 
-_REFUSALS: Final[dict[type[GatewayError], tuple[HTTPStatus, Outcome]]] = {
-    WrongInputError: (HTTPStatus.BAD_REQUEST, Outcome.WRONG_INPUT),
-    NoRoomError: (HTTPStatus.INSUFFICIENT_STORAGE, Outcome.NOT_STORED),
-    NotStoredError: (HTTPStatus.BAD_REQUEST, Outcome.NOT_STORED),
-    RefusedImageError: (HTTPStatus.UNPROCESSABLE_ENTITY, Outcome.REFUSED),
-    NoEsptoolError: (HTTPStatus.NOT_IMPLEMENTED, Outcome.NO_ESPTOOL),
-    NoBoardError: (HTTPStatus.CONFLICT, Outcome.BUSY),
+#: Statuses of errors; all others mean that the port is not available.
+_STATUS: Final[dict[type[FlashError], HTTPStatus]] = {
+    WrongInputError: HTTPStatus.BAD_REQUEST,
+    NoRoomError: HTTPStatus.INSUFFICIENT_STORAGE,
+    NotStoredError: HTTPStatus.BAD_REQUEST,
+    RefusedImageError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NoEsptoolError: HTTPStatus.NOT_IMPLEMENTED,
 }
-
-
-def _refusal(error: BaseException) -> tuple[HTTPStatus, Outcome]:
-    kind = next(kind for kind in _REFUSALS if isinstance(error, kind))
-    status, outcome = _REFUSALS[kind]
-    return status, error.outcome if isinstance(error, NoBoardError) else outcome
 
 
 async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
@@ -269,8 +264,8 @@ class _Answer:
     def _last(self) -> dict[str, object]:
         try:
             result = self.flashing.result()
-        except tuple(_REFUSALS) as error:
-            result = FlashResult(_refusal(error)[1], str(error))
+        except (FlashError, NoBoardError) as error:
+            result = FlashResult(error.outcome, str(error))
         except asyncio.CancelledError:  # what esptool was doing then is not known
             reason = f"{self.request.app[LAB].stop_reason}: esptool was ended"
             result = FlashResult(Outcome.INCOMPLETE, reason)
