@@ -40,7 +40,6 @@ _MAX_LINE_BYTES: Final = 65536
 
 #: An error is a line or two, whatever a gateway answers.
 _MAX_ERROR_CHARS: Final = 500
-_MAX_HINTS: Final = 3
 
 #: Where a gateway's HTTP server listens if nothing else is given.
 DEFAULT_HTTP_PORT: Final = 8080
@@ -117,36 +116,22 @@ def find_names(target: Target, ports: Sequence[Mapping[str, Any]], where: str) -
 
     `where` is the address at which it was asked. Raises FlashError when a port is not there.
     """
-    names = {str(port.get("name")) for port in ports}
-    by_tcp_port = {_tcp_port(port): str(port.get("name")) for port in ports}
+    names = {str(port.get("name")): _tcp_port(port) for port in ports}
+    by_tcp_port = {tcp_port: name for name, tcp_port in names.items()}
     found = []
     for board in target.boards:
         name = by_tcp_port.get(board) if isinstance(board, int) else board
         if name is None or name not in names:
-            there = ", ".join(
-                f"{port.get('name')} ({_tcp_port(port) or 'no TCP port'})" for port in ports
-            )
-            hint = _hint(target, board, ports)
+            # First those that are found by name only, as ports that connect to their client.
+            listed = sorted(names.items(), key=lambda item: item[1] is not None)
+            host = _in_brackets(target.host)
+            there = ", ".join(f"{name} ({number or f'{host}/{name}'})" for name, number in listed)
             message = f"{where} has no port {board}; it has: {there or 'none'}"
-            raise FlashError(Outcome.UNREACHABLE, message[: _MAX_ERROR_CHARS - len(hint)] + hint)
+            raise FlashError(Outcome.UNREACHABLE, message[:_MAX_ERROR_CHARS])
         found.append(name)
     if len(set(found)) < len(found):
         raise FlashError(Outcome.UNREACHABLE, f"same port twice: {', '.join(found)}")
     return found
-
-
-def _hint(target: Target, board: int | str, ports: Sequence[Mapping[str, Any]]) -> str:
-    """Say how to name a port that does not listen; empty if that can't be the reason."""
-    if isinstance(board, str):
-        return ""
-    # `address` of such a port is where it connects to.
-    dialing = [port for port in ports if port.get("host", "") is None]
-    meant = [port for port in dialing if str(port.get("address", "")).endswith(f":{board}")]
-    host = _in_brackets(target.host)
-    commands = [f"{host}/{port.get('name')}" for port in meant or dialing][:_MAX_HINTS]
-    if not commands:
-        return ""
-    return f". A port that connects to its client is meant by its name: {' or '.join(commands)}"
 
 
 def _tcp_port(port: Mapping[str, Any]) -> int | None:
@@ -347,7 +332,6 @@ class Boards:
         self._lock = threading.Lock()
         self._interrupted = False
         self._states: dict[str, str] = {}  # of the boards that are not done
-        self._verified: dict[str, int] = {}  # images by board
 
     def flash(self, names: list[str]) -> int:
         """Flash the boards of these ports; return the exit code of the first that has failed, or 0.
@@ -391,7 +375,7 @@ class Boards:
             nonlocal message
             message = str(event.get("message", ""))
             with self._lock:
-                self._note(name, event.get("event"))
+                self._note(name, event)
                 if not self._interrupted:
                     self._display.event(name, event)
 
@@ -405,14 +389,12 @@ class Boards:
                 self._display.ended(name, outcome, message)
         return outcome
 
-    def _note(self, name: str, event: object) -> None:
+    def _note(self, name: str, event: dict[str, Any]) -> None:
         """Note how far a board has got; once its chip has answered, its flash may be erased."""
-        match event:
+        match event.get("event"):
             case "started":
                 self._states[name] = _RESET
             case "chip":
                 self._states[name] = _HALF_WRITTEN
-            case "verified":
-                self._verified[name] = self._verified.get(name, 0) + 1
-                if self._verified[name] >= len(self._images.plan.images):
-                    self._states[name] = _WRITTEN
+            case "verified" if event.get("image") == len(self._images.plan.images) - 1:
+                self._states[name] = _WRITTEN

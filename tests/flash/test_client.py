@@ -43,12 +43,6 @@ PORTS: list[dict[str, Any]] = [
     {"name": "desk", "tcp_port": 4001},
     {"name": "4002", "tcp_port": 4003},
     {"name": "nat", "tcp_port": None},
-    # Not bound at the moment: its number is right.
-    {"name": "shelf", "tcp_port": None, "host": "0.0.0.0", "address": ""},
-]
-DIALING: list[dict[str, Any]] = [
-    {"name": name, "tcp_port": None, "host": None, "address": f"to far.example:{tcp_port}"}
-    for name, tcp_port in (("cabin", 7001), ("barn", 7002))
 ]
 
 
@@ -102,7 +96,6 @@ def test_invalid_addresses(text: str) -> None:
 def test_ports_are_found_by_tcp_port_and_by_name() -> None:
     assert find_names(Target("lab", (4001, 4003)), PORTS, "lab") == ["desk", "4002"]
     assert find_names(Target("lab", ("nat", "4002")), PORTS, "lab") == ["nat", "4002"]
-    assert find_names(Target("lab", ("cabin",)), DIALING, "lab") == ["cabin"]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +103,12 @@ def test_ports_are_found_by_tcp_port_and_by_name() -> None:
     [
         (
             Target("lab", (4002,)),
-            PORTS[:3],
-            "at has no port 4002; it has: desk (4001), 4002 (4003), nat (no TCP port)",
+            PORTS,
+            "at has no port 4002; it has: nat (lab/nat), desk (4001), 4002 (4003)",
         ),
+        (Target("fd00::1", (7001,)), PORTS[2:], "it has: nat ([fd00::1]/nat)"),
         (Target("lab", ("desk",)), [], "at has no port desk; it has: none"),
         (Target("lab", (4001, "desk")), PORTS, "same port twice: desk, desk"),
-        # A port that connects to its client is suggested by its name.
-        (Target("lab", (7001,)), PORTS + DIALING, "is meant by its name: lab/cabin"),
-        (Target("fd00::1", (7002,)), PORTS + DIALING, "is meant by its name: [fd00::1]/barn"),
-        (Target("lab", (9,)), PORTS + DIALING, "is meant by its name: lab/cabin or lab/barn"),
-        (Target("lab", ("attic",)), DIALING, "cabin (no TCP port), barn (no TCP port)"),
     ],
 )
 def test_what_is_not_there_is_told_with_what_is(
@@ -305,7 +294,8 @@ class FakeClient:
             report({"event": "done", "message": f"of {name}"})
             return result
         for event in result:
-            report({"event": event})
+            kind, _, image = event.partition(" ")
+            report({"event": kind, "image": int(image or 0)})
         report({"event": "waiting for hang_up"})
         assert self._hung_up.wait(LIMIT_S)
         report({"event": "line"})  # what was on its way
@@ -370,8 +360,12 @@ def test_the_exit_code_is_that_of_the_first_that_has_failed() -> None:
         (["port", "started"], Outcome.FAILED, "before anything was written"),
         (["started", "chip"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
         (["chip", "progress"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
-        (["chip", "verified"], Outcome.INCOMPLETE, "the board does not start until it is flashed"),
-        (["chip", "verified", "verified"], Outcome.FAILED, "when all was written and verified"),
+        (
+            ["chip", "verified 0"],
+            Outcome.INCOMPLETE,
+            "the board does not start until it is flashed",
+        ),
+        (["verified 0", "verified 1"], Outcome.FAILED, "when all was written and verified"),
     ],
 )
 def test_a_ctrl_c_shows_the_state_of_each_board_that_is_not_done(
