@@ -18,11 +18,11 @@ from gateway.config.document import HttpConfig
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext
 from gateway.ports.running_port import RunningPort
+from gateway.web import http_answers
 from gateway.web.http_access import Policy
-from gateway.web.http_answers import Lab
 from gateway.web.page import interface
 from gateway.web.server import HttpServer
-from tests.support.pty_board import Served
+from tests.support.pty_board import PtyBoard, Served
 
 INTERFACE = interface()
 
@@ -71,6 +71,15 @@ class HttpClient:
         answered = Answered(response.status, headers, body, json.loads(body) if is_json else None)
         check(method, path.partition("?")[0], answered)
         return answered
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A port with its board, and a client of the HTTP server that serves it."""
+
+    board: PtyBoard
+    served: Served
+    client: HttpClient
 
 
 def check(method: str, path: str, answered: Answered) -> None:
@@ -139,7 +148,9 @@ async def http_server(
 ) -> AsyncIterator[HttpServer]:
     """A server on a free port of loopback."""
     config = config or HttpConfig(LOOPBACK, 0)
-    lab = Lab("1.2.3", lambda: ports, lambda: not_served, Policy(token, config.host_names))
+    lab = http_answers.Lab(
+        "1.2.3", lambda: ports, lambda: not_served, Policy(token, config.host_names)
+    )
     server = HttpServer(config, lab, AcceptOptions(admission or Admission(), tls))
     await server.start()
     try:

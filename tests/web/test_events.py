@@ -17,6 +17,7 @@ from gateway.ports.running_port import RunningPort
 from gateway.web import ports_api as events
 from tests.support.http_lab import (
     HttpClient,
+    Lab,
     check_schema,
     client_of,
     from_address,
@@ -98,15 +99,15 @@ async def test_what_a_board_says_is_told_and_then_its_counters(tmp_path: Path) -
                 await stream.next("ports")
 
 
-async def test_what_was_said_before_is_not_told(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await board.write(b"before")
-            await until(lambda: served.device.recorder.end == 6)
-            async with listening(client) as stream:
-                await stream.next("ports")
-                await board.write(b"after")
-                assert (await stream.next("output"))["seq"] == 6
+async def test_what_was_said_before_is_not_told(
+    lab: Lab,
+) -> None:
+    await lab.board.write(b"before")
+    await until(lambda: lab.served.device.recorder.end == 6)
+    async with listening(lab.client) as stream:
+        await stream.next("ports")
+        await lab.board.write(b"after")
+        assert (await stream.next("output"))["seq"] == 6
 
 
 async def test_of_a_flood_the_last_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.http_lab import (
     Answered,
     HttpClient,
+    Lab,
     check_schema,
     client_of,
     http_client,
@@ -75,61 +76,49 @@ def events_of(answered: Answered) -> list[dict[str, Any]]:
     return events
 
 
-async def test_images_are_written_and_each_event_is_a_line(
-    tmp_path: Path, fake: FakeEsptool
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            events = events_of(await post(client))
-            kinds = [event["event"] for event in events if event["event"] != "line"]
-            assert kinds[:3] == ["port", "started", "chip"]
-            assert kinds[-2:] == ["verified", "done"]
-            assert events[-1] == {
-                "event": "done",
-                "outcome": "written",
-                "exit_code": 0,
-                "message": "",
-                "verified": 1,
-            }
-            await served.until_idle()
+async def test_images_are_written_and_each_event_is_a_line(lab: Lab, fake: FakeEsptool) -> None:
+    events = events_of(await post(lab.client))
+    kinds = [event["event"] for event in events if event["event"] != "line"]
+    assert kinds[:3] == ["port", "started", "chip"]
+    assert kinds[-2:] == ["verified", "done"]
+    assert events[-1] == {
+        "event": "done",
+        "outcome": "written",
+        "exit_code": 0,
+        "message": "",
+        "verified": 1,
+    }
+    await lab.served.until_idle()
 
 
-async def test_several_images_follow_the_plan_in_its_order(
-    tmp_path: Path, fake: FakeEsptool
-) -> None:
+async def test_several_images_follow_the_plan_in_its_order(lab: Lab, fake: FakeEsptool) -> None:
     other = FlashImage(0x20000, 5, hashlib.sha256(b"other").hexdigest(), "other.bin")
     data = body(FlashPlan((IMAGE, other)).to_json(), DATA, b"other")
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            events_of(await post(client, data))
-            assert fake.arguments[-4:] == ["0x1000", "0x1000.bin", "0x20000", "0x20000.bin"]
+    events_of(await post(lab.client, data))
+    assert fake.arguments[-4:] == ["0x1000", "0x1000.bin", "0x20000", "0x20000.bin"]
 
 
 async def test_the_chip_that_the_images_are_for_is_said_to_esptool(
-    tmp_path: Path, fake: FakeEsptool
+    lab: Lab, fake: FakeEsptool
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            events_of(await post(client))
-            at = fake.arguments.index("--chip")
-            assert fake.arguments[at + 1] == "esp32"
+    events_of(await post(lab.client))
+    at = fake.arguments.index("--chip")
+    assert fake.arguments[at + 1] == "esp32"
 
 
 async def test_what_can_t_be_meant_is_refused_unless_it_is_forced(
-    tmp_path: Path, fake: FakeEsptool
+    lab: Lab, fake: FakeEsptool
 ) -> None:
     data = b"This is no image."
     image = FlashImage(0x0, len(data), hashlib.sha256(data).hexdigest(), "text.txt")
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await post(client, body(FlashPlan((image,)).to_json(), data))
-            assert (answered.status, answered.content["outcome"]) == (422, "refused")
-            assert answered.error.startswith("text.txt at 0x0 is not an image: ")
-            assert answered.error.endswith("Use --force to flash anyway.")
-            assert served.device.sessions == 0
-            forced = FlashPlan((image,), FlashOptions(force=True))
-            assert events_of(await post(client, body(forced.to_json(), data)))[-1]["verified"] == 1
-            assert "--force" in fake.arguments
+    answered = await post(lab.client, body(FlashPlan((image,)).to_json(), data))
+    assert (answered.status, answered.content["outcome"]) == (422, "refused")
+    assert answered.error.startswith("text.txt at 0x0 is not an image: ")
+    assert answered.error.endswith("Use --force to flash anyway.")
+    assert lab.served.device.sessions == 0
+    forced = FlashPlan((image,), FlashOptions(force=True))
+    assert events_of(await post(lab.client, body(forced.to_json(), data)))[-1]["verified"] == 1
+    assert "--force" in fake.arguments
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
@@ -198,16 +187,14 @@ async def in_pieces(data: bytes, size: int) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("size", [1000, 65536])
 async def test_the_body_may_come_in_pieces_of_any_size_and_without_its_length(
-    tmp_path: Path, fake: FakeEsptool, size: int
+    lab: Lab, fake: FakeEsptool, size: int
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            pieces = in_pieces(RIGHT, size)
-            events = events_of(await client.post(PATH, data=pieces, headers=KIND))
-            assert events[-1]["outcome"] == "written"
-            for wrong in (RIGHT[:-1], RIGHT + b"!"):
-                answered = await client.post(PATH, data=in_pieces(wrong, size), headers=KIND)
-                assert (answered.status, answered.content["outcome"]) == (400, "not-stored")
+    pieces = in_pieces(RIGHT, size)
+    events = events_of(await lab.client.post(PATH, data=pieces, headers=KIND))
+    assert events[-1]["outcome"] == "written"
+    for wrong in (RIGHT[:-1], RIGHT + b"!"):
+        answered = await lab.client.post(PATH, data=in_pieces(wrong, size), headers=KIND)
+        assert (answered.status, answered.content["outcome"]) == (400, "not-stored")
 
 
 @pytest.mark.parametrize(
@@ -247,14 +234,12 @@ async def test_the_body_may_come_in_pieces_of_any_size_and_without_its_length(
     ],
 )
 async def test_what_is_not_right_is_refused_before_the_port_is_touched(
-    tmp_path: Path, fake: FakeEsptool, data: bytes, outcome: str, reason: str
+    lab: Lab, fake: FakeEsptool, data: bytes, outcome: str, reason: str
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await post(client, data)
-            assert (answered.status, answered.content["outcome"]) == (400, outcome)
-            assert reason in answered.error
-            assert served.device.sessions == 0
+    answered = await post(lab.client, data)
+    assert (answered.status, answered.content["outcome"]) == (400, outcome)
+    assert reason in answered.error
+    assert lab.served.device.sessions == 0
 
 
 @pytest.mark.parametrize(
@@ -268,27 +253,21 @@ async def test_what_a_form_of_a_page_can_send_is_refused(fake: FakeEsptool, kind
         assert (await post(client, query="?disconnect=1")).status == 404
 
 
-async def test_disconnect_is_true_or_false(tmp_path: Path, fake: FakeEsptool) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await post(client, query="?disconnect=1")
-            assert (answered.status, answered.error) == (400, "disconnect must be true or false")
+async def test_disconnect_is_true_or_false(lab: Lab, fake: FakeEsptool) -> None:
+    answered = await post(lab.client, query="?disconnect=1")
+    assert (answered.status, answered.error) == (400, "disconnect must be true or false")
 
 
-async def test_a_port_that_is_in_use_stays_with_its_client(
-    tmp_path: Path, fake: FakeEsptool
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            with await TcpClient.connect(served.tcp_port) as tcp_client:
-                await tcp_client.receive_wire(GREETING)
-                answered = await post(client)
-                assert (answered.status, answered.content["outcome"]) == (409, "busy")
-                assert answered.error.startswith(f"desk: in use by {tcp_client.name} since")
-                assert not fake.has_begun
-                events = events_of(await post(client, query="?disconnect=true"))
-                assert events[-1]["outcome"] == "written"
-            await served.until_idle()
+async def test_a_port_that_is_in_use_stays_with_its_client(lab: Lab, fake: FakeEsptool) -> None:
+    with await TcpClient.connect(lab.served.tcp_port) as tcp_client:
+        await tcp_client.receive_wire(GREETING)
+        answered = await post(lab.client)
+        assert (answered.status, answered.content["outcome"]) == (409, "busy")
+        assert answered.error.startswith(f"desk: in use by {tcp_client.name} since")
+        assert not fake.has_begun
+        events = events_of(await post(lab.client, query="?disconnect=true"))
+        assert events[-1]["outcome"] == "written"
+    await lab.served.until_idle()
 
 
 async def test_a_monitor_of_a_preempt_port_is_told_and_goes_on(
@@ -327,14 +306,12 @@ async def test_a_second_flasher_is_told_who_the_first_is(tmp_path: Path, fake: F
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
 async def test_when_the_client_goes_esptool_ends_and_the_port_is_free(
-    tmp_path: Path, fake: FakeEsptool
+    lab: Lab, fake: FakeEsptool
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            flashing = asyncio.ensure_future(post(client))
-            await until(lambda: fake.has_begun)
-            await end(flashing, served)
-            assert not fake.runs
+    flashing = asyncio.ensure_future(post(lab.client))
+    await until(lambda: fake.has_begun)
+    await end(flashing, lab.served)
+    assert not fake.runs
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
@@ -364,60 +341,50 @@ async def end(flashing: asyncio.Future[Answered], served: Any) -> None:
 
 
 async def test_a_client_is_told_that_the_gateway_lives(
-    tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.web.flash._ALIVE_S", 0.01)
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            events = events_of(await post(client))
-            assert {"event": "alive"} in events
-            assert events[-1]["outcome"] == "written"
+    events = events_of(await post(lab.client))
+    assert {"event": "alive"} in events
+    assert events[-1]["outcome"] == "written"
 
 
 async def test_a_full_disk_is_told(
-    tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("gateway.flash.store._write", full)
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await post(client)
-            assert (answered.status, answered.content["outcome"]) == (507, "not-stored")
-            assert "No space left on device" in answered.error
-            assert served.device.sessions == 0
+    answered = await post(lab.client)
+    assert (answered.status, answered.content["outcome"]) == (507, "not-stored")
+    assert "No space left on device" in answered.error
+    assert lab.served.device.sessions == 0
 
 
 async def test_without_esptool_it_is_said_before_the_images_come(
-    tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(COMMAND_VARIABLE, str(tmp_path / "nothing"))
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await post(client)
-            assert (answered.status, answered.content["outcome"]) == (501, "no-esptool")
+    answered = await post(lab.client)
+    assert (answered.status, answered.content["outcome"]) == (501, "no-esptool")
 
 
 async def test_images_that_do_not_come_are_not_waited_for(
-    tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.web.flash._CHUNK_LIMIT_S", 0.2)
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
-            try:
-                head = (
-                    f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(RIGHT)}\r\n"
-                )
-                writer.write(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
-                writer.write(RIGHT[:1000])
-                answer = await reader.readuntil(b"}\n")
-                assert b" 400 " in answer.partition(b"\r\n")[0]
-                assert b"did not arrive in time" in answer
-            finally:
-                writer.close()
-                await writer.wait_closed()
+    reader, writer = await asyncio.open_connection("127.0.0.1", lab.client.tcp_port)
+    try:
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(RIGHT)}\r\n"
+        writer.write(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+        writer.write(RIGHT[:1000])
+        answer = await reader.readuntil(b"}\n")
+        assert b" 400 " in answer.partition(b"\r\n")[0]
+        assert b"did not arrive in time" in answer
+    finally:
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_token_is_needed_where_there_is_one(tmp_path: Path, fake: FakeEsptool) -> None:

@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -16,19 +16,16 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from gateway.config.document import ConnectionLimits
 from gateway.net import client_socket
 from gateway.net.access import Admission
-from gateway.net.tls import HANDSHAKE_LIMIT_S
 from gateway.net.tls_context import TlsContext, server_context
 from gateway.ports.running_port import RunningPort
-from gateway.web import page
 from gateway.web import ports_api as events
 from gateway.web import server as module
 from gateway.web.http_answers import takes
 from tests.support.certificates import Authority
 from tests.support.http_lab import http_server, running
-from tests.support.pty_board import LoopClock, PtyBoard, serving, turns, until
+from tests.support.pty_board import PtyBoard, serving, turns, until
 from tests.support.tcp_client import TcpClient
 from tests.support.tls_client import TlsClient
 
@@ -74,11 +71,6 @@ async def https(
         yield Lab(server.tcp_port, authority, admission)
 
 
-async def test_a_client_that_trusts_the_certificate_is_served(tmp_path: Path) -> None:
-    async with https(tmp_path) as lab:
-        assert b'"ports": []' in await lab.get()
-
-
 async def test_a_renewed_certificate_counts_for_the_next_connection(tmp_path: Path) -> None:
     old, new = Authority(tmp_path, "old"), Authority(tmp_path, "new")
     tls = TlsContext(server_context(old.server_for_all()))
@@ -87,13 +79,6 @@ async def test_a_renewed_certificate_counts_for_the_next_connection(tmp_path: Pa
         await Lab(server.tcp_port, old, Admission()).get()
         tls.context = server_context(new.server_for_all())
         await Lab(server.tcp_port, new, Admission()).get()
-
-
-async def test_files_are_served_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "large.js").write_bytes(b"x" * 1_000_000)
-    monkeypatch.setattr(page, "STATIC", tmp_path)
-    async with https(tmp_path) as lab:
-        assert await lab.get("/static/large.js") == b"x" * 1_000_000
 
 
 async def test_a_client_without_the_certificate_that_is_wanted_is_rejected(tmp_path: Path) -> None:
@@ -138,61 +123,11 @@ async def test_a_hello_that_comes_with_the_connection_is_answered(tmp_path: Path
                 await client.shake_hands(lab.context)
                 await client.send(CLOSING_REQUEST)
                 assert (await client.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
-
-
-async def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(
-    tmp_path: Path,
-) -> None:
-    async with https(tmp_path) as lab:
-        for _ in range(20):
+            # A request in one segment with the end of the handshake.
             with await TlsClient.connect_tls(
                 lab.tcp_port, lab.context, with_end=CLOSING_REQUEST
             ) as client:
                 assert (await client.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
-
-
-async def test_idle_connections_keep_no_client_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gateway.net.tls.MAX_HANDSHAKES", 4)
-    async with https(tmp_path) as lab:
-        with ExitStack() as idle:
-            for _ in range(12):
-                idle.enter_context(await TcpClient.connect(lab.tcp_port))
-            await until(lambda: lab.admission.connections.count == 4)
-            await lab.get()
-
-
-async def test_a_handshake_has_a_limit(tmp_path: Path) -> None:
-    async with https(tmp_path) as lab:
-        with LoopClock() as clock, await TcpClient.connect(lab.tcp_port) as client:
-            await until(lambda: lab.admission.handshakes.count)
-            await clock.advance(HANDSHAKE_LIMIT_S + 0.1)
-            assert await client.receive_to_end() == b""
-
-
-async def test_one_address_does_not_hold_all_connections(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CONNECTION_LIMITS", ConnectionLimits(4, 3))
-    async with https(tmp_path) as lab:
-        with ExitStack() as held:
-            for _ in range(3):
-                client = await TlsClient.connect_tls(lab.tcp_port, lab.context)
-                held.enter_context(client)
-                await client.send(REQUEST)
-                await client.receive_wire(b"HTTP/1.1 200 OK")
-            with (
-                await TlsClient.connect_tls(
-                    lab.tcp_port, lab.context, with_end=CLOSING_REQUEST
-                ) as late,
-                suppress(ssl.SSLEOFError, ConnectionResetError),
-            ):
-                assert await late.receive_to_end() == b""
-            with await TlsClient.connect_tls(
-                lab.tcp_port, lab.context, source="127.0.0.2", with_end=CLOSING_REQUEST
-            ) as other:
-                assert (await other.receive_to_end()).startswith(b"HTTP/1.1 200 OK")
 
 
 async def test_stopping_closes_all_connections(tmp_path: Path) -> None:
@@ -221,7 +156,7 @@ class Routes:
         self.ended = 0
 
     def add(self, app: web.Application) -> None:
-        """As each of http_server.ROOMS."""
+        """As each of server.ROUTES."""
         app.router.add_get("/test/large", self.large)
 
         @takes("application/octet-stream")
@@ -292,14 +227,6 @@ async def test_a_handler_sees_the_connection_as_with_asyncio_s_tls(
         }
 
 
-async def test_many_requests_go_over_one_connection(tmp_path: Path) -> None:
-    async with https(tmp_path) as lab, aiohttp.ClientSession() as session:
-        for _ in range(100):
-            async with session.get(lab.url("/api/v1/ports"), ssl=lab.context) as response:
-                assert await response.json() == {"ports": [], "version": "1.2.3", "not_served": []}
-        assert lab.admission.connections.count == 1
-
-
 async def test_pipelined_requests_are_answered_in_their_order(tmp_path: Path) -> None:
     async with https(tmp_path) as lab:
         with await TlsClient.connect_tls(lab.tcp_port, lab.context) as client:
@@ -352,21 +279,6 @@ async def test_a_client_that_stops_reading_is_closed_by_the_kernel_in_time(
             await until(lambda: routes.sent_bytes)
             await until(lambda: admission.connections.count == 0)
             await until(lambda: routes.ended == 1)
-
-
-async def test_a_client_that_leaves_amid_a_download_leaves_nothing(
-    tmp_path: Path, routes: Routes
-) -> None:
-    with capture_logs() as logs:
-        async with https(tmp_path) as lab:
-            for leaves in (TcpClient.close, TcpClient.reset):
-                client = await TlsClient.connect_tls(lab.tcp_port, lab.context)
-                await client.send(REQUEST.replace(b"/api/v1/ports", b"/test/large"))
-                await client.receive_wire(b"HTTP/1.1 200 OK")
-                leaves(client)
-                await until(lambda: lab.admission.connections.count == 0)
-            await until(lambda: routes.ended == 2)
-    assert [log["event"] for log in logs if log["log_level"] not in {"info", "debug"}] == []
 
 
 async def test_an_upload_waits_for_its_handler_and_arrives_whole(

@@ -21,12 +21,11 @@ from prometheus_client.process_collector import ProcessCollector
 from gateway.net.access import Rejection
 from gateway.port_document import ClientState, PortDocument, PortState, UsbDocument
 from gateway.tty.port_counts import Histogram
-from gateway.web import metrics
+from gateway.web import http_answers, metrics
 from gateway.web.http_access import Policy
-from gateway.web.http_answers import Lab
 from gateway.web.metrics import Exposition, port_metrics, service_metrics
 from tests.support.documents import CLIENT, DESK
-from tests.support.http_lab import HttpClient, http_client, running
+from tests.support.http_lab import HttpClient, Lab, http_client, running
 from tests.support.pty_board import LIMIT_S, PtyBoard, serving
 from tests.support.tcp_client import GREETING, TcpClient
 
@@ -67,24 +66,24 @@ async def test_what_a_client_does_is_counted(tmp_path: Path) -> None:
     assert after["esp_gateway_device_present", "desk"] == 1
 
 
-async def test_control_calls_resets_and_reconnects_are_counted(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            count = ("esp_gateway_control_call_duration_seconds_count", "desk")
-            calls = (await read(client))[count]
-            assert calls >= 1  # it has been opened
-            done = asyncio.Event()
-            served.device.reset(done.set)
-            await done.wait()
-            now = await read(client)
-            assert now["esp_gateway_resets_total", "app", "desk", "classic"] == 1
-            assert now[count] > calls
-            assert now["esp_gateway_control_call_duration_seconds_sum", "desk"] > 0
-            assert now["esp_gateway_device_reconnects_total", "desk"] == 0
-            board.unplug()
-            await until(client, ("esp_gateway_device_present", "desk"), 0)
-            board.plug()
-            await until(client, ("esp_gateway_device_reconnects_total", "desk"), 1)
+async def test_control_calls_resets_and_reconnects_are_counted(
+    lab: Lab,
+) -> None:
+    count = ("esp_gateway_control_call_duration_seconds_count", "desk")
+    calls = (await read(lab.client))[count]
+    assert calls >= 1  # it has been opened
+    done = asyncio.Event()
+    lab.served.device.reset(done.set)
+    await done.wait()
+    now = await read(lab.client)
+    assert now["esp_gateway_resets_total", "app", "desk", "classic"] == 1
+    assert now[count] > calls
+    assert now["esp_gateway_control_call_duration_seconds_sum", "desk"] > 0
+    assert now["esp_gateway_device_reconnects_total", "desk"] == 0
+    lab.board.unplug()
+    await until(lab.client, ("esp_gateway_device_present", "desk"), 0)
+    lab.board.plug()
+    await until(lab.client, ("esp_gateway_device_reconnects_total", "desk"), 1)
 
 
 async def until(client: HttpClient, sample: tuple[str, ...], value: float) -> None:
@@ -175,7 +174,7 @@ def written(*ports: PortDocument, accepted: str = "") -> Exposition:
 
 
 def service() -> Iterator[Metric]:
-    lab = Lab("1.2.3", list, dict, Policy(None))
+    lab = http_answers.Lab("1.2.3", list, dict, Policy(None))
     lab.rejections[Rejection.NOT_ALLOWED] = 13
     lab.errors[401] = 14
     return service_metrics(lab, histogram(0.2))

@@ -18,6 +18,7 @@ from gateway.web import http_answers, output_api
 from tests.support.http_lab import (
     Answered,
     HttpClient,
+    Lab,
     from_address,
     http_client,
     http_server,
@@ -32,46 +33,46 @@ async def say(board: PtyBoard, served: Served, data: bytes) -> None:
     await until(lambda: served.device.recorder.end >= end)
 
 
-async def test_the_last_of_it_is_told_with_times(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            before = datetime.now(UTC)
-            await say(board, served, b"boot\r\n\xff")
-            told = (await client.get("/api/v1/ports/desk/tail")).content
-            assert told["next"] == 7
-            assert "".join(entry["data"] for entry in told["entries"]) == "boot\r\n\ufffd"
-            whole = b"".join(base64.b64decode(entry["base64"]) for entry in told["entries"])
-            assert whole == b"boot\r\n\xff"
-            [first, *_] = told["entries"]
-            assert first["seq"] == 0
-            age_s = (datetime.fromisoformat(first["time"]) - before).total_seconds()
-            assert -1 < age_s < 60
+async def test_the_last_of_it_is_told_with_times(
+    lab: Lab,
+) -> None:
+    before = datetime.now(UTC)
+    await say(lab.board, lab.served, b"boot\r\n\xff")
+    told = (await lab.client.get("/api/v1/ports/desk/tail")).content
+    assert told["next"] == 7
+    assert "".join(entry["data"] for entry in told["entries"]) == "boot\r\n\ufffd"
+    whole = b"".join(base64.b64decode(entry["base64"]) for entry in told["entries"])
+    assert whole == b"boot\r\n\xff"
+    [first, *_] = told["entries"]
+    assert first["seq"] == 0
+    age_s = (datetime.fromisoformat(first["time"]) - before).total_seconds()
+    assert -1 < age_s < 60
 
 
-async def test_only_the_last_bytes_are_told_if_asked(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"0123456789")
-            told = (await client.get("/api/v1/ports/desk/tail?bytes=3")).content
-            assert [entry["data"] for entry in told["entries"]] == ["789"]
-            assert (told["entries"][0]["seq"], told["next"]) == (7, 10)
-            none = (await client.get("/api/v1/ports/desk/tail?bytes=0")).content
-            assert none == {"entries": [], "next": 10}
+async def test_only_the_last_bytes_are_told_if_asked(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"0123456789")
+    told = (await lab.client.get("/api/v1/ports/desk/tail?bytes=3")).content
+    assert [entry["data"] for entry in told["entries"]] == ["789"]
+    assert (told["entries"][0]["seq"], told["next"]) == (7, 10)
+    none = (await lab.client.get("/api/v1/ports/desk/tail?bytes=0")).content
+    assert none == {"entries": [], "next": 10}
 
 
-async def test_it_is_followed_from_position_to_position(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"0123456789")
-            seen, next_seq = "", 0
-            while next_seq < 10:
-                path = f"/api/v1/ports/desk/tail?since={next_seq}&bytes=4"
-                told = (await client.get(path)).content
-                seen += "".join(entry["data"] for entry in told["entries"])
-                next_seq = told["next"]
-            assert seen == "0123456789"
-            ahead = (await client.get("/api/v1/ports/desk/tail?since=99")).content
-            assert ahead == {"entries": [], "next": 10}
+async def test_it_is_followed_from_position_to_position(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"0123456789")
+    seen, next_seq = "", 0
+    while next_seq < 10:
+        path = f"/api/v1/ports/desk/tail?since={next_seq}&bytes=4"
+        told = (await lab.client.get(path)).content
+        seen += "".join(entry["data"] for entry in told["entries"])
+        next_seq = told["next"]
+    assert seen == "0123456789"
+    ahead = (await lab.client.get("/api/v1/ports/desk/tail?since=99")).content
+    assert ahead == {"entries": [], "next": 10}
 
 
 async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
@@ -89,42 +90,41 @@ async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "query", ["bytes=-1", "bytes=1048577", "bytes=x", "since=1.5", "since=", "since=%D9%A3"]
 )
-async def test_what_is_no_number_is_told(query: str, tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.get(f"/api/v1/ports/desk/tail?{query}")
-            assert answered.status == 400
-            assert "must be a number from 0 to" in answered.error
+async def test_what_is_no_number_is_told(
+    query: str,
+    lab: Lab,
+) -> None:
+    answered = await lab.client.get(f"/api/v1/ports/desk/tail?{query}")
+    assert answered.status == 400
+    assert "must be a number from 0 to" in answered.error
 
 
-async def test_the_log_is_a_file(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"boot\r\n\xff")
-            log = await client.get("/api/v1/ports/desk/log")
-            assert log.body == b"boot\r\n\xff"
-            assert log.headers["content-disposition"] == 'attachment; filename="desk.log"'
-            assert log.headers["content-type"] == "text/plain; charset=utf-8"
+async def test_the_log_is_a_file(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"boot\r\n\xff")
+    log = await lab.client.get("/api/v1/ports/desk/log")
+    assert log.body == b"boot\r\n\xff"
+    assert log.headers["content-disposition"] == 'attachment; filename="desk.log"'
+    assert log.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 async def test_a_large_tail_and_log_are_sent_a_part_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_api, "_PART_BYTES", 1000)
     data = bytes(range(256)) * 40
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            for at in range(0, len(data), 500):
-                await say(board, served, data[at : at + 500])
-            told = (await client.get("/api/v1/ports/desk/tail?bytes=100000")).content
-            entries = told["entries"]
-            assert b"".join(base64.b64decode(entry["base64"]) for entry in entries) == data
-            assert [entry["seq"] for entry in entries] == [
-                sum(len(base64.b64decode(each["base64"])) for each in entries[:number])
-                for number in range(len(entries))
-            ]
-            assert told["next"] == len(data)
-            assert (await client.get("/api/v1/ports/desk/log")).body == data
+    for at in range(0, len(data), 500):
+        await say(lab.board, lab.served, data[at : at + 500])
+    told = (await lab.client.get("/api/v1/ports/desk/tail?bytes=100000")).content
+    entries = told["entries"]
+    assert b"".join(base64.b64decode(entry["base64"]) for entry in entries) == data
+    assert [entry["seq"] for entry in entries] == [
+        sum(len(base64.b64decode(each["base64"])) for each in entries[:number])
+        for number in range(len(entries))
+    ]
+    assert told["next"] == len(data)
+    assert (await lab.client.get("/api/v1/ports/desk/log")).body == data
 
 
 async def test_a_log_that_the_board_overtakes_breaks_off_instead_of_having_a_gap(
@@ -178,46 +178,46 @@ async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
     return await client.post("/api/v1/ports/desk/wait", {"pattern": pattern, **options})
 
 
-async def test_what_comes_is_waited_for(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"ready 1\r\n")
-            waiting = asyncio.create_task(wait(client, r"ready (\d)\r"))
-            await until(lambda: served.device.recorder._followers)
-            assert not waiting.done()
-            await say(board, served, b"rea")
-            await say(board, served, b"dy 2\r\n")
-            found = (await waiting).content
-            assert found == {"match": "ready 2\r", "groups": ["2"], "seq": 9, "next": 17}
-            assert not served.device.recorder._followers
+async def test_what_comes_is_waited_for(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"ready 1\r\n")
+    waiting = asyncio.create_task(wait(lab.client, r"ready (\d)\r"))
+    await until(lambda: lab.served.device.recorder._followers)
+    assert not waiting.done()
+    await say(lab.board, lab.served, b"rea")
+    await say(lab.board, lab.served, b"dy 2\r\n")
+    found = (await waiting).content
+    assert found == {"match": "ready 2\r", "groups": ["2"], "seq": 9, "next": 17}
+    assert not lab.served.device.recorder._followers
 
 
-async def test_what_has_come_since_a_position_counts_as_well(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"one\r\ntwo\r\n")
-            assert (await wait(client, r"\w+\r", since=0)).content["match"] == "one\r"
-            assert (await wait(client, r"\w+\r", since=4)).content["match"] == "two\r"
+async def test_what_has_come_since_a_position_counts_as_well(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"one\r\ntwo\r\n")
+    assert (await wait(lab.client, r"\w+\r", since=0)).content["match"] == "one\r"
+    assert (await wait(lab.client, r"\w+\r", since=4)).content["match"] == "two\r"
 
 
-async def test_nothing_that_fits_in_time_is_a_408(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await wait(client, "ready", timeout_s=0.01)
-            assert answered.status == 408
-            assert answered.error == "desk: no match within 0.01 s"
-            assert not served.device.recorder._followers
+async def test_nothing_that_fits_in_time_is_a_408(
+    lab: Lab,
+) -> None:
+    answered = await wait(lab.client, "ready", timeout_s=0.01)
+    assert answered.status == 408
+    assert answered.error == "desk: no match within 0.01 s"
+    assert not lab.served.device.recorder._followers
 
 
-async def test_an_expression_that_takes_for_ever_stops_nobody(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            await say(board, served, b"a" * 60)
-            waiting = asyncio.create_task(wait(client, "(a+)+b", since=0, timeout_s=3))
-            await until(lambda: served.device.recorder._followers)
-            while not waiting.done():
-                assert (await client.get("/api/v1/ports")).status == 200
-            assert (await waiting).status == 408
+async def test_an_expression_that_takes_for_ever_stops_nobody(
+    lab: Lab,
+) -> None:
+    await say(lab.board, lab.served, b"a" * 60)
+    waiting = asyncio.create_task(wait(lab.client, "(a+)+b", since=0, timeout_s=3))
+    await until(lambda: lab.served.device.recorder._followers)
+    while not waiting.done():
+        assert (await lab.client.get("/api/v1/ports")).status == 200
+    assert (await waiting).status == 408
 
 
 @pytest.mark.parametrize(
@@ -235,13 +235,13 @@ async def test_an_expression_that_takes_for_ever_stops_nobody(tmp_path: Path) ->
     ],
 )
 async def test_what_can_t_be_waited_for_is_told(
-    content: dict[str, Any], error: str, tmp_path: Path
+    content: dict[str, Any],
+    error: str,
+    lab: Lab,
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.post("/api/v1/ports/desk/wait", content)
-            assert answered.status == 400
-            assert answered.error.startswith(error)
+    answered = await lab.client.post("/api/v1/ports/desk/wait", content)
+    assert answered.status == 400
+    assert answered.error.startswith(error)
 
 
 async def test_only_so_many_wait_in_all_and_of_one_address(
@@ -278,10 +278,10 @@ async def test_who_waits_does_not_keep_the_server_from_stopping(tmp_path: Path) 
             assert not served.device.recorder._followers
 
 
-async def test_who_has_left_is_not_waited_for(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            waiting = asyncio.create_task(wait(client, "ready"))
-            await until(lambda: served.device.recorder._followers)
-            waiting.cancel()
-            await until(lambda: not served.device.recorder._followers)
+async def test_who_has_left_is_not_waited_for(
+    lab: Lab,
+) -> None:
+    waiting = asyncio.create_task(wait(lab.client, "ready"))
+    await until(lambda: lab.served.device.recorder._followers)
+    waiting.cancel()
+    await until(lambda: not lab.served.device.recorder._followers)

@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from tests.support.http_lab import http_client, running
-from tests.support.pty_board import PtyBoard, serving
+from tests.support.http_lab import Lab, http_client
 
 
-async def test_all_ports_are_shown_in_their_order(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            shown = (await client.get("/api/v1/ports")).content
-            assert (shown["version"], shown["not_served"]) == ("1.2.3", [])
-            [desk] = shown["ports"]
-            assert (desk["name"], desk["state"]) == ("desk", "idle")
-            assert desk["tcp_port"] == served.tcp_port
-            assert (await client.get("/api/v1/ports/desk")).content == desk
+async def test_all_ports_are_shown_in_their_order(
+    lab: Lab,
+) -> None:
+    shown = (await lab.client.get("/api/v1/ports")).content
+    assert (shown["version"], shown["not_served"]) == ("1.2.3", [])
+    [desk] = shown["ports"]
+    assert (desk["name"], desk["state"]) == ("desk", "idle")
+    assert desk["tcp_port"] == lab.served.tcp_port
+    assert (await lab.client.get("/api/v1/ports/desk")).content == desk
 
 
 async def test_usb_devices_without_a_port_are_shown() -> None:
