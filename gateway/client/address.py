@@ -39,17 +39,17 @@ class Address:
 def parse(url: str) -> Address:
     """Read a URL; raises ValueError with the accepted form.
 
-    The options of pyserial's rfc2217:// are taken too, so that changing one word is enough.
+    It also has the options of pyserial's rfc2217://, so that changing one word is enough.
     """
     parts = urlsplit(url)
     if parts.scheme.lower() != "gateway":
-        raise ValueError(f"expected {FORM}, not {url!r}")
+        raise ValueError(f"invalid URL {url!r}: expected {FORM}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
     if not host or not port:
-        raise ValueError(f"expected {FORM} with a host and a port of 1 to 65535, not {url!r}")
+        raise ValueError(f"invalid URL {url!r}: expected {FORM} with a port of 1 to 65535")
     options = parse_qs(parts.query, keep_blank_values=True)
     return _with_options(host, port, {name: values[-1] for name, values in options.items()})
 
@@ -61,7 +61,7 @@ def _with_options(host: str, port: int, options: dict[str, str]) -> Address:
     for name, value in options.items():
         if name in files:
             if not value:
-                raise ValueError(f"{name}= needs the name of a PEM file")
+                raise ValueError(f"invalid {name} '': expected the name of a PEM file")
             files[name] = value
         elif name in flags:
             flags[name] = True
@@ -69,13 +69,13 @@ def _with_options(host: str, port: int, options: dict[str, str]) -> Address:
             timeout_s = _seconds(value)
         elif name == "logging":
             if value not in _LOG_LEVELS:
-                raise ValueError(f"logging={value}: accepted are {', '.join(_LOG_LEVELS)}")
+                raise ValueError(f"invalid logging {value!r}: expected {', '.join(_LOG_LEVELS)}")
             log_level = logging.getLevelName(value.upper())
         else:
             known = ", ".join((*files, *flags, "timeout", "logging"))
-            raise ValueError(f"unknown option {name!r}; accepted are {known}")
+            raise ValueError(f"unknown option {name!r}: expected {known}")
     if files["key"] and not files["cert"]:
-        raise ValueError("key= is of no use without cert=")
+        raise ValueError("key without cert: expected cert, too")
     return Address(
         host,
         port,
@@ -94,5 +94,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"timeout={text}: expected a number of seconds above 0")
+        raise ValueError(f"invalid timeout {text!r}: expected a number of seconds above 0")
     return seconds

@@ -141,15 +141,15 @@ def parse_sequence(text: str) -> ResetSequence:
     """
     tokens = [token for part in text.split("|") if (token := "".join(part.split()).upper())]
     if not tokens:
-        raise ValueError("a reset sequence without steps")
+        raise ValueError("empty reset sequence: expected steps such as D0|R1|W0.1")
     if len(tokens) > MAX_STEPS:
-        raise ValueError(f"a reset sequence of {len(tokens)} steps, at most {MAX_STEPS}")
+        raise ValueError(f"reset sequence of {len(tokens)} steps: expected at most {MAX_STEPS}")
     sequence = ResetSequence("|".join(tokens), tuple(_step(token) for token in tokens))
     if not any(isinstance(step, _Change | Baudrate) for step in sequence.steps):
-        raise ValueError("a reset sequence that only waits")
+        raise ValueError("reset sequence that only waits: expected a step other than W")
     if sequence.duration_s > MAX_PAUSES_S:
         raise ValueError(
-            f"a reset sequence that waits {sequence.duration_s:g} s, at most {MAX_PAUSES_S:g}"
+            f"reset sequence waits {sequence.duration_s:g} s: expected at most {MAX_PAUSES_S:g}"
         )
     return sequence
 
@@ -168,7 +168,7 @@ def _step(token: str) -> _Change | _Pause | Baudrate:
         case "B" if re.fullmatch("[1-9][0-9]{1,6}", argument):
             return Baudrate(int(argument))
     shown = token if len(token) <= 20 else f"{token[:20]}..."
-    raise ValueError(f"{shown!r} is no step: D0 D1 R0 R1 U1,0 W0.1 B1200 are")
+    raise ValueError(f"invalid step {shown!r}: expected D0, D1, R0, R1, U1,0, W0.1 or B1200")
 
 
 # What each source plays, in this notation; the states in the comments are (DTR, RTS).
