@@ -227,16 +227,13 @@ _Cause = tuple[int, str, str]
 
 _KEY: Final = re.compile(r"(?P<indent> *)(?P<dash>- +)?(?P<key>[\w.-]+):(?= |$)")
 _KEY_WITHOUT_SPACE: Final = re.compile(r" *(?:- +)?(?P<key>[\w.-]+):(?P<value>[^\s:/].*)")
-_DASH_WITHOUT_SPACE: Final = re.compile(r" *-\w.*")
 _ASSIGNMENT: Final = re.compile(r" *(?:- +)?(?P<key>[\w.-]+) *= *.*")
 _VALUE: Final = re.compile(r" *(?:- +)?(?P<key>[\w.-]+): +(?P<value>\S.*)")
-_INI_SECTION: Final = re.compile(r"\[[^\]]*\]\s*$")
-_DASH: Final = re.compile(r"(?P<indent> *)- ")
 
 
-def likely_cause(text: str, error: yaml.MarkedYAMLError) -> _Cause:
+def likely_cause(text: str, error: yaml.MarkedYAMLError) -> _Cause:  # noqa: C901 - flat
     """Return line, cause and remedy of the most likely mistake behind a syntax error."""
-    lines = text.splitlines()
+    lines = ["", *text.splitlines(), ""]
     mark = error.problem_mark or error.context_mark
     line, column = (0, 0) if mark is None else (mark.line + 1, mark.column)
     begun = line if error.context_mark is None else error.context_mark.line + 1
@@ -258,22 +255,25 @@ def likely_cause(text: str, error: yaml.MarkedYAMLError) -> _Cause:
     elif "mapping values are not allowed" in problem:
         found = _misplaced_colon(lines, line, column)
     elif "expected <block end>" in problem:
-        found = _misplaced_line(lines, line, column, problem)
+        found = _misplaced_line(lines, line, column, is_scalar="scalar" in problem)
     elif "expected '<document start>'" in problem:
         found = _broken_beginning(lines)
-    return found or (line, f"invalid YAML ({_complaint(error, begun, line)})", "")
+    if context:
+        problem = f"{context}{f' that begins in line {begun}' if begun != line else ''}: {problem}"
+    return found or (line, f"invalid YAML ({clipped(problem, _MAX_REASON_CHARS)})", "")
 
 
-def _complaint(error: yaml.MarkedYAMLError, begun: int, line: int) -> str:
-    context = error.context or ""
-    if context and begun != line:
-        context += f" that begins in line {begun}"
-    text = ": ".join(part for part in (context, error.problem or "") if part)
-    return clipped(text, _MAX_REASON_CHARS)
+def _broken_beginning(lines: list[str]) -> _Cause | None:
+    first = next((n for n, line in enumerate(lines) if line.strip(" ")[:1] not in ("", "#")), 0)
+    if re.match(r"\[[^\]]*\]\s*$", lines[first]):
+        return first, "section of an ini file", "YAML, as in 'ports:'"
+    if lines[first].startswith(" "):
+        return first, "spaces before the first key of the file", "no indentation"
+    return None
 
 
 def _special_character(lines: list[str], number: int) -> _Cause:
-    match = _VALUE.match(_at(lines, number))
+    match = _VALUE.match(lines[number])
     if match is None or match["value"][0] == "{":
         return number, "value that begins with a special character", "it in double quotes"
     value = match["value"].rstrip()
@@ -284,75 +284,57 @@ def _special_character(lines: list[str], number: int) -> _Cause:
 
 
 def _no_colon(lines: list[str], number: int) -> _Cause:
-    line = _at(lines, number)
-    if match := _KEY_WITHOUT_SPACE.match(line):
+    if match := _KEY_WITHOUT_SPACE.match(lines[number]):
         return _missing_space(number, match)
-    if match := _ASSIGNMENT.match(line):
+    if match := _ASSIGNMENT.match(lines[number]):
         return number, "'=' in the place of ':'", quoted(f"{match['key']}: ...")
     return number, "line without a key", "'key: value'"
 
 
 def _misplaced_colon(lines: list[str], number: int, column: int) -> _Cause | None:
-    line, above_number = _at(lines, number), number - 1
-    while above_number and _at(lines, above_number).strip()[:1] in ("", "#"):
-        above_number -= 1
-    above = _at(lines, above_number)
+    above = number - 1
+    while above and lines[above].strip()[:1] in ("", "#"):
+        above -= 1
     # PyYAML takes such a line for the first of a text of several lines.
-    if _DASH_WITHOUT_SPACE.match(above):
-        return above_number, "no space after '-'", "'- ' before the first key of a port"
-    if match := _KEY_WITHOUT_SPACE.match(above):
-        return _missing_space(above_number, match)
-    match, before = _KEY.match(line), _KEY.match(above)
-    if match is None:
-        return None
-    if column > match.end("key"):
-        value = line[match.end() :].strip()
+    if re.match(r" *-\w", lines[above]):
+        return above, "no space after '-'", "'- ' before the first key of a port"
+    if match := _KEY_WITHOUT_SPACE.match(lines[above]):
+        return _missing_space(above, match)
+    match, before = _KEY.match(lines[number]), _KEY.match(lines[above])
+    if match is not None and column > match.end("key"):
+        problem = f"value of {quoted(match['key'])} with a colon"
+        value = lines[number][match.end() :].strip()
         if re.match(r"\S+ +[\w.-]+: ", value):
             problem = f"another key after the value of {quoted(match['key'])}"
             return number, problem, "each key in a line of its own"
-        remedy = f'it in double quotes ("{clipped(value)}")'
-        return number, f"value of {quoted(match['key'])} with a colon", remedy
-    if before is not None and match.start("key") > before.start("key"):
-        return _wrong_indent(number, match.start("key"), above_number, before.start("key"))
+        return number, problem, f'it in double quotes ("{clipped(value)}")'
+    if match is not None and before is not None and match.start("key") > before.start("key"):
+        return _wrong_indent(number, match.start("key"), above, before.start("key"))
     return None
 
 
-def _misplaced_line(lines: list[str], number: int, column: int, problem: str) -> _Cause | None:
-    line = _at(lines, number)
-    if "scalar" in problem and line[:column].rstrip().endswith(("'", '"')):
+def _misplaced_line(
+    lines: list[str], number: int, column: int, *, is_scalar: bool
+) -> _Cause | None:
+    line, above = lines[number], number - 1
+    if is_scalar and line[:column].rstrip().endswith(("'", '"')):
         return number, "text after a closing quote", "the whole value in double quotes"
-    dash_number = number - 1
-    while dash_number and not _DASH.match(_at(lines, dash_number)):
-        dash_number -= 1
-    dash = _KEY.match(_at(lines, dash_number))
+    while above and not re.match(" *- ", lines[above]):
+        above -= 1
+    dash, here = _KEY.match(lines[above]), _KEY.match(line)
     if dash is None or dash["dash"] is None:
         return None
     dash_column, key_column = len(dash["indent"]), dash.start("key")
-    if _DASH.match(line):
-        if column != dash_column:
-            return _wrong_indent(number, column, dash_number, dash_column)
-        return None
-    here = _KEY.match(line)
-    if here is None or "scalar" in problem:
+    if re.match(" *- ", line):
+        is_wrong = column != dash_column
+        return _wrong_indent(number, column, above, dash_column) if is_wrong else None
+    if here is None or is_scalar:
         return None
     if column <= dash_column and here["key"] == dash["key"]:
-        return (
-            number,
-            f"no '-' before {quoted(here['key'])}",
-            "'- ' before the first key of each port",
-        )
+        problem = f"no '-' before {quoted(here['key'])}"
+        return number, problem, "'- ' before the first key of each port"
     if column > 0 and column != key_column:
-        return _wrong_indent(number, column, dash_number, key_column)
-    return None
-
-
-def _broken_beginning(lines: list[str]) -> _Cause | None:
-    number = next((n for n, line in enumerate(lines, 1) if line.strip(" ")[:1] not in ("", "#")), 0)
-    first = _at(lines, number)
-    if _INI_SECTION.match(first):
-        return number, "section of an ini file", "YAML, as in 'ports:'"
-    if first.startswith(" "):
-        return number, "spaces before the first key of the file", "no indentation"
+        return _wrong_indent(number, column, above, key_column)
     return None
 
 
@@ -364,7 +346,3 @@ def _missing_space(number: int, match: re.Match[str]) -> _Cause:
 def _wrong_indent(number: int, column: int, other_number: int, other_column: int) -> _Cause:
     problem = f"indentation of {column} space{'' if column == 1 else 's'}"
     return number, problem, f"{other_column} as in line {other_number}"
-
-
-def _at(lines: list[str], number: int) -> str:
-    return lines[number - 1] if 1 <= number <= len(lines) else ""
