@@ -20,11 +20,13 @@ from gateway.net.access import Rejection
 from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import Lines
 from gateway.sessions.request_queue import Conversation
-from tests.sessions.test_first_bytes import COMMANDS
-from tests.sessions.test_session import rfc2217_client, settled
+from tests.scenarios.test_first_bytes import COMMANDS
 from tests.support.browser import Browser
 from tests.support.peers import program
 from tests.support.pty_board import PtyBoard, Served, access_server, serving, until
+from tests.support.tcp_client import GREETED_ACCEPTS_COM_PORT
+from tests.support.telnet_wire import RFC2217_CLIENT
+from tests.support.world import Client
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -205,10 +207,12 @@ async def test_a_web_page_takes_no_port_from_its_client(board: PtyBoard) -> None
 
     async with serving(board, sharing=Sharing.PREEMPT) as served:
         board.start_reading()
-        with await rfc2217_client(served) as owner:
+        with await Client.connect(served.tcp_port) as owner:
+            await owner.send(RFC2217_CLIENT)
+            await owner.receive_wire(GREETED_ACCEPTS_COM_PORT)
             await asyncio.to_thread(attack, served.tcp_port)
             await until(lambda: len(served.sessions) == 1)
             assert served.device.users.names == owner.name
             assert served.device.sessions == 1
-            await settled(owner)
+            await owner.settled()
             assert owner.data == b""
