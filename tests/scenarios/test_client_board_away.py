@@ -72,9 +72,9 @@ async def test_a_suspended_client_gets_an_absent_board_without_the_other_s_bytes
 ) -> None:
     async with world(tmp_path, "sharing: preempt, grace_s: 30") as w:
         first = await w.client()
+        await first.set_baudrate(9600)
         second = await w.client()
         await second.set_baudrate(921600)
-        await first.set_baudrate(9600)
         await offline(w)
         await deliver(second, b"x" * 50_000)
         second.close()
@@ -83,6 +83,8 @@ async def test_a_suspended_client_gets_an_absent_board_without_the_other_s_bytes
         await back(w)
         await w.board.reads(b"mine")
         await w.pass_until(lambda: w.board.baudrate == 9600)
+        await w.board.write(b"back")
+        await first.receive(lambda: first.data.endswith(b"back"))
         assert w.said(Logged.DROPPED, "unsent_bytes") == [50_000]
 
 
@@ -110,23 +112,6 @@ async def test_on_connect_is_not_played_again_for_a_board_that_is_back(tmp_path:
         await back(w)
         await client.settled()
         assert w.board.lines == [BOTH, IDLE]  # what opening a tty does
-
-
-async def test_a_board_that_vanishes_as_its_client_leaves_is_waited_for_by_the_suspended_one(
-    tmp_path: Path,
-) -> None:
-    async with world(tmp_path, "sharing: preempt, grace_s: 30") as w:
-        monitor = await w.client()
-        await monitor.set_baudrate(9600)
-        flasher = await w.client()
-        await monitor.is_told(Notice.suspended(flasher))
-        await offline(w)
-        flasher.close()
-        await monitor.is_told(Notice.RESUMED)
-        await back(w)
-        await w.pass_until(lambda: w.board.baudrate == 9600)
-        await w.board.write(b"back")
-        await monitor.receive(lambda: monitor.data.endswith(b"back"))
 
 
 async def test_a_session_ends_with_its_board_after_the_board_s_last_bytes(tmp_path: Path) -> None:

@@ -194,7 +194,8 @@ async def test_a_client_that_stays_on_a_stuck_board_keeps_it(tmp_path: Path) -> 
         client = await w.client()
         sending = asyncio.create_task(client.send(MUCH))
         await until_stalled(client)
-        await w.pass_time(60.0)
+        for _ in range(60):
+            await w.clock.advance(1.0)
         assert (w.ends(client), w.status.controls) == ([], client.name)
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
