@@ -205,7 +205,10 @@ class Service:
         while True:
             await self._wanted_has_changed.wait()
             async with self._reconciling:
-                self._log_failures(await self._reconcile())
+                try:
+                    self._log_failures(await self._reconcile())
+                except Exception:  # the next change is followed all the same
+                    self._log.exception("reconcile_failed")
 
     async def _reconcile(self) -> _Changes:
         """Stop the ports that are not wanted, start those that are wanted and do not run."""
@@ -309,7 +312,7 @@ class Service:
 
     def _log_warnings(self, config: GatewayConfig) -> None:
         for warning in config.warnings:
-            self._log.warning("configuration_doubtful", problem=str(warning))
+            self._log.warning("configuration_warning", problem=str(warning))
 
     def _log_failures(self, changes: _Changes) -> None:
         for failure in changes.failures:
@@ -381,7 +384,7 @@ class Reloader:
             await self._serve(await self._loaded())
         except ConfigError as error:
             for problem in error.problems:
-                self._log.error("configuration_refused", problem=str(problem))
+                self._log.error("configuration_rejected", problem=str(problem))
         except ReloadError as error:
             self._log.error("reload_failed", reason=str(error))
         except Exception as error:

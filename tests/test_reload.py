@@ -98,7 +98,7 @@ async def test_what_is_requested_during_a_reload_is_one_more_after_it() -> None:
         (
             "load",
             ConfigError([ConfigProblem("f", line, "k", "x", "y") for line in (1, 2)]),
-            [("configuration_refused", f"f:{line}: k: x: expected y") for line in (1, 2)],
+            [("configuration_rejected", f"f:{line}: k: x: expected y") for line in (1, 2)],
         ),
         ("load", RuntimeError("a mistake"), [("reload_failed", "a mistake")]),
         ("serve", RuntimeError("a mistake"), [("reload_failed", "a mistake")]),
@@ -278,7 +278,7 @@ def test_a_bad_file_changes_nothing(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
         before = gateway.status()
         gateway.write("  - name: a\n    tcp: many\n    device: /dev/ttyUSB0")
-        refused = gateway.reload("configuration_refused")
+        refused = gateway.reload("configuration_rejected")
         assert "gateway.yaml:3: ports[0]: invalid tcp" in str(refused["problem"])
         assert {name: port.address for name, port in gateway.status().items()} == {
             name: port.address for name, port in before.items()
@@ -296,9 +296,9 @@ def test_what_is_no_file_in_the_place_of_the_configuration_changes_nothing(tmp_p
         for path in (fifo, huge, tmp_path, Path("/dev/zero"), Path("/proc/self/mem")):
             gateway.config.unlink()
             gateway.config.symlink_to(path)
-            gateway.reload("configuration_refused")
+            gateway.reload("configuration_rejected")
         gateway.config.unlink()
-        gateway.reload("configuration_refused")
+        gateway.reload("configuration_rejected")
         gateway.config.write_text(good)
         assert gateway.reload()["unchanged"] == 2
         gateway.config.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,11 +121,6 @@ class Flasher:
         self._reserved: dict[str, str] = {}  # by port: for which client, since when
         self._writing: set[str] = set()  # ports whose boards a job has
         self._slots = asyncio.Semaphore(_AT_ONCE)
-
-    @property
-    def under_way(self) -> Mapping[str, str]:
-        """By port: for which client it is reserved, since when."""
-        return self._reserved
 
     def flashed_by(self, name: str) -> str:
         """Return for which client a board is being written, since when; "" if it is not."""

@@ -17,7 +17,6 @@ import pytest
 from gateway.config.document import Sharing
 from gateway.flash.esptool import COMMAND_VARIABLE
 from gateway.flash.plan import MAX_BYTES, FlashImage, FlashOptions, FlashPlan
-from gateway.web.flash import FLASHER
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
 from tests.support.http_lab import (
     Answered,
@@ -173,7 +172,7 @@ async def test_a_board_whose_images_are_still_coming_can_be_reset(
             head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(RIGHT)}\r\n"
             writer.write(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
             writer.write(RIGHT[:-1])
-            await until(lambda: server._runner.app[FLASHER].under_way)
+            await until(lambda: list((tmp_path / "images").iterdir()))
             assert (await post(client)).status == 409
             assert (await client.post("/api/v1/ports/desk/reset", {})).status == 200
             writer.close()
