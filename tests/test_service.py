@@ -24,11 +24,13 @@ from gateway.ports import running_port
 from gateway.protocol.rfc2217 import Control
 from gateway.service import serve
 from gateway.simulator.host import SimulatedBoard
-from tests.support.processes import Service
+from tests.support.fake_sysfs import CH340
+from tests.support.processes import Service, free_tcp_port
 from tests.support.pty_board import until
 from tests.support.shim import build_shim
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 from tests.support.telnet_wire import RFC2217_CLIENT
+from tests.support.usb_lab import usb_lab
 
 SET_CONTROL = 5
 
@@ -155,6 +157,24 @@ async def test_a_reload_changes_the_limits_of_connections_and_keeps_clients(tmp_
             for client in (first, second):
                 assert await client.receive_to_end() == b"desk: the gateway is shutting down\r\n"
             await stopping
+
+
+async def test_a_mistake_while_ports_of_a_pool_are_started_is_logged_and_the_next_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tcp_port = free_tcp_port()
+
+    def fail(_: int) -> int:
+        raise RuntimeError("a mistake of ours")
+
+    async with usb_lab(tmp_path) as lab:
+        await lab.start(f"name: shelf, tcp: {tcp_port}-{tcp_port + 1}, device: {{usb: '1a86:*'}}")
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr(service, "reserved_descriptors", fail)
+            lab.plug(CH340, "1-1")
+            await until(lambda: "reconcile_failed" in [entry["event"] for entry in logs])
+        lab.plug(CH340, "1-2")
+        await lab.until_open(f"shelf-{tcp_port}", f"shelf-{tcp_port + 1}")
 
 
 async def test_log_files_of_all_ports_are_closed_at_once(
