@@ -23,6 +23,7 @@ from gateway.protocol.access_server import (
     PortRequest,
     PortStatus,
     PurgeRequest,
+    RawPipe,
     SerialData,
     SettingsChange,
     SettingsRequest,
@@ -145,6 +146,13 @@ BREAKS = [
     (Sc(5), True, Sc(5), Sc(5)),
     (Sc(6), False, Sc(6), Sc(5)),
 ]
+
+
+def test_settings_have_the_words_of_the_configuration_and_suit_an_esp_s_boot_log() -> None:
+    assert [word.value for word in Parity] == ["none", "odd", "even", "mark", "space"]
+    assert [word.value for word in StopBits] == ["1", "1.5", "2"]
+    assert [word.value for word in FlowControl] == ["none", "rtscts", "xonxoff"]
+    assert str(SerialSettings()) == "115200 8N1"
 
 
 @pytest.mark.parametrize(("request_", "change", "obeyed", "refused"), SETTINGS, ids=str)
@@ -377,3 +385,11 @@ def test_any_bytes_give_events_that_can_be_answered(wire: bytes, cut: int) -> No
             whole.answer(event, STUBBORN)
             size = struct.calcsize("!I") * 2 + 6
             assert 0 < len(whole.data_to_send()) <= size
+
+
+@given(st.binary())
+def test_every_byte_is_data_both_ways_and_nothing_is_added(data: bytes) -> None:
+    pipe = RawPipe()
+    assert pipe.receive_data(data) == ([SerialData(data)] if data else [])
+    assert pipe.escape(data) == data
+    assert pipe.data_to_send() == b""

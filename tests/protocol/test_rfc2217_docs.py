@@ -106,10 +106,12 @@ def test_every_option_that_is_not_refused_has_a_row() -> None:
 
 @pytest.mark.parametrize(("file", "name"), named_tests())
 def test_each_test_that_is_named_exists(file: str, name: str) -> None:
-    (path,) = TESTS.rglob(file)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     defined = {
-        node.name for node in ast.parse(path.read_text()).body if isinstance(node, functions)
+        node.name
+        for path in TESTS.rglob(file)
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, functions)
     }
     assert name in defined
 

@@ -1,4 +1,4 @@
-"""Raw ports: the byte pipe itself, then its clients on a board, over real TCP and a real tty."""
+"""Clients of raw ports on a board, over real TCP and a real tty."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.config.document import OnConnect, OnDisconnect
 from gateway.devices.device import DeviceState
-from gateway.protocol.access_server import RawPipe, SerialData
+from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import IDLE, RESET, STRAP, Lines
 from gateway.sessions.session import SessionState
 from tests.support.pty_board import (
@@ -32,14 +30,6 @@ ALL_BYTES = bytes(range(256))
 MORE_THAN_A_PTY_HOLDS = ALL_BYTES * 400
 BOOTLOADER = [RESET, STRAP, IDLE]
 APP = [RESET, IDLE]
-
-
-@given(st.binary())
-def test_every_byte_is_data_both_ways_and_nothing_is_added(data: bytes) -> None:
-    pipe = RawPipe()
-    assert pipe.receive_data(data) == ([SerialData(data)] if data else [])
-    assert pipe.escape(data) == data
-    assert pipe.data_to_send() == b""
 
 
 async def test_nothing_is_negotiated_and_telnet_commands_are_data(board: PtyBoard) -> None:
