@@ -11,23 +11,25 @@ from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
 from gateway.config.schema import PORT_KEYS
 from gateway.errors import ConfigError
+from tests.config.documents import schema_errors
 
 EXAMPLE = (Path(__file__).parents[2] / "config" / "gateway.yaml").read_text()
 
 
 def outcome(text: str) -> GatewayConfig | ConfigError:
-    """What comes of a text; a refusal is checked to be fit for a person's terminal."""
-    result: GatewayConfig | ConfigError
+    """The configuration, valid for the schema too; or the error, which a terminal can show."""
     try:
-        result = parse_config(text, "f.yaml")
+        config = parse_config(text, "f.yaml")
     except ConfigError as error:
-        result = error
-    if isinstance(result, ConfigError):
-        lines = str(result).splitlines()
-        assert lines == [str(problem) for problem in result.problems]
-        assert lines
-        assert all(line.isprintable() and len(line) < 1000 for line in lines)
-    return result
+        refused = error
+    else:
+        assert schema_errors(text) == []
+        return config
+    lines = str(refused).splitlines()
+    assert lines == [str(problem) for problem in refused.problems]
+    assert lines
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
+    return refused
 
 
 @given(st.text())

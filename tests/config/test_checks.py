@@ -28,17 +28,6 @@ FOR_LISTENING = "{cert: /c, key: /k, client_ca: /ca}"
 # Keys of one port
 
 
-@pytest.mark.parametrize("reset", ["classic", "usb-jtag", "usb-otg", "touch-1200", "D0|R1|R0"])
-def test_one_line_alone_may_not_rest_at_on_where_it_holds_a_board_in_reset(reset: str) -> None:
-    for rest in ("{dtr: on, rts: off}", "{dtr: off, rts: on}"):
-        assert problems(ports(port(reset=reset, rest=rest))) == [
-            f"f.yaml:6: ports[0]: rest with one line on alone with reset '{reset}':"
-            " expected both lines on or both off, or reset: none"
-        ]
-    for reset_that_suits in ("auto", "none"):
-        parsed(ports(port(reset=reset_that_suits, rest="{dtr: on, rts: off}")))
-
-
 @pytest.mark.parametrize("on_connect", ["nothing", "reset"])
 def test_output_from_before_is_for_ports_that_are_not_for_flashers(on_connect: str) -> None:
     text = "defaults:\n  replay: true\n" + ports(
@@ -48,19 +37,13 @@ def test_output_from_before_is_for_ports_that_are_not_for_flashers(on_connect: s
     assert [each.limits.replay for each in parsed(text).ports] == [True, False]
 
 
-@pytest.mark.parametrize("key", ["allow: all", "max_sessions: 2", "host: '::1'", "open: always"])
-def test_keys_for_listening_are_not_for_a_port_that_connects(key: str) -> None:
-    name, _, value = key.partition(": ")
-    assert problems(ports(connecting(**{name: value}))) == [
-        f"f.yaml:5: ports[0]: {name} with connect (line 4): expected connect without {name}, or tcp"
-    ]
-    assert len(parsed(f"defaults: {{{key}}}\n" + ports(connecting())).ports) == 1
-
-
-def test_a_port_that_connects_has_its_tty_open_whatever_the_default_is() -> None:
-    entries = port(), connecting(name="cabin", device="/dev/b")
-    config = parsed("defaults:\n  open: on_connect\n" + ports(*entries))
-    assert [each.open for each in config.ports] == [Opening.ON_CONNECT, Opening.ALWAYS]
+@pytest.mark.parametrize("key", ["allow", "max_sessions", "host", "open"])
+def test_default_keys_for_listening_are_not_used_by_a_port_that_connects(key: str) -> None:
+    value = {"allow": "[10.0.0.0/8]", "max_sessions": "2", "host": "::1", "open": "on_connect"}[key]
+    text = f"defaults:\n  {key}: {value}\n" + ports(connecting())
+    assert parsed(text).ports[0].open is Opening.ALWAYS
+    (line,) = problems(ports(connecting(**{key: value})))
+    assert line.startswith(f"f.yaml:5: ports[0]: {key} with connect (line 4): expected connect ")
 
 
 @pytest.mark.parametrize("protocol", ["raw", "rfc2217"])
@@ -90,16 +73,6 @@ def test_a_wrong_value_is_not_compared_with_those_of_other_ports() -> None:
 def test_two_ports_with_one_server_are_rejected(first: str, second: str) -> None:
     text = ports(connecting(connect=first), connecting(name="b", device="/dev/b", connect=second))
     assert problem_at(text, "7: ports[1]").startswith("duplicate connect ")
-
-
-def test_paths_and_simulated_boards_are_compared_whatever_their_spelling() -> None:
-    second = port(name="b", tcp="4002", device="//dev/./serial/a")
-    problem = problem_at(ports(port(), second), "7: ports[1]")
-    assert problem.startswith("duplicate device '//dev/./serial/a' (first in line 4)")
-    boards = ["sim://esp32", "sim://esp32?name=two", "sim://esp32?name=board"]
-    text = ports(*(port(name=f"n{i}", tcp="0", device=board) for i, board in enumerate(boards)))
-    problem = problem_at(text, "10: ports[2]")
-    assert problem.startswith("duplicate device 'sim://esp32?name=board' (first in line 4)")
 
 
 def two_hosts(first: str, second: str) -> str:
@@ -168,50 +141,6 @@ def test_a_pool_and_ports_beside_it_are_accepted() -> None:
     assert member.recording.log_file == "/l/shelf-4107"
     assert config.pools[1].port(4201).tls == Tls("/c", "/k", "/ca")
     assert parsed(flow(SHELF)).ports == ()
-
-
-@pytest.mark.parametrize(
-    ("entries", "problem"),
-    [
-        (
-            [SHELF, "name: a, tcp: 4150, host: 0.0.0.0, device: /dev/a"],
-            "3: ports[1]: duplicate tcp '4150' (first in line 2)",
-        ),
-        (
-            [SHELF.replace("{usb: '10c4:*'}", "sim://esp32")],
-            "2: ports[0]: invalid device 'sim://esp32' of a pool: expected matches only",
-        ),
-        (
-            [SHELF.replace("{usb: '10c4:*'}", "[/dev/a, {serial: a}]")],
-            "2: ports[0]: invalid device '/dev/a or serial a' of a pool: expected matches only",
-        ),
-        (
-            [
-                "name: a, tcp: 4001, device: {usb: '10c4:ea60'}",
-                "name: b, tcp: 4002, device: [{serial: y}, {usb: '10c4:ea60', serial: x}]",
-            ],
-            "3: ports[1]: device 'usb 10c4:ea60, serial x' fits the match in line 2 too",
-        ),
-        (  # pools are compared with pools only
-            [
-                "name: a, tcp: 4001, device: {usb: '10c4:ea60'}",
-                SHELF,
-                "name: two, tcp: 4200-4299, device: {usb: '10c4:ea60'}",
-            ],
-            "4: ports[2]: device 'usb 10c4:ea60' fits the match in line 3",
-        ),
-        (
-            [
-                "name: a, tcp: 4001, device: /dev/ttyUSB0",
-                "name: b, tcp: 4002, device: [{serial: x}, //dev/ttyUSB0]",
-            ],
-            "3: ports[1]: duplicate device 'serial x or //dev/ttyUSB0'",
-        ),
-    ],
-)
-def test_ports_that_exclude_each_other_are_rejected(entries: list[str], problem: str) -> None:
-    (line,) = problems(flow(*entries))
-    assert line.startswith(f"f.yaml:{problem}")
 
 
 @pytest.mark.parametrize(
@@ -288,25 +217,6 @@ def test_tls_of_the_defaults_is_for_ports_without_their_own() -> None:
         Tls("/c", "/k", ca="/ca", server_name="gateway.lab"),
         Tls(),
     ]
-
-
-@pytest.mark.parametrize(
-    ("tls", "place", "problem"),
-    [
-        ("{cert: /c}", ".tls", "cert without key: expected both or neither"),
-        ("{key: /k}", ".tls", "key without cert: expected both or neither"),
-        ("{cert: /c, key: }", ".tls", "empty key"),
-        ("{cert: /c, key: /k, server_name: a b}", ".tls", "invalid server_name 'a b'"),
-        ("{client_ca: /ca}", "", "tls without cert and key"),
-        ("{cert: /c, key: /k, ca: /x}", ".tls", "ca with tcp"),
-        ("{cert: /c, key: /k, server_name: x}", ".tls", "server_name with tcp"),
-    ],
-)
-def test_keys_of_tls_are_checked_with_the_port_s_direction(
-    tls: str, place: str, problem: str
-) -> None:
-    (line, *_) = problems(ports(port(tls=tls)))
-    assert line.startswith(f"f.yaml:5: ports[0]{place}: {problem}"), line
 
 
 def test_wrong_files_are_reported_once_where_they_are_named(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ log file that is a rotated one, found in the other order
 log files of the defaults, by names
 log files of a pool
 log file that is another file
+ports that exclude each other
+one line alone where a board has a reset circuit
 """
 
 
