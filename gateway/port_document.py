@@ -1,7 +1,7 @@
 """One port at one moment, as status, HTTP, metrics, mDNS and exports describe it.
 
 `ports.running_port.document` builds it from a running port. Its JSON is the schema `port` of
-web/openapi.yaml; `metrics`, `mdns.records` and `labgrid_export` write their formats from it.
+web/openapi.yaml; `metrics`, `mdns.dns_sd` and `labgrid_export` write their formats from it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import structlog
 
 from gateway import clock
 from gateway.config.usb_match import UsbTty
-from gateway.inputs import read_regular_file
+from gateway.inputs import parse_json, read_regular_file
 from gateway.runtime import call_blocking
 
 T = TypeVar("T")
@@ -33,6 +33,7 @@ FILE_NAME: Final = "pools.json"
 MAX_RECORDS: Final = 4096
 MAX_SHARED: Final = 1024
 _MAX_TEXT_CHARS: Final = 400
+_MAX_NUMBER: Final = 10**9
 
 #: A table of 4096 records takes 0.6 MB.
 MAX_BYTES: Final = 4_000_000
@@ -46,8 +47,6 @@ _LOAD_LIMIT_S: Final = 5.0
 _CLOSE_LIMIT_S: Final = 1.0
 #: Wait before a failed write is tried again: the disk may have room then.
 _RETRY_S: Final = 60.0
-
-_SECONDS_PER_DAY: Final = 86400
 
 
 # --- the table
@@ -191,27 +190,19 @@ class PoolTable:
         try:
             if data["version"] != _VERSION:
                 raise ValueError(f"version {data['version']}")
-            records = [_record(**each) for each in data["records"][:MAX_RECORDS]]
-            shared = [_text(each) for each in data["shared"][:MAX_SHARED]]
+            records = [Record(**each) for each in data["records"][:MAX_RECORDS]]
+            shared = data["shared"][:MAX_SHARED]
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError(f"not a pool table ({type(exc).__name__}: {exc})") from exc
+        texts = [text for each in records for text in (each.pool, each.serial, each.socket)]
+        numbers = [number for each in records for number in (each.tcp_port, each.day)]
+        for value in (*shared, *texts):
+            if type(value) is not str or len(value) > _MAX_TEXT_CHARS:
+                raise ValueError(f"invalid text {str(value)[:40]!r}")
+        for value in numbers:
+            if type(value) is not int or not 0 <= value <= _MAX_NUMBER:
+                raise ValueError(f"invalid number {str(value)[:40]!r}")
         return cls(records, shared)
-
-
-def _record(pool: Any, tcp_port: Any, serial: Any, socket: Any, day: Any) -> Record:
-    return Record(_text(pool), _number(tcp_port), _text(serial), _text(socket), _number(day))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > _MAX_TEXT_CHARS:
-        raise ValueError(f"not a text: {str(value)[:40]}")
-    return value
-
-
-def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10**9:
-        raise ValueError(f"not a number: {str(value)[:40]}")
-    return value
 
 
 # --- its file
@@ -232,7 +223,7 @@ def default_folder(environment: Mapping[str, str]) -> Path:
 
 def today() -> int:
     """Return the days since 1970."""
-    return int(time.time()) // _SECONDS_PER_DAY
+    return int(time.time()) // 86400
 
 
 def read_table(folder: Path) -> PoolTable:
@@ -273,10 +264,7 @@ def _read(path: Path) -> PoolTable | None:
         return None
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES} bytes")
-    try:
-        return PoolTable.from_json(json.loads(data))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    return PoolTable.from_json(parse_json(data))
 
 
 class PoolStore:
