@@ -138,6 +138,10 @@ class PacedConnection(asyncio.Transport, asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def is_reading(self) -> bool:
+        """Whether the protocol reads; asked by what looks after clients."""
+        return not self._is_paused and not self.is_closing()
+
     def is_closing(self) -> bool:
         """See asyncio.BaseTransport."""
         return self._transport is None or self._transport.is_closing()
