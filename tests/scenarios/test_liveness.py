@@ -267,11 +267,13 @@ async def test_the_rest_of_a_command_may_wait_while_the_client_is_not_read(tmp_p
     begins, ends = control(Control.REQUEST_DTR)[:-2], control(Control.REQUEST_DTR)[-2:]
     async with world(tmp_path) as w:
         client = await w.client()
+        w.board.calls.room = 0
         await client.send(begins)
         while await until_stalled(client) == client.sent_bytes:
             await client.send(ends + b"x" * 8192 + begins)
         await looks(w, 10)
         assert w.ends(client) == []
+        w.board.calls.room = None
         w.board.start_reading()
         await until(lambda: GatewayEnd(client).read_bytes == client.sent_bytes)
         await looks(w, 2)
