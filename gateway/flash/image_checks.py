@@ -34,8 +34,7 @@ _SEGMENT_HEADER: Final = struct.Struct("<II")
 _MOST_SEGMENTS: Final = 16
 
 #: Entries of ESP-IDF's partition tables (gen_esp32part.py).
-_ENTRY: Final = struct.Struct("<HBBII")
-_ENTRY_BYTES: Final = 32
+_ENTRY: Final = struct.Struct("<HBBII16s4x")
 _ENTRY_MAGIC: Final = 0x50AA
 _MOST_ENTRIES: Final = 95
 _TYPE_APP: Final = 0
@@ -209,37 +208,27 @@ class _Checks:
     def check_bootloader(self, chip: Chip | None) -> None:
         """Check that there is one at a bootloader's offset, and that none is elsewhere."""
         wanted = _BOOTLOADER_OFFSETS if chip is None else (chip.bootloader_offset,)
+        where = f"{chip} starts its bootloader at {wanted[0]:#x}"
+        if chip is None:
+            offsets = ", ".join(f"{offset:#x}" for offset in wanted)
+            where = f"chips start their bootloader at one of {offsets}"
         has_one = any(place.is_image for place in self._places(wanted))
         for place in self._places(_BOOTLOADER_OFFSETS):
             if place.is_in_erased_image:
                 continue
             if place.address in wanted:
-                self._check_wanted(place, chip, has_one=has_one)
+                # Without a chip, a merged image for an ESP32 begins with 0xFF up to 0x1000.
+                if not place.is_image and not (chip is None and has_one):
+                    raise RefusedImageError(
+                        f"{place} is not an image: {where}, and where {_IMAGE_MAGIC:#x} is"
+                        f" expected, {place.bytes(1)[0]:#04x} was found"
+                    )
             # An ESP8266's own bootloaders load from the others' offsets.
-            elif chip is not None and chip is not _ESP8266 and not has_one and not place.at:
-                self._check_elsewhere(place, chip)
-
-    def _check_wanted(self, place: _Place, chip: Chip | None, *, has_one: bool) -> None:
-        # Without a chip, a merged image for an ESP32 begins with 0xFF up to 0x1000.
-        if place.is_image or (chip is None and has_one):
-            return
-        if chip is None:
-            offsets = ", ".join(f"{each:#x}" for each in _BOOTLOADER_OFFSETS)
-            where = f"chips start their bootloader at one of {offsets}"
-        else:
-            where = f"{chip} starts its bootloader at {place.address:#x}"
-        raise RefusedImageError(
-            f"{place} is not an image: {where}, and where {_IMAGE_MAGIC:#x} is expected,"
-            f" {place.bytes(1)[0]:#04x} was found"
-        )
-
-    def _check_elsewhere(self, place: _Place, chip: Chip) -> None:
-        """Check an image at another chip's bootloader offset; this chip's has none."""
-        where = f"{chip} starts its bootloader at {chip.bootloader_offset:#x}"
-        if place.is_image:
-            raise RefusedImageError(f"{place} is an image, but {where}")
-        if place.address == 0 and place.image.size != _DIGEST_BYTES:
-            raise RefusedImageError(f"{place} is not an image, and {where}")
+            elif chip is not _ESP8266 and not has_one and not place.at:
+                if place.is_image:
+                    raise RefusedImageError(f"{place} is an image, but {where}")
+                if place.address == 0 and place.image.size != _DIGEST_BYTES:
+                    raise RefusedImageError(f"{place} is not an image, and {where}")
 
     def check_partitions(self) -> None:
         """Check that app partitions hold apps that fit into them."""
@@ -269,20 +258,20 @@ class _Checks:
         """Read the app partitions of the table that is to be written, if there is one."""
         for number, image in enumerate(self._plan.images):
             at = _TABLE_OFFSET - image.offset if image.offset < _TABLE_OFFSET < image.end else 0
-            if apps := _app_partitions(self._read(number, at, _MOST_ENTRIES * _ENTRY_BYTES)):
+            if apps := _app_partitions(self._read(number, at, _MOST_ENTRIES * _ENTRY.size)):
                 return apps
         return []
 
 
 def _app_partitions(table: bytes) -> list[_Partition]:
     apps = []
-    for at in range(0, len(table) - _ENTRY_BYTES + 1, _ENTRY_BYTES):
-        magic, kind, _, offset, size = _ENTRY.unpack_from(table, at)
+    whole = table[: len(table) // _ENTRY.size * _ENTRY.size]
+    for magic, kind, _, offset, size, label in _ENTRY.iter_unpack(whole):
         if magic != _ENTRY_MAGIC:
             break
-        label = table[at + _ENTRY.size : at + _ENTRY.size + 16].rstrip(b"\0")
         if kind == _TYPE_APP:
-            apps.append(_Partition(ascii(label.decode(errors="replace"))[1:-1], offset, size))
+            name = label.rstrip(b"\0").decode(errors="replace")
+            apps.append(_Partition(ascii(name)[1:-1], offset, size))
     return apps
 
 
