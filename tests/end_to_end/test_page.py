@@ -452,7 +452,7 @@ def test_the_token_is_asked_for_once(page: Page, tmp_path: Path) -> None:
     with Lab(tmp_path, {"desk": ""}, http=True, token_file=token_file) as lab:
         open_lab(page, lab)
         page.click(in_card("desk", ".buttons button:nth-of-type(2)"))
-        page.wait_for_text("dialog", "wants a token")
+        page.wait_for_text("dialog", "requires a token")
         page.type("wrong\n")
         page.wait_for_text("dialog .problem", "not accepted")
         page.type("not-a-secret-0123456789\n")
@@ -471,7 +471,7 @@ def test_a_console_asks_for_the_token(page: Page, tmp_path: Path) -> None:
     with Lab(tmp_path, {"desk": ""}, http=True, token_file=token_file) as lab:
         open_lab(page, lab, "/#/desk")
         page.click(CONNECT)
-        page.wait_for_text("dialog", "wants a token")
+        page.wait_for_text("dialog", "requires a token")
         page.type("not-a-secret-0123456789\n")
         page.wait_for_text("#console .mode", "Connected")
 

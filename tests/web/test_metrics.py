@@ -66,9 +66,7 @@ async def test_what_a_client_does_is_counted(tmp_path: Path) -> None:
     assert after["esp_gateway_device_present", "desk"] == 1
 
 
-async def test_control_calls_resets_and_reconnects_are_counted(
-    lab: Lab,
-) -> None:
+async def test_control_calls_resets_and_reconnects_are_counted(lab: Lab) -> None:
     count = ("esp_gateway_control_call_duration_seconds_count", "desk")
     calls = (await read(lab.client))[count]
     assert calls >= 1  # it has been opened

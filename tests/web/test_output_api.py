@@ -33,75 +33,64 @@ async def say(board: PtyBoard, served: Served, data: bytes) -> None:
     await until(lambda: served.device.recorder.end >= end)
 
 
-async def test_the_last_of_it_is_told_with_times(
-    lab: Lab,
-) -> None:
+async def test_the_last_output_is_shown_with_times(lab: Lab) -> None:
     before = datetime.now(UTC)
     await say(lab.board, lab.served, b"boot\r\n\xff")
-    told = (await lab.client.get("/api/v1/ports/desk/tail")).content
-    assert told["next"] == 7
-    assert "".join(entry["data"] for entry in told["entries"]) == "boot\r\n\ufffd"
-    whole = b"".join(base64.b64decode(entry["base64"]) for entry in told["entries"])
+    shown = (await lab.client.get("/api/v1/ports/desk/tail")).content
+    assert shown["next"] == 7
+    assert "".join(entry["data"] for entry in shown["entries"]) == "boot\r\n\ufffd"
+    whole = b"".join(base64.b64decode(entry["base64"]) for entry in shown["entries"])
     assert whole == b"boot\r\n\xff"
-    [first, *_] = told["entries"]
+    [first, *_] = shown["entries"]
     assert first["seq"] == 0
     age_s = (datetime.fromisoformat(first["time"]) - before).total_seconds()
     assert -1 < age_s < 60
 
 
-async def test_only_the_last_bytes_are_told_if_asked(
-    lab: Lab,
-) -> None:
+async def test_only_the_last_bytes_are_shown_if_asked(lab: Lab) -> None:
     await say(lab.board, lab.served, b"0123456789")
-    told = (await lab.client.get("/api/v1/ports/desk/tail?bytes=3")).content
-    assert [entry["data"] for entry in told["entries"]] == ["789"]
-    assert (told["entries"][0]["seq"], told["next"]) == (7, 10)
+    shown = (await lab.client.get("/api/v1/ports/desk/tail?bytes=3")).content
+    assert [entry["data"] for entry in shown["entries"]] == ["789"]
+    assert (shown["entries"][0]["seq"], shown["next"]) == (7, 10)
     none = (await lab.client.get("/api/v1/ports/desk/tail?bytes=0")).content
     assert none == {"entries": [], "next": 10}
 
 
-async def test_it_is_followed_from_position_to_position(
-    lab: Lab,
-) -> None:
+async def test_it_is_followed_from_position_to_position(lab: Lab) -> None:
     await say(lab.board, lab.served, b"0123456789")
     seen, next_seq = "", 0
     while next_seq < 10:
         path = f"/api/v1/ports/desk/tail?since={next_seq}&bytes=4"
-        told = (await lab.client.get(path)).content
-        seen += "".join(entry["data"] for entry in told["entries"])
-        next_seq = told["next"]
+        shown = (await lab.client.get(path)).content
+        seen += "".join(entry["data"] for entry in shown["entries"])
+        next_seq = shown["next"]
     assert seen == "0123456789"
     ahead = (await lab.client.get("/api/v1/ports/desk/tail?since=99")).content
     assert ahead == {"entries": [], "next": 10}
 
 
-async def test_what_is_not_kept_any_more_is_missing(tmp_path: Path) -> None:
+async def test_output_that_is_no_longer_kept_is_missing(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with (
             serving(board, recording=Recording(record_kib=1)) as served,
             http_client(running(served)) as client,
         ):
             await say(board, served, b"x" * 2000)
-            told = (await client.get("/api/v1/ports/desk/tail?since=0")).content
-            assert told["entries"][0]["seq"] == 2000 - 1024
-            assert told["next"] == 2000
+            shown = (await client.get("/api/v1/ports/desk/tail?since=0")).content
+            assert shown["entries"][0]["seq"] == 2000 - 1024
+            assert shown["next"] == 2000
 
 
 @pytest.mark.parametrize(
     "query", ["bytes=-1", "bytes=1048577", "bytes=x", "since=1.5", "since=", "since=%D9%A3"]
 )
-async def test_what_is_no_number_is_told(
-    query: str,
-    lab: Lab,
-) -> None:
+async def test_anything_but_a_number_is_an_error(query: str, lab: Lab) -> None:
     answered = await lab.client.get(f"/api/v1/ports/desk/tail?{query}")
     assert answered.status == 400
     assert "must be a number from 0 to" in answered.error
 
 
-async def test_the_log_is_a_file(
-    lab: Lab,
-) -> None:
+async def test_the_log_is_a_file(lab: Lab) -> None:
     await say(lab.board, lab.served, b"boot\r\n\xff")
     log = await lab.client.get("/api/v1/ports/desk/log")
     assert log.body == b"boot\r\n\xff"
@@ -116,14 +105,14 @@ async def test_a_large_tail_and_log_are_sent_a_part_at_a_time(
     data = bytes(range(256)) * 40
     for at in range(0, len(data), 500):
         await say(lab.board, lab.served, data[at : at + 500])
-    told = (await lab.client.get("/api/v1/ports/desk/tail?bytes=100000")).content
-    entries = told["entries"]
+    shown = (await lab.client.get("/api/v1/ports/desk/tail?bytes=100000")).content
+    entries = shown["entries"]
     assert b"".join(base64.b64decode(entry["base64"]) for entry in entries) == data
     assert [entry["seq"] for entry in entries] == [
         sum(len(base64.b64decode(each["base64"])) for each in entries[:number])
         for number in range(len(entries))
     ]
-    assert told["next"] == len(data)
+    assert shown["next"] == len(data)
     assert (await lab.client.get("/api/v1/ports/desk/log")).body == data
 
 
@@ -178,9 +167,7 @@ async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
     return await client.post("/api/v1/ports/desk/wait", {"pattern": pattern, **options})
 
 
-async def test_what_comes_is_waited_for(
-    lab: Lab,
-) -> None:
+async def test_a_wait_ends_with_a_match_in_later_output(lab: Lab) -> None:
     await say(lab.board, lab.served, b"ready 1\r\n")
     waiting = asyncio.create_task(wait(lab.client, r"ready (\d)\r"))
     await until(lambda: lab.served.device.recorder._followers)
@@ -192,26 +179,20 @@ async def test_what_comes_is_waited_for(
     assert not lab.served.device.recorder._followers
 
 
-async def test_what_has_come_since_a_position_counts_as_well(
-    lab: Lab,
-) -> None:
+async def test_output_since_a_position_counts_as_well(lab: Lab) -> None:
     await say(lab.board, lab.served, b"one\r\ntwo\r\n")
     assert (await wait(lab.client, r"\w+\r", since=0)).content["match"] == "one\r"
     assert (await wait(lab.client, r"\w+\r", since=4)).content["match"] == "two\r"
 
 
-async def test_nothing_that_fits_in_time_is_a_408(
-    lab: Lab,
-) -> None:
+async def test_no_match_in_time_is_a_408(lab: Lab) -> None:
     answered = await wait(lab.client, "ready", timeout_s=0.01)
     assert answered.status == 408
     assert answered.error == "desk: no match within 0.01 s"
     assert not lab.served.device.recorder._followers
 
 
-async def test_an_expression_that_takes_for_ever_stops_nobody(
-    lab: Lab,
-) -> None:
+async def test_an_expression_without_end_delays_no_other_request(lab: Lab) -> None:
     await say(lab.board, lab.served, b"a" * 60)
     waiting = asyncio.create_task(wait(lab.client, "(a+)+b", since=0, timeout_s=3))
     await until(lambda: lab.served.device.recorder._followers)
@@ -234,17 +215,13 @@ async def test_an_expression_that_takes_for_ever_stops_nobody(
         ({"pattern": "x", "sinse": 1}, "unknown key 'sinse'"),
     ],
 )
-async def test_what_can_t_be_waited_for_is_told(
-    content: dict[str, Any],
-    error: str,
-    lab: Lab,
-) -> None:
+async def test_a_wrong_wait_is_an_error(content: dict[str, Any], error: str, lab: Lab) -> None:
     answered = await lab.client.post("/api/v1/ports/desk/wait", content)
     assert answered.status == 400
     assert answered.error.startswith(error)
 
 
-async def test_only_so_many_wait_in_all_and_of_one_address(
+async def test_waits_are_bounded_over_all_and_for_each_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output_api, "WAIT_LIMITS", ConnectionLimits(2, 1))
@@ -266,7 +243,7 @@ async def test_only_so_many_wait_in_all_and_of_one_address(
             assert (await wait(client, "ready", since=0)).status == 200
 
 
-async def test_who_waits_does_not_keep_the_server_from_stopping(tmp_path: Path) -> None:
+async def test_a_wait_does_not_keep_the_server_from_stopping(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             async with http_client(running(served)) as client:
@@ -278,9 +255,7 @@ async def test_who_waits_does_not_keep_the_server_from_stopping(tmp_path: Path) 
             assert not served.device.recorder._followers
 
 
-async def test_who_has_left_is_not_waited_for(
-    lab: Lab,
-) -> None:
+async def test_a_wait_ends_when_its_client_disconnects(lab: Lab) -> None:
     waiting = asyncio.create_task(wait(lab.client, "ready"))
     await until(lambda: lab.served.device.recorder._followers)
     waiting.cancel()

@@ -1,6 +1,6 @@
 /**
  * The gateway's HTTP interface (docs/http-api.md) as functions. Asks for the token when the gateway
- * wants one, once, and keeps it for this tab.
+ * requires one, once, and keeps it for this tab.
  */
 
 /** Every path of the interface begins with it. */
@@ -44,7 +44,7 @@ export async function request(path, options = {}) {
     const response = await send(path, options, used);
     if (response.status === 401) {
       if (used === token() && !(await newToken(used))) {
-        throw new ApiError(401, 'the gateway wants a token');
+        throw new ApiError(401, 'the gateway requires a token');
       }
       continue;
     }
@@ -99,7 +99,7 @@ export async function postJson(path, body = {}) {
 }
 
 /**
- * Asks for the token if the gateway wants one for a port; '' or why the port can't be had. Waits for nothing,
+ * Asks for the token if the gateway requires one for a port; '' or why the port is not available. Waits for nothing,
  * so it changes nothing.
  */
 export async function checkToken(name) {

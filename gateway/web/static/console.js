@@ -231,12 +231,12 @@ export class Console {
 
   /** What happens to this console; see consoleNotice in openapi.yaml. */
   noticed(data) {
-    const told = JSON.parse(data);
-    if (told.type === 'attached') this.attached(this.socket);
-    else if (told.type === 'closed') this.reason = told.error ?? '';
-    else if (told.notice) {
-      this.terminal.note(told.notice);
-      announce(told.notice);
+    const { type, error, notice } = JSON.parse(data);
+    if (type === 'attached') this.attached(this.socket);
+    else if (type === 'closed') this.reason = error ?? '';
+    else if (notice) {
+      this.terminal.note(notice);
+      announce(notice);
     }
   }
 
@@ -271,7 +271,7 @@ export class Console {
       const { next } = await tail(this.name, null, 1, { signal: this.ended.signal });
       this.next = next;
     } catch {
-      // Opened anew when the gateway is back.
+      // Read again when the gateway is back.
     }
     this.looking = false;
     if (this.hasNews && !this.socket) this.look();

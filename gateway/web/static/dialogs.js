@@ -4,7 +4,7 @@ import { make } from './dom.js';
 
 const TOAST_MS = 8_000;
 
-/** Asks before something is done to somebody else's work; true when it shall be done. */
+/** Asks before the work of another user is disturbed; true to go on. */
 export async function confirmDisturbance({ title, text, action }) {
   const answer = await ask(
     title,
@@ -27,7 +27,7 @@ export async function askForToken(why) {
     autofocus: true,
   });
   const answer = await ask(
-    'This gateway wants a token',
+    'This gateway requires a token',
     [
       make('p', { text: 'It is in the gateway’s configuration. This tab keeps it until it is closed.' }),
       why ? make('p', { class: 'problem', role: 'alert', text: why }) : '',

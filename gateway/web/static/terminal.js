@@ -54,7 +54,7 @@ export class ConsoleTerminal {
       fontFamily: 'ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace',
       fontSize: 13,
       minimumContrastRatio: 4.5,
-      // A link in a board's output leads where the board wants: it stays text.
+      // A link in a board's output could lead anywhere: it stays text.
       linkHandler: { activate() {} },
       // What a board sends at a wrong baud rate is no error of the page.
       logLevel: 'off',
@@ -99,7 +99,7 @@ export class ConsoleTerminal {
     return THEMES[this.dark.matches ? 'dark' : 'light'];
   }
 
-  /** Draws bytes of the board; `old` ones were said before somebody connected. */
+  /** Draws bytes of the board; `old` ones were sent before the console connected. */
   write(bytes, { old = false } = {}) {
     if (this.undrawn > MOST_UNDRAWN_BYTES) {
       this.left += bytes.length;
@@ -124,7 +124,7 @@ export class ConsoleTerminal {
     this.terminal.write(`\r\n\x1b[0;2;3m--- ${harmless} ---\x1b[0m\r\n`);
   }
 
-  /** Whether a screen reader is told each line; off, since a board's flood would drown all else. */
+  /** Whether a screen reader reads each line; off, since a board's flood would drown all else. */
   readAloud(wanted) {
     this.terminal.options.screenReaderMode = wanted;
   }
