@@ -281,7 +281,7 @@ def _entries(kind: FieldType, node: yaml.MappingNode, section: Section) -> dict[
     nodes: dict[str, yaml.Node] = {}
     lines: dict[str, int] = {}
     for key, value in node.value:
-        name, line = str(key.value), _line(key)
+        name, line = key.value, _line(key)
         if key.tag == _REJECTED:
             continue
         if not isinstance(key, yaml.ScalarNode):

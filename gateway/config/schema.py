@@ -65,7 +65,7 @@ class NoDefault(Enum):
     UNSET = "not set"
 
 
-REQUIRED, TCP_OR_CONNECT = _REQUIRED = NoDefault.REQUIRED, NoDefault.TCP_OR_CONNECT
+REQUIRED, TCP_OR_CONNECT = NoDefault.REQUIRED, NoDefault.TCP_OR_CONNECT
 
 
 def _no_scalar(_text: str) -> object:
@@ -109,7 +109,7 @@ def _with_defaults(classes: Iterable[Any], *keys: Key) -> tuple[Key, ...]:
     """The keys with the defaults of the fields of these names."""
     defaults = {each.name: each.default for kind in classes for each in fields(kind)}
     return tuple(
-        key if key.default in _REQUIRED else replace(key, default=defaults[key.name])
+        replace(key, default=defaults[key.name]) if key.default is NoDefault.UNSET else key
         for key in keys
     )
 
@@ -479,7 +479,7 @@ PORT: Final = FieldType(
 
 DEFAULTS: Final = FieldType(
     PORT.expected,
-    keys=tuple(key for key in PORT_KEYS if key.default not in _REQUIRED),
+    keys=tuple(key for key in PORT_KEYS if not isinstance(key.default, NoDefault)),
 )
 
 
