@@ -145,7 +145,7 @@ async def test_what_the_board_says_to_a_client_that_did_not_read_it_is_dropped(
 ) -> None:
     async with world(tmp_path) as w:
         client = await w.client(receive_buffer_bytes=4096)
-        writing = asyncio.create_task(w.board.write(b"x" * 10_000_000))
+        writing = asyncio.create_task(w.board.write(b"x" * 8_000_000))
         await w.until(lambda: w.board.unread_bytes > 4000)
         await turns(50)
         assert w.board.unread_bytes > 4000

@@ -71,11 +71,11 @@ async def test_without_grace_a_client_is_closed_and_the_board_opened_again(tmp_p
         assert opened == [Logged.OPENED, Logged.LOST, Logged.OPENED]
         # The next client's bytes are held back again when there are too many.
         client = await w.client()
-        sending = asyncio.create_task(client.send(bytes(20_000_000)))
+        sending = asyncio.create_task(client.send(bytes(8_000_000)))
         await w.until(lambda: w.status.sent_bytes > 65536)
         await turns(50)
         assert not sending.done()
-        await w.board.reads_bytes(20_000_000)
+        await w.board.reads_bytes(8_000_000)
         await sending
 
 
@@ -177,7 +177,7 @@ async def test_what_was_being_done_as_the_board_left_is_answered_once(tmp_path: 
 async def test_a_client_that_sends_too_much_to_a_board_that_is_away_is_held_back(
     tmp_path: Path, is_away_first: bool
 ) -> None:
-    much = b"0123456789" * 2_000_000
+    much = b"0123456789" * 800_000
     async with world(tmp_path, KEPT) as w:
         client = await w.client()
         if is_away_first:

@@ -121,12 +121,12 @@ async def test_a_stream_that_does_not_end_does_not_keep_another_client_s_change_
 ) -> None:
     async with world(tmp_path, "sharing: shared") as w:
         streaming, other = await w.client(), await w.client()
-        sending = asyncio.create_task(streaming.send(bytes(20_000_000)))
+        sending = asyncio.create_task(streaming.send(bytes(8_000_000)))
         await w.until(lambda: w.status.sent_bytes > 65536)
         asking = asyncio.create_task(other.control(Control.DTR_ON))
         await w.board.reads_until(asking.done)
         assert not sending.done()
-        await w.board.reads_bytes(20_000_000)
+        await w.board.reads_bytes(8_000_000)
         await sending
 
 
@@ -230,7 +230,7 @@ async def test_a_client_that_reads_nothing_stops_the_board_also_over_a_change_of
 async def test_a_client_is_stopped_while_the_board_takes_nothing_and_goes_on_behind(
     tmp_path: Path,
 ) -> None:
-    much = bytes(range(250)) * 80_000
+    much = bytes(range(250)) * 32_000
     async with world(tmp_path) as w:
         client = await w.client()
         w.board.calls.room = 0

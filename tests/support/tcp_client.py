@@ -89,6 +89,13 @@ class TcpClient:
             self._address = host, tcp_port
         return self._address
 
+    @classmethod
+    async def accepted(cls, listener: socket.socket) -> Self:
+        """The next connection that the gateway makes to a listening socket."""
+        listener.setblocking(False)
+        connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+        return cls.of(connection)
+
     @property
     def name(self) -> str:
         """How the gateway calls this client."""

@@ -131,6 +131,7 @@ class State:
     RELEASED = "released"
     BROKEN = "broken"
     STOPPED = "stopped"
+    NOT_CONNECTED = "not connected"  # a port with `connect`
 
 
 class Logged:
@@ -405,6 +406,17 @@ class World:
         )
 
     @property
+    def dial_failures(self) -> int:
+        """How many attempts to connect have failed, of a port with `connect`."""
+        return document(self.port).dial_failures
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Connections that were closed without a session, by reason."""
+        counts = document(self.port).rejected
+        return {each: n for each, n in counts.items() if n and each != "unavailable"}
+
+    @property
     def state(self) -> str:
         """One of State."""
         return self.status.state
@@ -576,7 +588,8 @@ class World:
 
 def port_config(path: Path | str, keys: str = "") -> PortConfig:
     """The port `desk` of a YAML with these keys, in flow style, on a TCP port of loopback."""
-    tcp = "" if re.search(r"(?<!on_)(?<!dis)connect:", keys) else ", tcp: 0"
+    is_given = re.search(r"(?<!on_)(?<!dis)connect:|\btcp:", keys)
+    tcp = "" if is_given else ", tcp: 0"
     text = f"ports: [{{name: desk{tcp}, device: {path}{', ' if keys else ''}{keys}}}]"
     return parse_config(text, "scenario").ports[0]
 
