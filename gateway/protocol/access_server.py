@@ -235,11 +235,11 @@ class AccessServer:
                     events.append(event)
                 case telnet.ComPort(payload):
                     events += self._com_port_command(payload)
-                case telnet.ComPortEnabled() | telnet.ComPortDisabled():
-                    self._com_port = isinstance(event, telnet.ComPortEnabled)
+                case telnet.ComPortChanged(enabled):
+                    self._com_port = enabled
                     events.append(self._states_watched())
-                case telnet.ControlFunction(function):
-                    events.append(_console_event(function))
+                case telnet.Function():
+                    events.append(_console_event(event))
                 case ProtocolViolation(reason, fatal):
                     events.append(Violation(reason, fatal))
         self.unparsed_bytes = self._telnet.unparsed_bytes

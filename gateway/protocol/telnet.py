@@ -59,23 +59,13 @@ class Function(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ControlFunction:
-    """The client asks for a telnet control function."""
+class ComPortChanged:
+    """The client has agreed to COM-PORT-OPTION (an RFC 2217 client does), or withdrawn that."""
 
-    function: Function
-
-
-@dataclass(frozen=True, slots=True)
-class ComPortEnabled:
-    """The client has agreed to COM-PORT-OPTION: it is an RFC 2217 client."""
+    enabled: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ComPortDisabled:
-    """The client has taken its agreement to COM-PORT-OPTION back."""
-
-
-Event = Data | ComPort | ControlFunction | ComPortEnabled | ComPortDisabled | ProtocolViolation
+Event = Data | ComPort | Function | ComPortChanged | ProtocolViolation
 
 _FUNCTIONS = {
     telnet_stream.AYT: Function.ARE_YOU_THERE,
@@ -187,7 +177,7 @@ class _Negotiator(TelnetWriter):
         agreed = self.remote_option.enabled(COM_PORT_OPTION) and not self._refused_com_port
         if agreed != self._com_port:
             self._com_port = agreed
-            self._events.append(ComPortEnabled() if agreed else ComPortDisabled())
+            self._events.append(ComPortChanged(agreed))
 
 
 class Telnet:
@@ -286,7 +276,7 @@ class Telnet:
             self._handle_subnegotiation(command)
         elif isinstance(command, Command):
             if (function := _FUNCTIONS.get(command.code)) is not None:
-                self._events.append(ControlFunction(function))
+                self._events.append(function)
         elif isinstance(command, ProtocolViolation):
             self._events.append(command)
         else:

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from gateway.protocol.telnet import (
     ComPort,
-    ComPortDisabled,
-    ComPortEnabled,
-    ControlFunction,
+    ComPortChanged,
     Data,
     Event,
     Function,
@@ -54,14 +52,10 @@ def refused(option: int) -> ProtocolViolation:
     return ProtocolViolation(f"subnegotiation of refused option {option}", fatal=False)
 
 
-def function(name: Function) -> list[Event]:
-    return [ControlFunction(name)]
-
-
 UNENDED = ProtocolViolation("subnegotiation without its end", fatal=False)
 TOO_LONG = ProtocolViolation("subnegotiation longer than 256 bytes", fatal=True)
-ENABLED = ComPortEnabled()
-DISABLED = ComPortDisabled()
+ENABLED = ComPortChanged(enabled=True)
+DISABLED = ComPortChanged(enabled=False)
 
 #: Shows that a client speaks telnet.
 _NOP = command(NOP)
@@ -73,20 +67,20 @@ WIRE_CASES: dict[str, tuple[bytes, list[Event], bytes]] = {
     "only IACs": (b"\xff" * 12, [Data(b"\xff" * 6)], b""),
     "doubled IAC before a command": (
         b"\xff\xff" + command(AYT),
-        [Data(b"\xff"), ControlFunction(Function.ARE_YOU_THERE)],
+        [Data(b"\xff"), Function.ARE_YOU_THERE],
         b"",
     ),
     "command before doubled IAC": (command(NOP) + b"\xff\xff\xff\xff", [Data(b"\xff\xff")], b""),
-    "AYT": (command(AYT), function(Function.ARE_YOU_THERE), b""),
-    "BRK": (command(BRK), function(Function.BREAK), b""),
-    "IP": (command(IP), function(Function.INTERRUPT_PROCESS), b""),
-    "AO": (command(AO), function(Function.ABORT_OUTPUT), b""),
-    "EC": (command(EC), function(Function.ERASE_CHARACTER), b""),
-    "EL": (command(EL), function(Function.ERASE_LINE), b""),
+    "AYT": (command(AYT), [Function.ARE_YOU_THERE], b""),
+    "BRK": (command(BRK), [Function.BREAK], b""),
+    "IP": (command(IP), [Function.INTERRUPT_PROCESS], b""),
+    "AO": (command(AO), [Function.ABORT_OUTPUT], b""),
+    "EC": (command(EC), [Function.ERASE_CHARACTER], b""),
+    "EL": (command(EL), [Function.ERASE_LINE], b""),
     "NOP, DM and GA": (b"a" + command(NOP) + command(DM) + command(GA) + b"b", [Data(b"ab")], b""),
     "synch": (
         command(IP) + command(DM) + b"x",
-        [ControlFunction(Function.INTERRUPT_PROCESS), Data(b"x")],
+        [Function.INTERRUPT_PROCESS, Data(b"x")],
         b"",
     ),
     "stray IAC SE": (b"a" + command(SE) + b"b", [Data(b"ab")], b""),
