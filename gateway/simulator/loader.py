@@ -163,10 +163,6 @@ def _words_in(body: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f"<{len(body) // 4}I", body)
 
 
-def _erased(start: int, size: int) -> Event:
-    return {"event": "flash_erased", "offset": start, "size": size}
-
-
 # --- Downloads in progress ----------------------------------------------------------------------
 
 #: All RAM of the largest chip.
@@ -380,36 +376,42 @@ class _Loader:
         # Of the answer to the present command: its value field, and what precedes its status.
         self._value = 0
         self._data = b""
-        self._commands: dict[int, Callable[[_Request], list[Event]]] = {
+        self._events: list[Event] = []
+        self._commands: dict[int, Callable[[_Request], None]] = {
             opcode: getattr(self, name)
             for opcode in Opcode
             if hasattr(self, name := f"_do_{opcode.name.lower()}")
         }
 
     def handle_frame(self, frame: bytes) -> list[Event]:
-        if len(frame) < _HEADER.size or frame[0] != _DIRECTION_REQUEST:
-            return []
-        _, opcode, size, checksum = _HEADER.unpack_from(frame)
-        return self._handle(_Request(opcode, size, checksum, frame[_HEADER.size :]))
+        """Answer a frame, return what happened."""
+        if len(frame) >= _HEADER.size and frame[0] == _DIRECTION_REQUEST:
+            _, opcode, size, checksum = _HEADER.unpack_from(frame)
+            self._handle(_Request(opcode, size, checksum, frame[_HEADER.size :]))
+        events, self._events = self._events, []
+        return events
 
-    def _handle(self, request: _Request) -> list[Event]:
+    def _handle(self, request: _Request) -> None:
         raise NotImplementedError
 
-    def _run(self, request: _Request) -> list[Event]:
+    def _run(self, request: _Request) -> None:
         if request.size != len(request.body):
             raise _RefusedError(self.errors.size, "size field does not match")
         run = self._commands.get(request.opcode)
         if run is None:
             raise _RefusedError(self.errors.unknown, "not a command of the stub")
         self._data = b""
-        return run(request)
+        run(request)
 
     def _respond(self, opcode: int, value: int, body: bytes, copies: int = 1) -> None:
         for _ in range(copies):
             self.send(_HEADER.pack(_DIRECTION_RESPONSE, opcode, len(body), value) + body)
 
-    def _refused(self, opcode: int, reason: object) -> Event:
-        return {"event": "command_refused", "opcode": opcode, "reason": str(reason)}
+    def _note_refused(self, opcode: int, reason: object) -> None:
+        self._events.append({"event": "command_refused", "opcode": opcode, "reason": str(reason)})
+
+    def _note_erased(self, start: int, size: int) -> None:
+        self._events.append({"event": "flash_erased", "offset": start, "size": size})
 
     def _words(self, request: _Request, *counts: int) -> tuple[int, ...]:
         """The body as words, one of `counts` of them."""
@@ -428,15 +430,14 @@ class _Loader:
             raise _RefusedError(self.errors.checksum, "wrong checksum")
         return data
 
-    def _do_sync(self, _request: _Request) -> list[Event]:
-        return [{"event": "sync"}]
+    def _do_sync(self, _request: _Request) -> None:
+        self._events.append({"event": "sync"})
 
-    def _do_read_reg(self, request: _Request) -> list[Event]:
+    def _do_read_reg(self, request: _Request) -> None:
         (address,) = self._words(request, 1)
         self._value = self.registers.read(address)
-        return []
 
-    def _do_write_reg(self, request: _Request) -> list[Event]:
+    def _do_write_reg(self, request: _Request) -> None:
         if not request.body or len(request.body) % _WRITE_REG_BYTES:
             reason = "size is not a multiple of a register write"
             raise _RefusedError(self.errors.too_short, reason)
@@ -444,38 +445,34 @@ class _Loader:
         for i in range(0, len(values), 4):
             address, value, mask, _delay_us = values[i : i + 4]
             if self.registers.write(address, value, mask):
-                return [ResetRequested(into_bootloader=False)]
-        return []
+                self._events.append(ResetRequested(into_bootloader=False))
+                return
 
-    def _do_mem_begin(self, request: _Request) -> list[Event]:
+    def _do_mem_begin(self, request: _Request) -> None:
         size, _blocks, _block_bytes, start = self._words(request, 4)
         if not self._ram.begin(start, size):
             raise _RefusedError(self.errors.ram, "more than fits into RAM")
-        return []
 
-    def _do_mem_data(self, request: _Request) -> list[Event]:
+    def _do_mem_data(self, request: _Request) -> None:
         data = self._block_data(request, check=self.checks_ram)
         if self._ram.remaining is None:
             raise _RefusedError(self.errors.no_begin, "no MEM_BEGIN before")
         if len(data) > self._ram.remaining:
             raise _RefusedError(self.errors.ram, "more data than announced")
         self._ram.add(data)
-        return []
 
-    def _do_spi_set_params(self, request: _Request) -> list[Event]:
+    def _do_spi_set_params(self, request: _Request) -> None:
         self._words(request, 6)
-        return []
 
-    def _do_change_baudrate(self, request: _Request) -> list[Event]:
+    def _do_change_baudrate(self, request: _Request) -> None:
         baudrate, _old_baudrate = self._words(request, 2)
         if not baudrate:
             raise _RefusedError(self.errors.size, "baud rate 0")
         self.registers.baudrate = baudrate
-        return [BaudrateChanged(baudrate)]
+        self._events.append(BaudrateChanged(baudrate))
 
-    def _do_get_security_info(self, _request: _Request) -> list[Event]:
+    def _do_get_security_info(self, _request: _Request) -> None:
         self._data = self.chip.security_info()
-        return []
 
 
 class _Rom(_Loader):
@@ -501,43 +498,42 @@ class _Rom(_Loader):
     )
     _blocks_left = 0
 
-    def _handle(self, request: _Request) -> list[Event]:
+    def _handle(self, request: _Request) -> None:
         opcode = request.opcode
         if opcode not in self.chip.rom_commands:
             # Under another command's number, which is how esptool knows that this one is
             # unsupported and did not merely fail.
             self._answer(Opcode.SYNC, error=self.errors.unknown, copies=_COPIES)
-            return [self._refused(opcode, "not a command of this ROM")]
+            self._note_refused(opcode, "not a command of this ROM")
+            return
         try:
-            events = self._run(request)
+            self._run(request)
         except _RefusedError as refused:
             self._answer(opcode, error=refused.code)
-            return [self._refused(opcode, refused)]
-        self._answer(opcode, copies=_COPIES if opcode == Opcode.SYNC else 1)
-        return events
+            self._note_refused(opcode, refused)
+        else:
+            self._answer(opcode, copies=_COPIES if opcode == Opcode.SYNC else 1)
 
     def _answer(self, opcode: int, error: int = 0, copies: int = 1) -> None:
         data, status = (b"", bytes((1, error))) if error else (self._data, b"")
         body = data + status.ljust(self.chip.status_bytes, b"\0")
         self._respond(opcode, self._value, body, copies)
 
-    def _do_sync(self, request: _Request) -> list[Event]:
+    def _do_sync(self, request: _Request) -> None:
         self._value = self.chip.sync_value
-        return super()._do_sync(request)
+        super()._do_sync(request)
 
-    def _do_mem_end(self, request: _Request) -> list[Event]:
+    def _do_mem_end(self, request: _Request) -> None:
         stays, entry = self._words(request, 2)
-        if stays:
-            return []
-        self.stub = self._ram.stub_at(entry, self.chip)
-        return [AppStarted() if self.stub is None else {"event": "stub_started"}]
+        if not stays:
+            self.stub = self._ram.stub_at(entry, self.chip)
+            self._events.append({"event": "stub_started"} if self.stub else AppStarted())
 
-    def _do_spi_attach(self, request: _Request) -> list[Event]:
+    def _do_spi_attach(self, request: _Request) -> None:
         self._words(request, 2)
         self.registers.flash_attached = True
-        return []
 
-    def _do_flash_begin(self, request: _Request) -> list[Event]:
+    def _do_flash_begin(self, request: _Request) -> None:
         count = self.chip.flash_begin_bytes // 4
         size, blocks, _block_bytes, offset, *_ = self._words(request, count)
         if Opcode.SPI_ATTACH not in self.chip.rom_commands:
@@ -554,9 +550,10 @@ class _Rom(_Loader):
         compressed = request.opcode == Opcode.FLASH_DEFL_BEGIN
         self._download = _FlashDownload(self.flash, offset, size, compressed=compressed)
         self._blocks_left = blocks
-        return [_erased(*erased)] if size else []
+        if size:
+            self._note_erased(*erased)
 
-    def _do_flash_data(self, request: _Request) -> list[Event]:
+    def _do_flash_data(self, request: _Request) -> None:
         data = self._block_data(request)
         download = self._download
         if download is None or not self._blocks_left:
@@ -567,11 +564,11 @@ class _Rom(_Loader):
             raise _RefusedError(self.DEFLATE_ERROR, str(error)) from error
         if request.opcode == Opcode.FLASH_DEFL_DATA and len(data) > download.remaining:
             raise _RefusedError(self.DEFLATE_ERROR, "more data than announced")
-        events = [self._write_and_compare(download, data)] if data else []
+        if data:
+            self._write_and_compare(download, data)
         self._blocks_left -= 1
-        return events
 
-    def _write_and_compare(self, download: _FlashDownload, data: bytes) -> Event:
+    def _write_and_compare(self, download: _FlashDownload, data: bytes) -> None:
         """The ROM reads back what it wrote, so it notices what was not erased."""
         offset = download.offset
         try:
@@ -580,25 +577,25 @@ class _Rom(_Loader):
             raise _RefusedError(self.WRITE_ERROR, str(error)) from error
         if self.flash.read(offset, len(data)) != data:
             raise _RefusedError(self.WRITE_ERROR, "flash was not erased")
-        return event
+        self._events.append(event)
 
-    def _do_flash_end(self, request: _Request) -> list[Event]:
+    def _do_flash_end(self, request: _Request) -> None:
         """Leaves the loader, by a reset (which finds the straps as they were) or into the app."""
         (stays_out_of_reset,) = self._words(request, 1)
-        return [AppStarted() if stays_out_of_reset else ResetRequested(into_bootloader=True)]
+        self._events.append(
+            AppStarted() if stays_out_of_reset else ResetRequested(into_bootloader=True)
+        )
 
-    def _do_read_flash_slow(self, request: _Request) -> list[Event]:
+    def _do_read_flash_slow(self, request: _Request) -> None:
         offset, size = self._words(request, 2)
         if size > _SLOW_READ_BYTES:
             raise _RefusedError(self.READ_LENGTH_ERROR, f"{size} bytes in one read")
         self._data = self._read_flash(offset, size).ljust(_SLOW_READ_BYTES, b"\0")
-        return []
 
-    def _do_spi_flash_md5(self, request: _Request) -> list[Event]:
+    def _do_spi_flash_md5(self, request: _Request) -> None:
         offset, size, _, _ = self._words(request, 4)
         digest = hashlib.md5(self._read_flash(offset, size), usedforsecurity=False)
         self._data = digest.hexdigest().encode("ascii")
-        return []
 
     _do_flash_defl_begin = _do_flash_begin
     _do_flash_defl_data = _do_flash_data
@@ -657,10 +654,11 @@ class _Stub(_Loader):
         self._erase_to = 0
         self._read: _FlashRead | None = None
         # Runs once the answer is out; the answer to the next command reports its refusal.
-        self._afterwards: Callable[[], list[Event]] | None = None
+        self._afterwards: Callable[[], None] | None = None
         self._carried_over: _RefusedError | None = None
 
     def handle_frame(self, frame: bytes) -> list[Event]:
+        """Answer a frame, or take it as an acknowledgement while flash is being read."""
         if self._read is None:
             return super().handle_frame(frame)
         if len(frame) == 4:
@@ -670,49 +668,50 @@ class _Stub(_Loader):
             self._end_read(self._read)  # the host is out of step
         return []
 
-    def _handle(self, request: _Request) -> list[Event]:
+    def _handle(self, request: _Request) -> None:
         opcode = request.opcode
         if opcode == Opcode.RUN_USER_CODE:  # the one command without an answer
-            return [AppStarted()] if self._generation is _StubGeneration.LEGACY else []
+            if self._generation is _StubGeneration.LEGACY:
+                self._events.append(AppStarted())
+            return
         self._value, self._afterwards = 0, None
         try:
             if self._carried_over is not None:
                 refused, self._carried_over = self._carried_over, None
                 raise refused
-            events = self._run(request)
+            self._run(request)
         except _RefusedError as refused:
             self._respond(opcode, 0, bytes((refused.code, 0)))
-            return [self._refused(opcode, refused)]
+            self._note_refused(opcode, refused)
+            return
         copies = _COPIES if opcode == Opcode.SYNC else 1
         self._respond(opcode, self._value, self._data + b"\0\0", copies)
-        return events + self._do_afterwards(opcode)
-
-    def _do_afterwards(self, opcode: int) -> list[Event]:
         try:
-            return self._afterwards() if self._afterwards is not None else []
+            if self._afterwards is not None:
+                self._afterwards()
         except _RefusedError as refused:
             self._carried_over = refused
-            return [self._refused(opcode, refused)]
+            self._note_refused(opcode, refused)
 
-    def _do_sync(self, request: _Request) -> list[Event]:
+    def _do_sync(self, request: _Request) -> None:
         if len(request.body) != _SYNC_BYTES:
             raise _RefusedError(self.errors.size, f"SYNC of {len(request.body)} bytes")
-        return super()._do_sync(request)
+        super()._do_sync(request)
 
-    def _do_mem_end(self, request: _Request) -> list[Event]:
+    def _do_mem_end(self, request: _Request) -> None:
         stays, _entry = self._words(request, 2)
-        return [] if stays else [AppStarted()]
+        if not stays:
+            self._events.append(AppStarted())
 
-    def _do_spi_attach(self, request: _Request) -> list[Event]:
+    def _do_spi_attach(self, request: _Request) -> None:
         self._words(request, 1)
-        return []
 
-    def _do_get_security_info(self, request: _Request) -> list[Event]:
+    def _do_get_security_info(self, request: _Request) -> None:
         if not self.chip.security_info_bytes:
             raise _RefusedError(self.NOT_IMPLEMENTED, "this chip has no security info")
-        return super()._do_get_security_info(request)
+        super()._do_get_security_info(request)
 
-    def _do_flash_begin(self, request: _Request) -> list[Event]:
+    def _do_flash_begin(self, request: _Request) -> None:
         """Announces a download; nothing is erased yet. The fifth word asks for encryption."""
         size, _blocks, block_bytes, offset, *encrypts = self._words(request, 4, 5)
         if block_bytes > _MAX_STUB_BLOCK_BYTES:
@@ -724,84 +723,75 @@ class _Stub(_Loader):
         self._download = _FlashDownload(self.flash, offset, size, compressed=compressed)
         self._erase_from = offset - offset % SECTOR_BYTES
         self._erase_to = -(-(offset + size) // SECTOR_BYTES) * SECTOR_BYTES
-        return []
 
-    def _do_flash_data(self, request: _Request) -> list[Event]:
+    def _do_flash_data(self, request: _Request) -> None:
         download = self._begun_download()
         data = self._block_data(request)
         self._afterwards = lambda: self._write(download, data)
-        return []
 
     def _begun_download(self) -> _FlashDownload:
         if self._download is None:
             raise _RefusedError(self.errors.no_begin, "no FLASH_BEGIN before")
         return self._download
 
-    def _write(self, download: _FlashDownload, data: bytes) -> list[Event]:
+    def _write(self, download: _FlashDownload, data: bytes) -> None:
         try:
             data = download.unpack(data)
         except zlib.error as error:
             raise _RefusedError(self.INFLATE_ERROR, str(error)) from error
         data = data[: download.remaining]  # the last block of a plain download is padded
-        if not data:
-            return []
-        events = self._erase_up_to(download.offset + len(data))
-        return [*events, download.write(data)]
+        if data:
+            self._erase_up_to(download.offset + len(data))
+            self._events.append(download.write(data))
 
-    def _erase_up_to(self, end: int) -> list[Event]:
+    def _erase_up_to(self, end: int) -> None:
         """Erase what is not erased yet below `end`, by blocks of 64 KB where they fit."""
-        events: list[Event] = []
         while self._erase_from < min(end, self._erase_to):
             fits = self._erase_to - self._erase_from >= BLOCK_BYTES
             aligned = self._erase_from % BLOCK_BYTES == 0
             size = BLOCK_BYTES if fits and aligned else SECTOR_BYTES
-            events.append(_erased(*self.flash.erase(self._erase_from, size)))
+            self._note_erased(*self.flash.erase(self._erase_from, size))
             self._erase_from += size
-        return events
 
-    def _do_flash_end(self, request: _Request) -> list[Event]:
+    def _do_flash_end(self, request: _Request) -> None:
         (stays,) = self._words(request, 1)
         if remaining := self._begun_download().remaining:
             raise _RefusedError(self.errors.size, f"{remaining} bytes are missing")
         self._download = None
-        if stays or self._generation is _StubGeneration.CURRENT:
-            return []
-        return [ResetRequested(into_bootloader=True)]
+        if not stays and self._generation is _StubGeneration.LEGACY:
+            self._events.append(ResetRequested(into_bootloader=True))
 
-    def _do_spi_flash_md5(self, request: _Request) -> list[Event]:
+    def _do_spi_flash_md5(self, request: _Request) -> None:
         offset, size, _, _ = self._words(request, 4)
         self._check_range(offset, size)
         contents = self.flash.read(offset, size)
         self._data = hashlib.md5(contents, usedforsecurity=False).digest()
-        return []
 
-    def _do_erase_flash(self, _request: _Request) -> list[Event]:
-        return [_erased(*self.flash.erase(0, self.flash.size_bytes))]
+    def _do_erase_flash(self, _request: _Request) -> None:
+        self._note_erased(*self.flash.erase(0, self.flash.size_bytes))
 
-    def _do_erase_region(self, request: _Request) -> list[Event]:
+    def _do_erase_region(self, request: _Request) -> None:
         offset, size = self._words(request, 2)
         if offset % SECTOR_BYTES or size % SECTOR_BYTES:
             raise _RefusedError(self.errors.size, "not whole sectors")
         self._check_range(offset, size)
-        return [_erased(*self.flash.erase(offset, size))]
+        self._note_erased(*self.flash.erase(offset, size))
 
-    def _do_read_flash(self, request: _Request) -> list[Event]:
+    def _do_read_flash(self, request: _Request) -> None:
         # The last word is how many packets may be on their way; both generations take it for 1.
         offset, size, packet_bytes, _max_in_flight = self._words(request, 4)
         self._afterwards = lambda: self._start_read(offset, size, packet_bytes)
-        return []
 
     _do_flash_defl_begin = _do_flash_begin
     _do_flash_defl_data = _do_flash_data
     _do_flash_defl_end = _do_flash_end
 
-    def _start_read(self, offset: int, size: int, packet_bytes: int) -> list[Event]:
+    def _start_read(self, offset: int, size: int, packet_bytes: int) -> None:
         if not 0 < packet_bytes <= _MAX_PACKET_BYTES:
             raise _RefusedError(self.errors.size, f"packets of {packet_bytes} bytes")
         self._check_range(offset, size)
         self._read = _FlashRead(self.flash, offset, size, packet_bytes)
         self._send_packet_or_digest(self._read)
-        return []
 
     def _send_packet_or_digest(self, read: _FlashRead) -> None:
         if packet := read.next_packet():
