@@ -193,6 +193,24 @@ async def test_lines_that_were_both_on_return_in_one_step(tmp_path: Path) -> Non
         await until(lambda: w.board.lines == [BOTH, IDLE, BOTH, IDLE, BOTH])
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_break_begins_again_with_control_unless_it_was_ended(
+    tmp_path: Path, ends: bool
+) -> None:
+    async with world(tmp_path, "sharing: preempt") as w:
+        monitor = await w.client()
+        await monitor.control(Control.BREAK_ON)
+        flasher = await w.client()
+        await monitor.is_told(Notice.suspended(flasher))
+        if ends:
+            await monitor.control(Control.BREAK_OFF)
+        flasher.close()
+        await in_control_again(monitor, w)
+        await asked(monitor, b"x" + purge(1), purge_answer(1))
+        breaks = [call.value for call in w.board.calls.named("break")]
+        assert breaks == ([True, False] if ends else [True, False, True])
+
+
 async def test_a_reset_that_was_interrupted_is_not_continued(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         monitor = await w.client()
@@ -267,23 +285,6 @@ async def test_a_suspended_client_that_leaves_is_not_resumed(tmp_path: Path) -> 
         second.close()
         await w.until_idle()
         assert w.logged(Logged.CLIENT_RESUMED) == []
-
-
-async def test_the_last_bytes_of_a_client_are_sent_before_the_next_is_in_control(
-    tmp_path: Path,
-) -> None:
-    data = random.Random(1).randbytes(150_000).replace(b"\xff", b"\xfe")
-    async with world(tmp_path, "sharing: preempt") as w:
-        first = await w.client()
-        await deliver(first, data)
-        first.close()
-        second = await w.asks()
-        await w.pass_time(1.0)  # longer than a newcomer usually waits
-        w.board.start_reading()
-        await until(lambda: w.is_served(second))
-        await second.send(b"second")
-        await until(lambda: len(w.board.received) >= len(data) + 6)
-        assert w.board.received == data + b"second"
 
 
 async def test_all_are_told_when_the_board_has_gone(tmp_path: Path) -> None:

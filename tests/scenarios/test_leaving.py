@@ -166,6 +166,7 @@ async def stall(client: Client) -> int:
 async def test_a_client_that_is_not_read_is_noticed_when_it_leaves(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client()
+        await client.receive_wire(FIRST_STATE)  # closing with bytes unread would be a reset
         await client.control(Control.RTS_ON)
         w.board.calls.room = 0
         read_bytes = await stall(client)

@@ -32,6 +32,7 @@ from tests.support.world import (
     Logged,
     State,
     World,
+    baudrate,
     com_port,
     control,
     turns,
@@ -64,6 +65,8 @@ async def test_are_you_there_is_answered_with_the_state_of_the_port(tmp_path: Pa
     async with world(tmp_path) as w:
         client = await w.connect(command(AYT))
         await client.receive_data(STATUS_LINE)
+        await client.send(RFC2217_CLIENT + baudrate(9600) + command(AYT))  # in its turn
+        await client.receive(lambda: client.data.endswith(STATUS_LINE.replace(b"115200", b"9600")))
 
 
 async def test_keys_that_telnet_has_commands_for_reach_the_board(tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-async def test_bad_input_is_logged_once_and_hurts_nobody(tmp_path: Path, case: str) -> None:
+async def test_bad_input_is_logged_once_and_the_next_is_served(tmp_path: Path, case: str) -> None:
     bad, reasons = BAD_INPUT[case]
     async with world(tmp_path) as w:
         w.board.start_reading()
