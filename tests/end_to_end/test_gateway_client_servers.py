@@ -11,12 +11,12 @@ from serial import SerialException
 
 from gateway.client.protocol_gateway import Serial
 from gateway.simulator.board import pattern
+from tests.end_to_end.conftest import BoardOf
 from tests.end_to_end.test_esptool import ESPTOOL5
 from tests.end_to_end.test_tls import keys_of
 from tests.support.boards import RunningBoard, wait_until
 from tests.support.certificates import Authority
 from tests.support.gateway_client import client_env
-from tests.support.lab import Lab
 from tests.support.processes import run_tool
 from tests.support.shim import build_shim
 from tests.tools.benchmarks.servers import (
@@ -111,22 +111,23 @@ def test_esptool_gets_as_far_as_the_server_lets_it(tmp_path: Path, server: Serve
 
 
 @pytest.mark.timeout(400)
-def test_esptool_flashes_through_tls_with_its_own_certificate(tmp_path: Path) -> None:
+def test_esptool_flashes_through_tls_with_its_own_certificate(
+    board_of: BoardOf, tmp_path: Path
+) -> None:
     authority = Authority(tmp_path)
     cert, key = authority.issue("alice", "alice@lab.example", common_name="alice")
     options = f"?ca={authority.path}&cert={cert}&key={key}"
     image, back = tmp_path / "image.bin", tmp_path / "back.bin"
     image.write_bytes(pattern(65536))
-    with Lab(tmp_path, {"desk": ""}, keys={"tls": keys_of(authority.server())}) as lab:
-        board = lab.boards["desk"]
-        url = f"gateway://localhost:{board.tcp_port}{options}"
-        esptool = [*ESPTOOL5, "--port", url, "--baud", "921600"]
-        for arguments in (
-            ["write-flash", "0x10000", str(image)],
-            ["read-flash", "0x10000", "65536", str(back)],
-        ):
-            done = run_tool([*esptool, *arguments], LIMIT_S, client_env(tmp_path))
-            assert done.returncode == 0, done.stdout + done.stderr
-        assert back.read_bytes() == image.read_bytes()
-        assert board.wait_for_boots(5) == ["app", "download", "app", "download", "app"]
-        lab.service.wait_for_line(r'"client": "127.0.0.1:\d+ \(alice\)".*client_disconnected')
+    board = board_of(keys={"tls": keys_of(authority.server())})
+    url = f"gateway://localhost:{board.tcp_port}{options}"
+    esptool = [*ESPTOOL5, "--port", url, "--baud", "921600"]
+    for arguments in (
+        ["write-flash", "0x10000", str(image)],
+        ["read-flash", "0x10000", "65536", str(back)],
+    ):
+        done = run_tool([*esptool, *arguments], LIMIT_S, client_env(tmp_path))
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert back.read_bytes() == image.read_bytes()
+    assert board.wait_for_boots(5) == ["app", "download", "app", "download", "app"]
+    board.service.wait_for_line(r'"client": "127.0.0.1:\d+ \(alice\)".*client_disconnected')

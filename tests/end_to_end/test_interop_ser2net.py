@@ -8,16 +8,11 @@ from pathlib import Path
 
 import serial
 
-from gateway.simulator.board import pattern
-from tests.support.lab import Lab, LabBoard
+from tests.end_to_end.conftest import BoardOf
+from tests.support.lab import LabBoard, exchange
 from tests.support.peers import program
 from tests.support.processes import BackgroundProcess, free_tcp_port
 from tests.support.shim import build_shim
-
-SIZE_BYTES = 20_000
-
-#: What the app echoes as it comes: all but its own keys, and no more than a line.
-ECHOED = bytes(set(range(256)) - set(b"\r\n\b\x7f"))
 
 
 @contextlib.contextmanager
@@ -40,55 +35,44 @@ def ser2net(folder: Path, board: LabBoard, accepter: str) -> Iterator[int]:
         process.kill()  # told to end, it ends with 1
 
 
-def exchange(client: serial.SerialBase) -> None:
-    """Bytes of all values both ways, unchanged."""
-    client.write(f"bytes {SIZE_BYTES}\r".encode())
-    wanted = f"bytes {SIZE_BYTES}\r\n".encode() + pattern(SIZE_BYTES) + b"\r\nesp> "
-    assert client.read(len(wanted)) == wanted
-    client.write(ECHOED)
-    assert client.read(len(ECHOED)) == ECHOED
-
-
-def test_settings_pass_through_ser2net_to_the_board(tmp_path: Path) -> None:
+def test_settings_pass_through_ser2net_to_the_board(board_of: BoardOf, tmp_path: Path) -> None:
     shim = build_shim(tmp_path)
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, env=shim.env()) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with ser2net(tmp_path, board, "telnet(rfc2217),tcp") as tcp_port:
-            url = f"rfc2217://127.0.0.1:{tcp_port}"
-            with serial.serial_for_url(url, baudrate=115200, timeout=20) as client:
-                board.wait_for_state(dtr=True, rts=True)
+    board = board_of("heartbeat_s=0", env=shim.env())
+    with ser2net(tmp_path, board, "telnet(rfc2217),tcp") as tcp_port:
+        url = f"rfc2217://127.0.0.1:{tcp_port}"
+        with serial.serial_for_url(url, baudrate=115200, timeout=20) as client:
+            board.wait_for_state(dtr=True, rts=True)
+            exchange(client)
+            # pyserial waits for each answer, so ser2net has got ours.
+            client.bytesize = 7
+            client.parity = serial.PARITY_EVEN
+            client.stopbits = serial.STOPBITS_TWO
+            client.baudrate = 460800
+            board.wait_for_state(host_baudrate=460800)
+            client.break_condition = True
+            shim.wait_for_call("TIOCSBRK")
+            client.break_condition = False
+            shim.wait_for_call("TIOCCBRK")
+            client.rts = False
+            board.wait_for_state(dtr=True, rts=False)
+            client.dtr = False
+            board.wait_for_state(dtr=False, rts=False)
+        board.wait_for_state(host_baudrate=115200)
+    assert board.boots() == ["app"]
+    assert not board.warnings()
+
+
+def test_a_plain_tcp_client_of_ser2net_gets_the_bytes_unchanged(
+    board_of: BoardOf, tmp_path: Path
+) -> None:
+    board = board_of("heartbeat_s=0")
+    with ser2net(tmp_path, board, "tcp") as tcp_port:
+        for _ in range(2):
+            url = f"socket://127.0.0.1:{tcp_port}"
+            with serial.serial_for_url(url, timeout=20) as client:
+                client.write(b"\r")
+                client.read_until(b"esp> ")
                 exchange(client)
-                # pyserial waits for each answer, so ser2net has got ours.
-                client.bytesize = 7
-                client.parity = serial.PARITY_EVEN
-                client.stopbits = serial.STOPBITS_TWO
-                client.baudrate = 460800
-                board.wait_for_state(host_baudrate=460800)
-                client.break_condition = True
-                shim.wait_for_call("TIOCSBRK")
-                client.break_condition = False
-                shim.wait_for_call("TIOCCBRK")
-                client.rts = False
-                board.wait_for_state(dtr=True, rts=False)
-                client.dtr = False
-                board.wait_for_state(dtr=False, rts=False)
-            board.wait_for_state(host_baudrate=115200)
-        assert board.boots() == ["app"]
-        assert not [line for line in lab.service.log if '"level": "warning"' in line]
-
-
-def test_a_plain_tcp_client_of_ser2net_gets_the_bytes_unchanged(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with ser2net(tmp_path, board, "tcp") as tcp_port:
-            for _ in range(2):
-                url = f"socket://127.0.0.1:{tcp_port}"
-                with serial.serial_for_url(url, timeout=20) as client:
-                    client.write(b"\r")
-                    client.read_until(b"esp> ")
-                    exchange(client)
-                    client.write(b"\r")
-                    client.read_until(b"esp> ")
-        assert board.boots() == ["app"]
+                client.write(b"\r")
+                client.read_until(b"esp> ")
+    assert board.boots() == ["app"]

@@ -1,4 +1,4 @@
-"""What a person has at hand as a console: telnet, telnetlib3's client, socat, nc."""
+"""Telnet clients as consoles: inetutils telnet and telnetlib3's client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab, LabBoard
+from tests.end_to_end.conftest import BoardOf
+from tests.support.lab import LabBoard
 from tests.support.peers import program
 from tests.support.processes import run_tool
 from tests.support.shim import build_shim
@@ -62,139 +63,129 @@ def tell(terminal: Terminal, line: bytes) -> None:
     terminal.type(line + b"\r")
 
 
-def test_telnets_send_commands_do_what_a_terminal_server_does(tmp_path: Path) -> None:
+def test_telnets_send_commands_do_what_a_terminal_server_does(
+    board_of: BoardOf, tmp_path: Path
+) -> None:
     shim = build_shim(tmp_path)
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, env=shim.env()) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with telnet(board) as terminal:
-            terminal.type(b"version\r")
-            terminal.wait_for(b"simulated app")
-            order(terminal, b"send brk")
-            shim.wait_for_call("TIOCCBRK")
-            order(terminal, b"send ip", b"send el")
-            terminal.type(b"|\r")
-            terminal.wait_for(b"? \x03\x15|")  # Ctrl-C and Ctrl-U, for the app to make sense of
-            terminal.type(b"abc")
-            terminal.wait_for(b"abc")
-            order(terminal, b"send ec")
-            terminal.wait_for(b"\b \b")
-            terminal.type(b"\r")
-            terminal.wait_for(b"? ab\r\n")
-            order(terminal, b"send synch", b"send nop", b"send ga", b"send eor", b"send escape")
-            terminal.type(b"\r")
-            terminal.wait_for(b"? \x1d\r\n")
-            order(terminal, b"send ayt")
-            terminal.wait_for(b"desk: 115200 8N1")
-            tell(terminal, b"quit")
-            assert terminal.wait_until_ended() == 0
-        assert [call.name for call in shim.calls("TIOCSBRK", "TIOCCBRK")] == [
-            "TIOCSBRK",
-            "TIOCCBRK",
-        ]
-        assert board.boots() == ["app"]
+    board = board_of("heartbeat_s=0", env=shim.env())
+    with telnet(board) as terminal:
+        terminal.type(b"version\r")
+        terminal.wait_for(b"simulated app")
+        order(terminal, b"send brk")
+        shim.wait_for_call("TIOCCBRK")
+        order(terminal, b"send ip", b"send el")
+        terminal.type(b"|\r")
+        terminal.wait_for(b"? \x03\x15|")  # Ctrl-C and Ctrl-U, for the app to make sense of
+        terminal.type(b"abc")
+        terminal.wait_for(b"abc")
+        order(terminal, b"send ec")
+        terminal.wait_for(b"\b \b")
+        terminal.type(b"\r")
+        terminal.wait_for(b"? ab\r\n")
+        order(terminal, b"send synch", b"send nop", b"send ga", b"send eor", b"send escape")
+        terminal.type(b"\r")
+        terminal.wait_for(b"? \x1d\r\n")
+        order(terminal, b"send ayt")
+        terminal.wait_for(b"desk: 115200 8N1")
+        tell(terminal, b"quit")
+        assert terminal.wait_until_ended() == 0
+    assert [call.name for call in shim.calls("TIOCSBRK", "TIOCCBRK")] == [
+        "TIOCSBRK",
+        "TIOCCBRK",
+    ]
+    assert board.boots() == ["app"]
 
 
-def test_telnet_may_edit_its_lines_itself_and_go_back(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with telnet(board) as terminal:
-            terminal.type(b"\r")
-            terminal.wait_for(b"esp> ")
-            order(terminal, b"toggle options")
-            tell(terminal, b"mode line")
-            terminal.type(b"versiom\x7fn\r")
-            terminal.wait_for(b"simulated app")
-            tell(terminal, b"mode character")
-            terminal.wait_for(b"RCVD WILL ECHO")  # until then telnet echoes itself
-            terminal.type(b"hel")
-            terminal.wait_for(b"hel")  # the board's echo: no line was ended yet
-            terminal.type(b"p\r")
-            terminal.wait_for(b"this list")
-            assert terminal.screen.count(b"hel") == 2  # once more in the app's own list
-            tell(terminal, b"quit")
-            assert terminal.wait_until_ended() == 0
+def test_telnet_is_a_console_with_characters_as_they_are_typed(board_of: BoardOf) -> None:
+    board = board_of()
+    with telnet(board) as terminal:
+        terminal.wait_for(b"heartbeat")  # came behind the negotiation: telnet has seen that
+        terminal.type(b"ver")
+        terminal.wait_for(b"ver")  # the board's echo: no line was ended yet
+        terminal.type(b"sion\r")
+        terminal.wait_for(b"simulated app")
+        assert terminal.screen.count(b"version") == 1
+        tell(terminal, b"quit")
+        assert terminal.wait_until_ended() == 0
+    assert board.boots() == ["app"]
+
+
+def test_telnet_may_edit_its_lines_itself_and_go_back(board_of: BoardOf) -> None:
+    board = board_of("heartbeat_s=0")
+    with telnet(board) as terminal:
+        terminal.type(b"\r")
+        terminal.wait_for(b"esp> ")
+        order(terminal, b"toggle options")
+        tell(terminal, b"mode line")
+        terminal.type(b"versiom\x7fn\r")
+        terminal.wait_for(b"simulated app")
+        tell(terminal, b"mode character")
+        terminal.wait_for(b"RCVD WILL ECHO")  # until then telnet echoes itself
+        terminal.type(b"hel")
+        terminal.wait_for(b"hel")  # the board's echo: no line was ended yet
+        terminal.type(b"p\r")
+        terminal.wait_for(b"this list")
+        assert terminal.screen.count(b"hel") == 2  # once more in the app's own list
+        tell(terminal, b"quit")
+        assert terminal.wait_until_ended() == 0
 
 
 @pytest.mark.parametrize("options", [(), ("-8",), ("-L",)])
-def test_telnet_passes_8_bit_characters(tmp_path: Path, options: Sequence[str]) -> None:
+def test_telnet_passes_8_bit_characters(board_of: BoardOf, options: Sequence[str]) -> None:
     text = "Grüße, ÿ".encode("latin-1") + "€".encode()
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with telnet(board, *options) as terminal:
-            terminal.type(b"\r")
-            terminal.wait_for(b"esp> ")
-            terminal.type(text + b"\r")
-            terminal.wait_for(b"? " + text + b"\r\n")
-            tell(terminal, b"quit")
-            assert terminal.wait_until_ended() == 0
+    board = board_of("heartbeat_s=0")
+    with telnet(board, *options) as terminal:
+        terminal.type(b"\r")
+        terminal.wait_for(b"esp> ")
+        terminal.type(text + b"\r")
+        terminal.wait_for(b"? " + text + b"\r\n")
+        tell(terminal, b"quit")
+        assert terminal.wait_until_ended() == 0
 
 
-def test_telnetlib3s_client_is_a_console(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        command = [sys.executable, "-c", "import telnetlib3.client as c; c.main()"]
-        with Terminal([*command, "127.0.0.1", str(board.tcp_port)]) as terminal:
-            terminal.wait_for(b"Escape character")
-            terminal.type(b"\r")
-            terminal.wait_for(b"esp> ")
-            terminal.type(b"ver")
-            terminal.wait_for(b"ver")
-            terminal.type(b"sion\r")
-            terminal.wait_for(b"simulated app")
-            assert terminal.screen.count(b"version") == 1
-            terminal.type(QUIT)
-            assert terminal.wait_until_ended() == 0
-        assert board.boots() == ["app"]
-        assert not [line for line in lab.service.log if '"level": "warning"' in line]
+def test_telnetlib3s_client_is_a_console(board_of: BoardOf) -> None:
+    board = board_of("heartbeat_s=0")
+    command = [sys.executable, "-c", "import telnetlib3.client as c; c.main()"]
+    with Terminal([*command, "127.0.0.1", str(board.tcp_port)]) as terminal:
+        terminal.wait_for(b"Escape character")
+        terminal.type(b"\r")
+        terminal.wait_for(b"esp> ")
+        terminal.type(b"ver")
+        terminal.wait_for(b"ver")
+        terminal.type(b"sion\r")
+        terminal.wait_for(b"simulated app")
+        assert terminal.screen.count(b"version") == 1
+        terminal.type(QUIT)
+        assert terminal.wait_until_ended() == 0
+    assert board.boots() == ["app"]
+    assert not board.warnings()
 
 
-def test_telnetlib3s_api_finds_an_rfc_2217_server(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        command = [sys.executable, "-c", TELNETLIB3_CLIENT, str(board.tcp_port)]
-        done = run_tool(command, timeout_s=_LIMIT_S)
-        assert done.returncode == 0, done.stderr
-        signature, binary = done.stdout.splitlines()
-        assert signature.startswith("esp-serial-gateway")
-        assert binary == "binary"
-        assert not [line for line in lab.service.log if '"level": "warning"' in line]
+def test_telnetlib3s_api_finds_an_rfc_2217_server(board_of: BoardOf) -> None:
+    board = board_of("heartbeat_s=0")
+    command = [sys.executable, "-c", TELNETLIB3_CLIENT, str(board.tcp_port)]
+    done = run_tool(command, timeout_s=_LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    signature, binary = done.stdout.splitlines()
+    assert signature.startswith("esp-serial-gateway")
+    assert binary == "binary"
+    assert not board.warnings()
 
 
-@pytest.mark.parametrize(
-    ("command", "package", "options"),
-    [
-        ("socat", "socat", ["-", "TCP:127.0.0.1:{}"]),
-        ("nc", "netcat-openbsd", ["127.0.0.1", "{}"]),
-        ("nc", "netcat-openbsd", ["-t", "127.0.0.1", "{}"]),  # refuses each telnet option
-    ],
-)
-def test_a_pipe_to_the_port_is_a_console(
-    tmp_path: Path, command: str, package: str, options: list[str]
-) -> None:
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        arguments = [option.format(board.tcp_port) for option in options]
-        with subprocess.Popen(
-            [program(command, package), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as client:
-            assert client.stdin is not None
-            assert client.stdout is not None
-            client.stdin.write(b"version\n")
-            client.stdin.flush()
-            wanted = b"version\r\ndesk simulated app"
-            said = b""
-            while wanted not in said:
-                byte = client.stdout.read(1)
-                assert byte, said
-                said += byte
-            client.terminate()
-        assert board.boots() == ["app"]
-        assert not [line for line in lab.service.log if '"level": "warning"' in line]
+def test_a_pipe_to_the_port_is_a_console(board_of: BoardOf) -> None:
+    board = board_of("heartbeat_s=0")
+    # With -t nc refuses each telnet option; without, and socat: test_line_ends.
+    command = [program("nc", "netcat-openbsd"), "-t", "127.0.0.1", str(board.tcp_port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(b"version\n")
+        client.stdin.flush()
+        said = b""
+        while b"version\r\ndesk simulated app" not in said:
+            byte = client.stdout.read(1)
+            assert byte, said
+            said += byte
+        client.terminate()
+    assert board.boots() == ["app"]
+    assert not board.warnings()

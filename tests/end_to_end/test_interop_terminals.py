@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab
+from tests.end_to_end.conftest import BoardOf
 from tests.support.peers import program
 from tests.support.played_ttys import Stk500Board
 from tests.support.processes import START_LIMIT_S, Service, free_tcp_port, run_tool
@@ -50,14 +50,12 @@ console desk {{
 """
 
 
-def test_kermit_sets_the_port_and_talks_to_the_board(tmp_path: Path) -> None:
+def test_kermit_sets_the_port_and_talks_to_the_board(board_of: BoardOf, tmp_path: Path) -> None:
     kermit = program("kermit", "ckermit")
-    with Lab(tmp_path, {"desk": ""}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        script = tmp_path / "desk.ksc"
-        script.write_text(KERMIT.format(tcp_port=board.tcp_port))
-        done = run_tool([kermit, script], timeout_s=_LIMIT_S)
+    board = board_of()
+    script = tmp_path / "desk.ksc"
+    script.write_text(KERMIT.format(tcp_port=board.tcp_port))
+    done = run_tool([kermit, script], timeout_s=_LIMIT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Signature            : esp-serial-gateway" in done.stdout
     assert "Speed                : 115200" in done.stdout
@@ -95,23 +93,21 @@ def conserver(tmp_path: Path, tcp_port: int) -> Iterator[int]:
         process.wait()
 
 
-def test_conserver_keeps_a_board_as_one_of_its_consoles(tmp_path: Path) -> None:
+def test_conserver_keeps_a_board_as_one_of_its_consoles(board_of: BoardOf, tmp_path: Path) -> None:
     console = program("console", "conserver-client")
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with conserver(tmp_path, board.tcp_port) as main_port:
-            command = [console, "-C", "/dev/null", "-M", "127.0.0.1", "-p", str(main_port), "desk"]
-            with Terminal(command) as terminal:
-                terminal.wait_for(b"help]")
-                for count in (1, 2):
-                    terminal.type(b"version\r")
-                    terminal.wait_for(b"desk simulated app", count)
-                # One Enter is one line to the board: a second would be answered by a prompt.
-                between = terminal.screen.split(b"desk simulated app")[1]
-                assert between.count(b"esp> ") == 1
-                terminal.type(b"\x05c.")
-                assert terminal.wait_until_ended() == 0
+    board = board_of("heartbeat_s=0")
+    with conserver(tmp_path, board.tcp_port) as main_port:
+        command = [console, "-C", "/dev/null", "-M", "127.0.0.1", "-p", str(main_port), "desk"]
+        with Terminal(command) as terminal:
+            terminal.wait_for(b"help]")
+            for count in (1, 2):
+                terminal.type(b"version\r")
+                terminal.wait_for(b"desk simulated app", count)
+            # One Enter is one line to the board: a second would be answered by a prompt.
+            between = terminal.screen.split(b"desk simulated app")[1]
+            assert between.count(b"esp> ") == 1
+            terminal.type(b"\x05c.")
+            assert terminal.wait_until_ended() == 0
 
 
 def test_avrdude_writes_and_verifies_an_arduino_on_a_raw_port(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import Lab
+from tests.end_to_end.conftest import BoardOf
 from tests.support.peers import program
 from tests.support.processes import run_tool
 
@@ -78,7 +78,7 @@ def project(folder: Path) -> Path:
     "options", [[], ["--monitor-rts=1", "--monitor-dtr=1"]], ids=["default", "lines on"]
 )
 def test_pio_test_resets_the_board_and_sees_its_boot_log_from_the_first_word(
-    tmp_path: Path, chip: str, options: list[str]
+    board_of: BoardOf, tmp_path: Path, chip: str, options: list[str]
 ) -> None:
     pio = program("pio", "none; pip install platformio")
     env = {
@@ -87,21 +87,19 @@ def test_pio_test_resets_the_board_and_sees_its_boot_log_from_the_first_word(
         "PLATFORMIO_SETTING_CHECK_PLATFORMIO_INTERVAL": "1000",
         "PLATFORMIO_NO_ANSI": "true",
     }
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, chip=chip) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        command = [pio, "test", "--without-building", "--without-uploading"]
-        done = run_tool(
-            [*command, "--test-port", board.url, *options], _LIMIT_S, env, project(tmp_path)
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        said = [line for line in done.stdout.splitlines() if line.startswith("board: ")]
-        assert said[0].startswith(("board: ets ", "board: ESP-ROM:")), said
-        assert board.boots() == ["app", "app"]
+    board = board_of("heartbeat_s=0", chip=chip)
+    command = [pio, "test", "--without-building", "--without-uploading"]
+    done = run_tool(
+        [*command, "--test-port", board.url, *options], _LIMIT_S, env, project(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("board: ")]
+    assert said[0].startswith(("board: ets ", "board: ESP-ROM:")), said
+    assert board.boots() == ["app", "app"]
 
 
 @pytest.mark.timeout(120)
-def test_a_script_that_relies_on_the_reset_at_open_finds_its_board_reset(tmp_path: Path) -> None:
+def test_a_script_that_relies_on_the_reset_at_open_finds_its_board_reset(board_of: BoardOf) -> None:
     script = """
 import sys, serial
 port = serial.serial_for_url(sys.argv[1], baudrate=115200, timeout=20)
@@ -111,10 +109,8 @@ port.write(b"version\\r")
 assert b"simulated app" in port.read_until(b"esp> simulated app"), "no app"
 """
     keys = {"on_connect": "reset"}
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        for boots in (2, 3):
-            done = run_tool([sys.executable, "-c", script, board.url], _LIMIT_S)
-            assert done.returncode == 0, done.stderr
-            assert board.boots() == ["app"] * boots
+    board = board_of("heartbeat_s=0", keys=keys)
+    for boots in (2, 3):
+        done = run_tool([sys.executable, "-c", script, board.url], _LIMIT_S)
+        assert done.returncode == 0, done.stderr
+        assert board.boots() == ["app"] * boots

@@ -12,8 +12,9 @@ import pytest
 import serial
 
 from gateway.simulator.board import pattern
+from tests.end_to_end.conftest import BoardOf
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool4, random_image
-from tests.support.lab import Lab, LabBoard
+from tests.support.lab import LabBoard
 from tests.support.peers import program
 from tests.support.processes import BackgroundProcess, Service, free_tcp_port, run_tool
 from tests.support.terminal import Terminal
@@ -51,37 +52,39 @@ def wait_for_resets(board: LabBoard, modes: list[str]) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("major", [5, 4])
 @pytest.mark.parametrize("options", ["default options", "no resets"])
-def test_esptool_flashes_unattended_over_socket(tmp_path: Path, major: int, options: str) -> None:
+def test_esptool_flashes_unattended_over_socket(
+    board_of: BoardOf, tmp_path: Path, major: int, options: str
+) -> None:
     dash = "-" if major == 5 else "_"
     no_resets = [f"--before=no{dash}reset", f"--after=no{dash}reset"]
     image = random_image(tmp_path / "image.bin", 32 * 1024)
-    with Lab(tmp_path, {"desk": ""}, keys=FLASHER_PORT) as lab:
-        board = lab.boards["desk"]
-        tool = [
-            *(ESPTOOL5 if major == 5 else esptool4()),
-            *("--port", board.socket_url),
-            *(no_resets if options == "no resets" else []),
-        ]
-        assert "Hash of data verified" in done_with([*tool, f"write{dash}flash", "0x10000", image])
-        # Another command, another connection: the board is in its bootloader again.
-        verified = done_with([*tool, f"verify{dash}flash", "0x10000", image])
-        assert "erification successful" in verified or "verify OK (digest matched)" in verified
-        wait_for_resets(board, ["download", "app", "download", "app"])
+    board = board_of(keys=FLASHER_PORT)
+    tool = [
+        *(ESPTOOL5 if major == 5 else esptool4()),
+        *("--port", board.socket_url),
+        *(no_resets if options == "no resets" else []),
+    ]
+    assert "Hash of data verified" in done_with([*tool, f"write{dash}flash", "0x10000", image])
+    # Another command, another connection: the board is in its bootloader again.
+    verified = done_with([*tool, f"verify{dash}flash", "0x10000", image])
+    assert "erification successful" in verified or "verify OK (digest matched)" in verified
+    wait_for_resets(board, ["download", "app", "download", "app"])
 
 
 @pytest.mark.timeout(400)
-def test_a_flasher_that_is_killed_leaves_the_board_in_its_app(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": ""}, keys=FLASHER_PORT) as lab:
-        board = lab.boards["desk"]
-        image = random_image(tmp_path / "image.bin", 256 * 1024)
-        flasher = subprocess.Popen(
-            [*ESPTOOL5, "--port", board.socket_url, "write-flash", "0x10000", image],
-            stdout=subprocess.DEVNULL,
-        )
-        board.wait_for(lambda log: any(entry["event"] == "flash_written" for entry in log))
-        flasher.kill()
-        flasher.wait()
-        assert board.wait_for_boots(3) == ["app", "download", "app"]
+def test_a_flasher_that_is_killed_leaves_the_board_in_its_app(
+    board_of: BoardOf, tmp_path: Path
+) -> None:
+    board = board_of(keys=FLASHER_PORT)
+    image = random_image(tmp_path / "image.bin", 256 * 1024)
+    flasher = subprocess.Popen(
+        [*ESPTOOL5, "--port", board.socket_url, "write-flash", "0x10000", image],
+        stdout=subprocess.DEVNULL,
+    )
+    board.wait_for(lambda log: any(entry["event"] == "flash_written" for entry in log))
+    flasher.kill()
+    flasher.wait()
+    assert board.wait_for_boots(3) == ["app", "download", "app"]
 
 
 @pytest.mark.parametrize(
@@ -92,64 +95,60 @@ def test_a_flasher_that_is_killed_leaves_the_board_in_its_app(tmp_path: Path) ->
     ],
 )
 def test_a_pipe_shows_a_board_from_its_boot_on_and_carries_every_byte(
-    tmp_path: Path, command: str, package: str, options: list[str]
+    board_of: BoardOf, command: str, package: str, options: list[str]
 ) -> None:
     keys = {"protocol": "raw", "on_connect": "reset"}
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        arguments = [option.format(board.tcp_port) for option in options]
-        with subprocess.Popen(
-            [program(command, package), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as pipe:
-            assert pipe.stdin is not None
-            assert pipe.stdout is not None
-            said = b""
+    board = board_of("heartbeat_s=0", keys=keys)
+    arguments = [option.format(board.tcp_port) for option in options]
+    with subprocess.Popen(
+        [program(command, package), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as pipe:
+        assert pipe.stdin is not None
+        assert pipe.stdout is not None
+        said = b""
 
-            def read_until(end: bytes) -> bytes:
-                nonlocal said
-                while not said.endswith(end):
-                    byte = pipe.stdout.read(1) if pipe.stdout is not None else b""
-                    assert byte, said
-                    said += byte
-                read, said = said, b""
-                return read
+        def read_until(end: bytes) -> bytes:
+            nonlocal said
+            while not said.endswith(end):
+                byte = pipe.stdout.read(1) if pipe.stdout is not None else b""
+                assert byte, said
+                said += byte
+            read, said = said, b""
+            return read
 
-            # The ROM's first words: nothing is lost, and nothing of before is shown.
-            assert read_until(READY).startswith(b"ets ")
-            pipe.stdin.write(b"bytes 20000\r")
-            pipe.stdin.flush()
-            assert pattern(20000) in read_until(pattern(20000))
-            pipe.terminate()
-        assert board.boots() == ["app", "app"]
+        # The ROM's first words: nothing is lost, and nothing of before is shown.
+        assert read_until(READY).startswith(b"ets ")
+        pipe.stdin.write(b"bytes 20000\r")
+        pipe.stdin.flush()
+        assert pattern(20000) in read_until(pattern(20000))
+        pipe.terminate()
+    assert board.boots() == ["app", "app"]
 
 
-def test_idf_monitor_over_socket_shows_a_board_and_talks_to_it(tmp_path: Path) -> None:
-    with Lab(tmp_path, {"desk": ""}, keys={"protocol": "raw"}) as lab:
-        board = lab.boards["desk"]
-        command = [sys.executable, "-m", "esp_idf_monitor", "-d", "--port", board.socket_url]
-        with Terminal(command) as monitor:
-            monitor.wait_for(b"heartbeat")
-            monitor.type(b"version\r")
-            monitor.wait_for(b"simulated app")
-            monitor.type(b"\x1d")  # Ctrl-]
-            assert monitor.wait_until_ended() == 0
-        assert board.boots() == ["app"]
+def test_idf_monitor_over_socket_shows_a_board_and_talks_to_it(board_of: BoardOf) -> None:
+    board = board_of(keys={"protocol": "raw"})
+    command = [sys.executable, "-m", "esp_idf_monitor", "-d", "--port", board.socket_url]
+    with Terminal(command) as monitor:
+        monitor.wait_for(b"heartbeat")
+        monitor.type(b"version\r")
+        monitor.wait_for(b"simulated app")
+        monitor.type(b"\x1d")  # Ctrl-]
+        assert monitor.wait_until_ended() == 0
+    assert board.boots() == ["app"]
 
 
 @pytest.mark.timeout(400)
-def test_socat_makes_a_raw_port_a_local_one(tmp_path: Path) -> None:
+def test_socat_makes_a_raw_port_a_local_one(board_of: BoardOf, tmp_path: Path) -> None:
     tty = tmp_path / "ttyDesk"
-    with Lab(tmp_path, {"desk": ""}, keys=FLASHER_PORT) as lab:
-        board = lab.boards["desk"]
-        socat = [program("socat", "socat"), "-d", "-d", f"PTY,link={tty},raw,echo=0"]
-        with BackgroundProcess([*socat, f"TCP:127.0.0.1:{board.tcp_port}"]) as local:
-            local.wait_for_line("starting data transfer loop")
-            no_resets = ["--before=no-reset", "--after=no-reset"]
-            said = done_with([*ESPTOOL5, "--port", tty, *no_resets, "flash-id"])
-            assert "Detected flash size: 4MB" in said
-            local.kill()
-        assert board.wait_for_boots(3) == ["app", "download", "app"]
+    board = board_of(keys=FLASHER_PORT)
+    socat = [program("socat", "socat"), "-d", "-d", f"PTY,link={tty},raw,echo=0"]
+    with BackgroundProcess([*socat, f"TCP:127.0.0.1:{board.tcp_port}"]) as local:
+        local.wait_for_line("starting data transfer loop")
+        no_resets = ["--before=no-reset", "--after=no-reset"]
+        said = done_with([*ESPTOOL5, "--port", tty, *no_resets, "flash-id"])
+        assert "Detected flash size: 4MB" in said
+        local.kill()
+    assert board.wait_for_boots(3) == ["app", "download", "app"]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import serial
 from gateway.client.protocol_gateway import Serial
 from gateway.net.tls_context import Tls
 from gateway.simulator.board import pattern
+from tests.end_to_end.conftest import BoardOf
 from tests.end_to_end.test_esptool import ESPTOOL5, esptool
 from tests.support.certificates import Authority
 from tests.support.lab import Lab, LabBoard
@@ -76,62 +77,60 @@ def test_pyserial_behind_socat_gets_and_sends_every_byte(tmp_path: Path) -> None
 
 
 def test_the_gateway_s_own_client_shows_its_certificate_and_is_told_without(
+    board_of: BoardOf,
     tmp_path: Path,
 ) -> None:
     authority = Authority(tmp_path)
     cert, key = authority.issue("carol", "carol@lab.example", common_name="carol")
     keys = {"tls": keys_of(authority.server())}
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        url = f"gateway://localhost:{board.tcp_port}?timeout=60"
-        with_certificate = f"{url}&ca={authority.path}&cert={cert}&key={key}"
-        with Serial(with_certificate, baudrate=115200, timeout=60) as client:
-            client.write(b"version\r")
-            assert b"simulated app" in client.read_until(b"simulated app")
-        lab.service.wait_for_line(r'\(carol\)".*client_disconnected')
-        with pytest.raises(serial.SerialException, match="certificate required"):
-            Serial(f"{url}&ca={authority.path}")
-        with pytest.raises(serial.SerialException, match="desk: this port is for TLS"):
-            Serial(url)
+    board = board_of("heartbeat_s=0", keys=keys)
+    url = f"gateway://localhost:{board.tcp_port}?timeout=60"
+    with_certificate = f"{url}&ca={authority.path}&cert={cert}&key={key}"
+    with Serial(with_certificate, baudrate=115200, timeout=60) as client:
+        client.write(b"version\r")
+        assert b"simulated app" in client.read_until(b"simulated app")
+    board.service.wait_for_line(r'\(carol\)".*client_disconnected')
+    with pytest.raises(serial.SerialException, match="certificate required"):
+        Serial(f"{url}&ca={authority.path}")
+    with pytest.raises(serial.SerialException, match="desk: this port is for TLS"):
+        Serial(url)
 
 
 def test_openssl_s_client_talks_to_a_board_and_nobody_does_without_a_certificate(
+    board_of: BoardOf,
     tmp_path: Path,
 ) -> None:
     authority = Authority(tmp_path)
     keys = {"tls": keys_of(authority.server()), "protocol": "raw"}
     cert, key = authority.issue("bob", "bob@lab.example", common_name="bob")
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        s_client = [
-            *(program("openssl", "openssl"), "s_client", "-quiet", "-verify_return_error"),
-            *("-CAfile", str(authority.path), "-connect", f"localhost:{board.tcp_port}"),
-        ]
-        with subprocess.Popen(
-            [*s_client, "-cert", cert, "-key", key],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as talks:
-            assert talks.stdin is not None
-            assert talks.stdout is not None
-            talks.stdin.write(b"\rversion\r")
-            talks.stdin.flush()
-            said = b""
-            while b"simulated app" not in said:
-                byte = talks.stdout.read(1)
-                assert byte, said
-                said += byte
-            talks.kill()  # as most leave: TCP is closed, TLS is told nothing
-        lab.service.wait_for_line(r'\(bob\)", "reason": "left".*client_disconnected')
+    board = board_of("heartbeat_s=0", keys=keys)
+    s_client = [
+        *(program("openssl", "openssl"), "s_client", "-quiet", "-verify_return_error"),
+        *("-CAfile", str(authority.path), "-connect", f"localhost:{board.tcp_port}"),
+    ]
+    with subprocess.Popen(
+        [*s_client, "-cert", cert, "-key", key],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as talks:
+        assert talks.stdin is not None
+        assert talks.stdout is not None
+        talks.stdin.write(b"\rversion\r")
+        talks.stdin.flush()
+        said = b""
+        while b"simulated app" not in said:
+            byte = talks.stdout.read(1)
+            assert byte, said
+            said += byte
+        talks.kill()  # as most leave: TCP is closed, TLS is told nothing
+    board.service.wait_for_line(r'\(bob\)", "reason": "left".*client_disconnected')
 
-        refused = run_tool(s_client, timeout_s=60)
-        assert "alert" in refused.stderr
-        lab.service.wait_for_line(
-            '"reason": "TLS: peer did not return a certificate".*client_rejected'
-        )
+    refused = run_tool(s_client, timeout_s=60)
+    assert "alert" in refused.stderr
+    board.service.wait_for_line(
+        '"reason": "TLS: peer did not return a certificate".*client_rejected'
+    )
 
 
 def connected(board: LabBoard, context: ssl.SSLContext) -> ssl.SSLSocket:
@@ -139,30 +138,30 @@ def connected(board: LabBoard, context: ssl.SSLContext) -> ssl.SSLSocket:
     return context.wrap_socket(connection, server_hostname="localhost")
 
 
-def test_a_reload_takes_renewed_files_in_and_disturbs_nobody(tmp_path: Path) -> None:
+def test_a_reload_takes_renewed_files_in_and_disturbs_nobody(
+    board_of: BoardOf, tmp_path: Path
+) -> None:
     authority = Authority(tmp_path)
     tls = authority.server()
     keys = {"tls": keys_of(tls), "protocol": "raw", "sharing": "shared"}
-    with Lab(tmp_path, {"desk": "heartbeat_s=0"}, keys=keys) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        with connected(board, authority.client()) as before:
-            old = before.getpeercert(binary_form=True)
-            authority.server()  # issues another certificate into the same files
-            lab.service.send_signal(signal.SIGHUP)
-            lab.service.wait_for_line('"unchanged": 1.*configuration_reloaded')
-            before.sendall(b"bytes 1000\r")
-            with connected(board, authority.client()) as after:
-                assert after.getpeercert(binary_form=True) != old
-            said = b""
-            while pattern(1000) not in said:
-                said += before.recv(65536)
+    board = board_of("heartbeat_s=0", keys=keys)
+    with connected(board, authority.client()) as before:
+        old = before.getpeercert(binary_form=True)
+        authority.server()  # issues another certificate into the same files
+        board.service.send_signal(signal.SIGHUP)
+        board.service.wait_for_line('"unchanged": 1.*configuration_reloaded')
+        before.sendall(b"bytes 1000\r")
+        with connected(board, authority.client()) as after:
+            assert after.getpeercert(binary_form=True) != old
+        said = b""
+        while pattern(1000) not in said:
+            said += before.recv(65536)
 
-            Path(tls.key or "").write_text("no key")
-            lab.service.send_signal(signal.SIGHUP)
-            lab.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls: invalid key .*_refused")
-            with connected(board, authority.client()) as still:
-                assert still.getpeercert(binary_form=True) != old
+        Path(tls.key or "").write_text("no key")
+        board.service.send_signal(signal.SIGHUP)
+        board.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls: invalid key .*_refused")
+        with connected(board, authority.client()) as still:
+            assert still.getpeercert(binary_form=True) != old
 
 
 @pytest.mark.timeout(400)

@@ -6,12 +6,14 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import pytest
+import serial
 
+from gateway.simulator.board import pattern
 from tests.support.processes import START_LIMIT_S, Service
 
 #: Between two looks at a board's log, which can't be waited for.
@@ -28,16 +30,31 @@ class LabBoard:
     name: str
     tcp_port: int
     folder: Path
+    lab: Lab | None = field(default=None, repr=False, compare=False)
 
     @property
     def url(self) -> str:
         """The URL that pyserial's clients take."""
-        return f"rfc2217://127.0.0.1:{self.tcp_port}"
+        return self.url_for("rfc2217")
 
     @property
     def socket_url(self) -> str:
         """The URL that pyserial's clients take for a raw port."""
-        return f"socket://127.0.0.1:{self.tcp_port}"
+        return self.url_for("socket")
+
+    def url_for(self, scheme: str) -> str:
+        """The URL for one of pyserial's schemes: `rfc2217`, `gateway` or `socket`."""
+        return f"{scheme}://127.0.0.1:{self.tcp_port}"
+
+    @property
+    def service(self) -> Service:
+        """The gateway that serves it."""
+        assert self.lab is not None
+        return self.lab.service
+
+    def warnings(self) -> list[str]:
+        """Lines of the service's log that an operator would look at."""
+        return [line for line in self.service.log if '"level": "warning"' in line]
 
     def log(self) -> list[dict[str, object]]:
         """What has happened to the board, oldest first."""
@@ -92,6 +109,19 @@ class LabBoard:
         return self.boots()
 
 
+#: What the simulated app echoes as it comes: all but its own keys.
+ECHOED = bytes(set(range(256)) - set(b"\r\n\b\x7f"))
+
+
+def exchange(client: serial.SerialBase, n_bytes: int = 20_000) -> None:
+    """Assert that bytes of all values pass both ways unchanged, from the app's prompt on."""
+    client.write(b"bytes %d\r" % n_bytes)
+    wanted = b"bytes %d\r\n" % n_bytes + pattern(n_bytes) + b"\r\nesp> "
+    assert client.read(len(wanted)) == wanted
+    client.write(ECHOED)
+    assert client.read(len(ECHOED)) == ECHOED
+
+
 class Lab:
     """`gateway run` with simulated boards, one per name; a context manager.
 
@@ -138,7 +168,7 @@ class Lab:
                 self.service.wait_for_line(
                     rf'"device": "{name}".*"event": "device_opened"', limit_s
                 )
-                self.boards[name] = LabBoard(name, int(found[1]), self._folder / name)
+                self.boards[name] = LabBoard(name, int(found[1]), self._folder / name, self)
             if self._http:
                 found = self.service.wait_for_line(r'"tcp_port": (\d+), "event": "http_started"')
                 self.http = f"127.0.0.1:{found[1]}"
