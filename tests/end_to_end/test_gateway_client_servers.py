@@ -110,6 +110,22 @@ def test_esptool_gets_as_far_as_the_server_lets_it(tmp_path: Path, server: Serve
         assert "Detected flash size: 4MB" in done.stdout
 
 
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("en_rise_ms", [0.1, 1, 10])
+def test_forwarding_each_line_as_it_comes_never_enters_the_bootloader(
+    tmp_path: Path, en_rise_ms: float
+) -> None:
+    """So strict are the simulated boards: as hardware is with pyserial's documented server."""
+    with served(tmp_path, PYSERIAL, f"en_rise_ms={en_rise_ms}") as (board, url):
+        command = [*ESPTOOL5, "--connect-attempts", "2", "--no-stub", "--port"]
+        done = run_tool([*command, url.replace("gateway", "rfc2217"), "read-mac"], timeout_s=150)
+        boots = board.boots()
+    assert done.returncode != 0
+    # It was reset again and again, and each time ran its app.
+    assert len(boots) > 2
+    assert set(boots) == {"app"}
+
+
 @pytest.mark.timeout(400)
 def test_esptool_flashes_through_tls_with_its_own_certificate(
     board_of: BoardOf, tmp_path: Path
