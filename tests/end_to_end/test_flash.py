@@ -226,7 +226,7 @@ def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
     image = build / "image-10000.bin"
     with Lab(tmp_path, {"desk": ""}, http=True) as lab:
         with flashing(lab, build) as process:
-            assert "esptool for " in port_of(lab)["client"]
+            assert "esptool for " in port_of(lab)["clients"][0]["address"]
             second = flash(lab, "/desk", "0x10000", image)
             assert second.returncode == Outcome.BUSY.exit_code
             assert "desk: being flashed by " in second.stdout
@@ -351,7 +351,7 @@ def test_a_full_disk_is_told_and_the_board_is_left_alone(
         assert done.returncode == Outcome.NOT_STORED.exit_code == 12, done.stdout + done.stderr
         assert f"the gateway can't store the images: {reason}" in done.stdout
         assert board.log() == before
-        assert (port_of(lab)["state"], port_of(lab)["client"]) == ("idle", "")
+        assert (port_of(lab)["state"], port_of(lab)["clients"]) == ("idle", [])
         assert names_on(folder, lab.service.pid) == []
         small = tmp_path / "small.bin"
         small.write_bytes(b"x" * 4096)

@@ -113,7 +113,7 @@ async def test_clients_that_take_all_descriptors_leave_the_service_working(
             await echoes(neighbour, b"meanwhile")
             status = await asyncio.to_thread(ask, here.service.status)
             _, late = json.loads(status)["ports"]
-            assert late["too_many"] > 50
+            assert late["rejected"]["too_many"] > 50
             here.board.plug()
             await asyncio.to_thread(here.service.wait_for_line, '"device": "late".*device_opened')
             neighbour.close()
