@@ -159,7 +159,7 @@ def test_a_reload_takes_renewed_files_in_and_disturbs_nobody(
 
         Path(tls.key or "").write_text("no key")
         board.service.send_signal(signal.SIGHUP)
-        board.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls: invalid key .*_refused")
+        board.service.wait_for_line(r"gateway.yaml:5: ports\[0\].tls: invalid key .*_rejected")
         with connected(board, authority.client()) as still:
             assert still.getpeercert(binary_form=True) != old
 
