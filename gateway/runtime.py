@@ -1,6 +1,6 @@
 """Event loop, threads, child processes and descriptors of the service's process.
 
-asyncio has its own ways for the first three; each function here says what they lack.
+asyncio has functions for the first three; each docstring here names what they lack.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ async def call_blocking(call: Callable[[], T], name: str) -> T:
 async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end; a cancellation meanwhile is raised only then, instead of its result.
 
-    For what must not be left half done, such as removing what was made.
+    For work that must not be left half done, such as removing files.
     """
     task = asyncio.ensure_future(work)
     cancellation: asyncio.CancelledError | None = None

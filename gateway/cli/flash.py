@@ -56,9 +56,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     flash.add_argument("target", metavar="HOST:PORT", help="boards: lab:4001,4002 or lab/desk")
     flash.add_argument(
-        "what",
+        "images",
         nargs="+",
-        metavar="WHAT",
+        metavar="IMAGES",
         help="OFFSET FILE pairs, an ESP-IDF build folder, its flasher_args.json, a merged image",
     )
     _add_gateway_options(flash)
@@ -91,7 +91,9 @@ def _add_gateway_options(flash: argparse.ArgumentParser) -> None:
 
 def _add_esptool_options(flash: argparse.ArgumentParser) -> None:
     options = flash.add_argument_group("as for esptool")
-    options.add_argument("--chip", help="default: as the images tell, else the chip that answers")
+    options.add_argument(
+        "--chip", help="default: the chip that the images are for, else the one that answers"
+    )
     options.add_argument(
         "--baud", dest="baudrate", type=int, metavar="RATE", help="default: 460800"
     )
@@ -126,7 +128,7 @@ def _flash(arguments: argparse.Namespace) -> int:
     try:
         target = read_target(arguments.target)
         address = read_address(arguments.http, target.host)
-        images = read_images(arguments.what, given, _label())
+        images = read_images(arguments.images, given, _label())
         check_images(images.plan, images.read)
         client = GatewayClient(address, _token(arguments.token_file), arguments.ca)
         names = find_names(target, client.ports(), str(address))

@@ -101,7 +101,7 @@ def add_socket(
 
 
 def add_state_dir(parser: argparse.ArgumentParser) -> None:
-    """Add --state-dir, the folder of what is kept over a restart."""
+    """Add --state-dir, the folder of the pools' table, which is kept over a restart."""
     parser.add_argument(
         "--state-dir",
         type=Path,

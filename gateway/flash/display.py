@@ -67,7 +67,7 @@ class _Row:
     """The state of one board."""
 
     doing: str = "waiting"
-    part: float | None = None  # of what it is doing, 0 to 1
+    part: float | None = None  # of `doing` that is done, 0 to 1
     bytes_per_s: float = 0.0  # of writing
     started_s: float = field(default_factory=time.monotonic)
     writing_since_s: float | None = None
@@ -75,7 +75,7 @@ class _Row:
     printed: str = ""
 
     def update(self, event: dict[str, Any], now_s: float) -> None:
-        """Take over what an event says."""
+        """Update the state by an event."""
         match event.get("event"):
             case "upload":
                 self._advance("sending", event.get("sent"), event.get("total"))

@@ -34,7 +34,7 @@ COMMAND_VARIABLE: Final = "ESP_GATEWAY_ESPTOOL"
 _VERSION_LIMIT_S: Final = 60.0
 
 #: The longest silence of an esptool that works: erasing a flash chip takes about 100 s for 32 MB;
-#: its own limits for what does not answer are below that.
+#: its own limits for a chip that does not answer are below that.
 SILENCE_LIMIT_S: Final = 300.0
 
 #: How long it may take to end after SIGTERM.

@@ -43,14 +43,14 @@ class Images:
         return self.data[number][at : at + n_bytes]
 
 
-def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> Images:
-    """Read the images that `what` names.
+def read_images(named: Sequence[str], given: dict[str, Any], label: str = "") -> Images:
+    """Read images that are named on the command line.
 
     `given` are options of the command line (fields of FlashOptions), which take precedence over
     those of a build folder; `label` is the plan's. Raises WrongInputError.
     """
-    if len(what) == 1:
-        path = Path(what[0])
+    if len(named) == 1:
+        path = Path(named[0])
         if path.is_dir():
             path = _args_file(path)
         if path.suffix == ".json":
@@ -58,7 +58,7 @@ def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> 
         else:
             files, options = [(0, path)], {}
     else:
-        files, options = _pairs(what), {}
+        files, options = _pairs(named), {}
     data = {offset: _read(path) for offset, path in files}
     if len(data) < len(files):
         raise WrongInputError("two images are for the same offset")
@@ -70,11 +70,11 @@ def read_images(what: Sequence[str], given: dict[str, Any], label: str = "") -> 
     return Images(plan, tuple(data[image.offset] for image in plan.images))
 
 
-def _pairs(what: Sequence[str]) -> list[tuple[int, Path]]:
-    if len(what) % 2:
-        raise WrongInputError(f"odd number of arguments ({len(what)}): {_EXPECTED}")
+def _pairs(named: Sequence[str]) -> list[tuple[int, Path]]:
+    if len(named) % 2:
+        raise WrongInputError(f"odd number of arguments ({len(named)}): {_EXPECTED}")
     return [
-        (_offset(offset), Path(file)) for offset, file in zip(what[::2], what[1::2], strict=True)
+        (_offset(offset), Path(file)) for offset, file in zip(named[::2], named[1::2], strict=True)
     ]
 
 

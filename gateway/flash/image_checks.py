@@ -127,7 +127,7 @@ def _check_extents(plan: FlashPlan) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A position `at` in an image of the plan: what a flash address is to hold."""
+    """A position `at` in an image of the plan: the intended content of a flash address."""
 
     image: FlashImage
     number: int

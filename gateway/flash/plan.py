@@ -1,4 +1,4 @@
-"""What is to be flashed and what came of it, in the form in which client and gateway exchange it.
+"""Plans and outcomes of flashing, as client and gateway exchange them.
 
 A plan has images with offsets and hashes, and esptool's options; it has no data and no paths. The
 client sends it as JSON, the gateway reads and checks it.
@@ -60,7 +60,7 @@ class Outcome(Enum):
     NO_CONTACT = "no-contact"  # no chip answers in its bootloader; nothing was written
     REFUSED = "refused"  # the gateway or esptool refuses to write the images; nothing was written
     INCOMPLETE = "incomplete"  # ended while writing: neither the old nor the new is there
-    NOT_VERIFIED = "not-verified"  # what was read back is not what was written
+    NOT_VERIFIED = "not-verified"  # the flash differs from the image
     NOT_RESET = "not-reset"  # written and verified, but the board has not come back
     NOT_STORED = "not-stored"  # the images did not get to the gateway whole, or it has no room
     NO_ESPTOOL = "no-esptool"  # the gateway has no esptool that works
