@@ -1,1 +1,1 @@
-"""The operator's YAML file: what it may say, every check of it and each message."""
+"""The configuration file: its keys, how it is read, its checks and their messages."""

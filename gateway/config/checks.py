@@ -104,7 +104,7 @@ def check_http_packages(file: Section) -> None:
     missing = [name for name in HTTP_PACKAGES if importlib.util.find_spec(name) is None]
     if "http" in file.lines and missing:
         problem = f"http needs the Python package {missing[0]}, which is not installed"
-        file.reject("http", problem, "what pip install 'esp-serial-gateway[web]' installs")
+        file.reject("http", problem, "pip install 'esp-serial-gateway[web]'")
 
 
 def _check_port(port: Section) -> None:
@@ -176,18 +176,18 @@ def _problem_of(error: TlsFileError) -> str:
 
 
 def _check_unique(ports: list[Section], http: Section | None) -> None:
-    """Reject names, addresses and devices of earlier ports, and the address of the server."""
+    """Reject names, addresses and devices of earlier ports, and the address of `http`."""
     names: dict[str, Section] = {}
-    far_ends: dict[tuple[str | int, ...], Section] = {}
+    servers: dict[tuple[str | int, ...], Section] = {}
     addresses: dict[int, dict[str, Section]] = {}
     if http is not None and "tcp" in http.values:
         _check_address(http, addresses)
     for port in ports:
         if (name := port.get("name")) is not None:
             _reject_second(port, names.setdefault(name, port), "name")
-        if (far_end := port.get("connect")) is not None:
-            key = (*sorted(_addresses(far_end.host)), far_end.tcp_port)
-            _reject_second(port, far_ends.setdefault(key, port), "connect")
+        if (server := port.get("connect")) is not None:
+            key = (*sorted(_addresses(server.host)), server.tcp_port)
+            _reject_second(port, servers.setdefault(key, port), "connect")
         if "tcp" in port.values and "host" in port.values:
             _check_address(port, addresses)
     for port in ports:

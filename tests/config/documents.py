@@ -1,4 +1,4 @@
-"""Texts of configuration files, and what the reader and the JSON Schema make of them."""
+"""Texts of configuration files, read by the reader and checked by the JSON Schema."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ports(*entries: str) -> str:
 
 
 def parsed(text: str, *, with_files: bool = True) -> GatewayConfig:
-    """The configuration; what the reader accepts, the schema must accept too."""
+    """The configuration, which the schema must accept too."""
     config = parse_config(text, "f.yaml", with_files=with_files)
     assert schema_errors(text) == []
     return config

@@ -1,4 +1,4 @@
-"""Cross-checks: what values may not have in common, and the files that they name.
+"""Cross-checks: values that exclude each other, and the files that they name.
 
 Messages that need no files are in mistakes.txt.
 """
@@ -268,7 +268,7 @@ def test_http_without_a_package_is_rejected_with_the_way_to_install_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else "")
     assert problems(f"http: 127.0.0.1:8080\n{ports()}") == [
         f"f.yaml:1: http needs the Python package {package}, which is not installed:"
-        " expected what pip install 'esp-serial-gateway[web]' installs"
+        " expected pip install 'esp-serial-gateway[web]'"
     ]
     assert parsed(ports()).http is None
 

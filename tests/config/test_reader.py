@@ -1,4 +1,4 @@
-"""YAML with lines: bounds, what is not supported, defaults, and errors of the file itself."""
+"""YAML with lines: bounds, unsupported parts, defaults, and errors of the file itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which devices a match fits, and by what a device is known again."""
+"""Matches and the devices that they fit; identities of devices."""
 
 from __future__ import annotations
 
