@@ -343,10 +343,10 @@ class Boards:
         # No daemon threads: each notices that its connection is closed.
         pool = ThreadPoolExecutor(len(names))
         before = signal.getsignal(signal.SIGINT)
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             try:
+                if before is not signal.SIG_IGN:
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                 running = [pool.submit(self._flash_one, name) for name in names]
                 outcomes = [each.result() for each in running]
             except KeyboardInterrupt:
