@@ -124,9 +124,7 @@ class LineController:
     ) -> None:
         """The client sets one line or both (None: unchanged), RFC 2217 SET-CONTROL 8-12."""
         before = self.wanted
-        self.wanted = Lines(
-            dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
-        )
+        self.wanted = before.with_changes(dtr, rts)
         if self._held_until is not None:
             self._resolve_held(now, repeats=self.wanted == before, rts_commanded=rts is not None)
         else:
@@ -596,10 +594,7 @@ class PassThrough(_SequencePlayer):
         After a touch nothing else is done for a moment: boards take it back when DTR or the baud
         rate changes too soon.
         """
-        before = self.wanted
-        self.wanted = Lines(
-            dtr=before.dtr if dtr is None else dtr, rts=before.rts if rts is None else rts
-        )
+        self.wanted = self.wanted.with_changes(dtr, rts)
         if self._is_playing:
             return
         if self._strategy.has_circuit and self.applied == RESET != self.wanted:

@@ -42,6 +42,10 @@ class Lines:
     def __str__(self) -> str:
         return f"DTR {'on' if self.dtr else 'off'}, RTS {'on' if self.rts else 'off'}"
 
+    def with_changes(self, dtr: bool | None, rts: bool | None) -> Lines:
+        """Return these lines with one or both set; None leaves a line as it is."""
+        return Lines(self.dtr if dtr is None else dtr, self.rts if rts is None else rts)
+
 
 class Starts(Enum):
     """What a board starts at the end of a reset."""
@@ -123,9 +127,7 @@ class ResetSequence:
                     plan.append(Timed(after_s, step))
                     baud_changed = True
                 case _Change(dtr, rts):
-                    after = Lines(
-                        lines.dtr if dtr is None else dtr, lines.rts if rts is None else rts
-                    )
+                    after = lines.with_changes(dtr, rts)
                     if after != lines:
                         plan.append(Timed(after_s, after))
                     lines = after

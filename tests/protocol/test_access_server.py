@@ -73,13 +73,7 @@ def carried_out(request: PortRequest, status: PortStatus) -> PortStatus:
         case SettingsRequest():
             return replace(status, settings=request.apply_to(status.settings))
         case LinesRequest(_, dtr, rts):
-            lines = status.lines
-            return replace(
-                status,
-                lines=Lines(
-                    dtr=lines.dtr if dtr is None else dtr, rts=lines.rts if rts is None else rts
-                ),
-            )
+            return replace(status, lines=status.lines.with_changes(dtr, rts))
         case BreakRequest(_, on):
             return status if on is None else replace(status, break_on=on)
     return status

@@ -295,7 +295,7 @@ def local_port(board: NativeUsb, steps: list[Step]) -> bool:
         if bps is not None:
             board.set_baudrate(bps)
             was_touched |= bps == 1200 and not lines.dtr
-        lines = Lines(lines.dtr if dtr is None else dtr, lines.rts if rts is None else rts)
+        lines = lines.with_changes(dtr, rts)
         if lines != board.lines:
             board.set(lines, now)
         was_touched |= board.bps == 1200 and not lines.dtr
