@@ -8,8 +8,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
+import aiohttp
 import pytest
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import (
@@ -18,6 +20,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.process_collector import ProcessCollector
 
+from gateway.config.document import HttpConfig, Networks
 from gateway.net.access import Rejection
 from gateway.port_document import ClientState, PortDocument, PortState, UsbDocument
 from gateway.tty.port_counts import Histogram
@@ -25,7 +28,16 @@ from gateway.web import http_answers, metrics
 from gateway.web.http_access import Policy
 from gateway.web.metrics import Exposition, port_metrics, service_metrics
 from tests.support.documents import CLIENT, DESK
-from tests.support.http_lab import HttpClient, Lab, http_client, running
+from tests.support.http_lab import (
+    LOOPBACK,
+    HttpClient,
+    Lab,
+    client_of,
+    from_address,
+    http_client,
+    http_server,
+    running,
+)
 from tests.support.pty_board import LIMIT_S, PtyBoard, serving
 from tests.support.tcp_client import GREETING, TcpClient
 
@@ -110,14 +122,19 @@ async def test_a_service_without_ports_has_metrics_too() -> None:
         assert (await read(client))["esp_gateway_info", "1.2.3"] == 1
 
 
-async def test_errors_of_requests_are_counted() -> None:
-    async with http_client([], token="x" * 16) as client:
+async def test_rejected_connections_and_errors_of_requests_are_counted() -> None:
+    config = HttpConfig(LOOPBACK, 0, allow=Networks((ip_network("127.0.0.1"),)))
+    async with http_server([], "x" * 16, config) as server, client_of(server) as client:
+        async with from_address("127.0.0.2", client) as other:
+            with pytest.raises(aiohttp.ClientError):
+                await other.get("/metrics")
         assert (await client.post("/api/v1/ports/desk/reset")).status == 401
         assert (await client.get("/nowhere")).status == 404
         found = await read(client)
     assert found["esp_gateway_http_errors_total", "401"] == 1
     assert found["esp_gateway_http_errors_total", "404"] == 1
-    assert found["esp_gateway_http_rejected_connections_total", "not_allowed"] == 0
+    assert found["esp_gateway_http_rejected_connections_total", "not_allowed"] >= 1
+    assert found["esp_gateway_http_rejected_connections_total", "too_many"] == 0
 
 
 # --- the text

@@ -119,9 +119,11 @@ async def test_a_protocol_that_has_paused_gets_no_more() -> None:
     assert transport.reads
     connection.pause_reading()
     assert not transport.reads
+    assert not connection.is_reading()
     connection.resume_reading()
     await until_idle()
     assert transport.reads
+    assert connection.is_reading()
 
 
 async def test_while_its_handler_does_not_read_so_much_is_handed_on_and_the_end(
