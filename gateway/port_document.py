@@ -77,6 +77,9 @@ class UsbDocument:
     serial: str = ""
 
 
+UNKNOWN_USB: Final = UsbDocument("")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortDocument:
     """See the module. Counts are since the port is served; positions count the board's bytes.

@@ -216,7 +216,7 @@ class _Session:
             numbers[key] += 1
             announcement = announced(self._host, facts, numbers[key])
             if announcement is None:
-                unreachable[facts.name] = facts.listens_at
+                unreachable[facts.name] = facts.addresses
                 continue
             port = self._ports.setdefault(facts.name, _Port())
             wanted[facts.name] = (

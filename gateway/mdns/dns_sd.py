@@ -21,7 +21,7 @@ from zlib import crc32
 from gateway import clock
 from gateway.config.document import GatewayConfig, is_loopback, pool_member_name
 from gateway.errors import GatewayError
-from gateway.port_document import PortDocument, UsbDocument
+from gateway.port_document import UNKNOWN_USB, PortDocument, UsbDocument
 
 if TYPE_CHECKING:
     from zeroconf import Zeroconf
@@ -173,40 +173,29 @@ def _hardware(interface: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
-    """A served port. `listens_at` are the addresses that its socket is bound to.
-
-    `kind` and `chip` are those of board_kinds, `usb` its vendor and product id; unknown texts are
-    empty.
-    """
+    """The announced part of a port's document, which rarely changes."""
 
     name: str
-    listens_at: tuple[str, ...]
+    addresses: tuple[str, ...]
     tcp_port: int
     protocol: str
-    kind: str = ""
-    chip: str = ""
-    usb: str = ""
-    serial: str = ""
-    has_tls: bool = False
+    tls: bool = False
+    usb: UsbDocument = UNKNOWN_USB
     is_present: bool = True
 
     @classmethod
     def of(cls, port: PortDocument) -> Self | None:
-        """Return the part of a port's document that is announced; None while it does not listen."""
+        """Return that part; None while the port does not listen."""
         if port.tcp_port is None:
             return None
-        usb = port.usb or UsbDocument("")
         return cls(
-            name=port.name,
-            listens_at=port.addresses,
-            tcp_port=port.tcp_port,
-            protocol=port.protocol,
-            kind=usb.kind,
-            chip=usb.chip,
-            usb=usb.ids,
-            serial=usb.serial,
-            has_tls=port.tls,
-            is_present=port.is_present,
+            port.name,
+            port.addresses,
+            port.tcp_port,
+            port.protocol,
+            port.tls,
+            port.usb or UNKNOWN_USB,
+            port.is_present,
         )
 
 
@@ -241,7 +230,7 @@ def announced(host: Host, facts: PortFacts, number: int = 1) -> Announcement | N
 
     `number` counts ports of one host with the same `label_key`, from 1.
     """
-    addresses = _reached_at(facts.listens_at, host.addresses)
+    addresses = _reached_at(facts.addresses, host.addresses)
     if not addresses:
         return None
     service = TYPES[facts.protocol]
@@ -250,7 +239,7 @@ def announced(host: Host, facts: PortFacts, number: int = 1) -> Announcement | N
     return Announcement(
         type=service,
         instance=f"{label.decode(errors='ignore').rstrip()}.{service}",
-        server=f"{_host_label(host, facts.listens_at)}.local.",
+        server=f"{_host_label(host, facts.addresses)}.local.",
         tcp_port=facts.tcp_port,
         addresses=addresses,
         txt=tuple(_txt(host, facts)),
@@ -318,12 +307,12 @@ def _txt(host: Host, facts: PortFacts) -> Iterator[tuple[str, str]]:
         "id": host.id,
         "name": facts.name,
         "protocol": facts.protocol,
-        "gensiostack": _GENSIO_STACKS[facts.protocol, facts.has_tls],
-        "tls": "yes" if facts.has_tls else "",
-        "kind": facts.kind,
-        "chip": facts.chip,
-        "usb": facts.usb,
-        "serial": facts.serial,
+        "gensiostack": _GENSIO_STACKS[facts.protocol, facts.tls],
+        "tls": "yes" if facts.tls else "",
+        "kind": facts.usb.kind,
+        "chip": facts.usb.chip,
+        "usb": facts.usb.ids,
+        "serial": facts.usb.serial,
         "present": "yes" if facts.is_present else "no",
     }
     for key, value in values.items():
@@ -351,11 +340,8 @@ class FoundPort:
     host: str
     addresses: tuple[str, ...]
     tcp_port: int
-    kind: str
-    chip: str
-    usb: str
-    serial: str
-    has_tls: bool
+    tls: bool
+    usb: UsbDocument
     is_present: bool
 
 
@@ -379,8 +365,8 @@ def understood(
     ordered = _nearest_first(addresses, own_networks)
     if texts.get("provider") != PROVIDER or protocol not in _SCHEMES or not ordered:
         return None
-    has_tls = texts.get("tls") == "yes"
-    scheme = "tls" if has_tls else _SCHEMES[protocol]
+    tls = texts.get("tls") == "yes"
+    scheme = "tls" if tls else _SCHEMES[protocol]
     host = f"[{ordered[0]}]" if ":" in ordered[0] else ordered[0]
     return FoundPort(
         gateway_id=texts.get("id", ""),
@@ -389,9 +375,11 @@ def understood(
         host=_harmless(server.rstrip(".")),
         addresses=ordered,
         tcp_port=tcp_port,
-        has_tls=has_tls,
+        tls=tls,
+        usb=UsbDocument(*(texts.get(key, "") for key in ("usb", "kind", "chip", "serial"))),
         is_present=texts.get("present") != "no",
-        **{key: texts.get(key, "") for key in ("gateway", "name", "kind", "chip", "usb", "serial")},
+        gateway=texts.get("gateway", ""),
+        name=texts.get("name", ""),
     )
 
 
@@ -486,8 +474,8 @@ def to_table(ports: Sequence[FoundPort]) -> str:
 def _row(port: FoundPort, *, is_shared: bool) -> tuple[str, ...]:
     """Return the cells; `is_shared` if several gateways have this one's name."""
     gateway = f"{port.gateway} ({port.gateway_id or 'no id'})" if is_shared else port.gateway
-    board = (port.chip or port.kind or "-") + ("" if port.is_present else ", absent")
-    return gateway, port.name, port.url, board, port.serial or "-"
+    board = (port.usb.chip or port.usb.kind or "-") + ("" if port.is_present else ", absent")
+    return gateway, port.name, port.url, board, port.usb.serial or "-"
 
 
 def to_json(ports: Sequence[FoundPort]) -> str:

@@ -29,7 +29,7 @@ from prometheus_client.registry import Collector
 
 from gateway import clock
 from gateway.net.access import Rejection
-from gateway.port_document import ClientState, PortDocument, UsbDocument
+from gateway.port_document import UNKNOWN_USB, ClientState, PortDocument
 from gateway.ports.running_port import document
 from gateway.tty.port_counts import Histogram
 from gateway.web.http_answers import LAB, Lab, SharedBuild, send
@@ -159,7 +159,7 @@ def port_metrics(ports: Sequence[PortDocument]) -> Iterator[Metric]:
         labels=["port"],
     )
     for port in ports:
-        usb = port.usb or UsbDocument("")
+        usb = port.usb or UNKNOWN_USB
         info.add_metric([port.name, port.device, port.protocol, usb.ids, usb.chip], {})
         present.add_metric([port.name], port.is_present)
         if port.connect is None:

@@ -62,8 +62,8 @@ def test_discover_finds_the_ports_that_others_can_reach(tmp_path: Path) -> None:
         "desk": ("The lab", f"rfc2217://{ADDRESS}:4001"),
         "pipe": ("The lab", f"socket://{ADDRESS}:4002"),
     }
-    assert ports["desk"]["usb"] == "10c4:ea60"
-    assert ports["pipe"]["chip"] == "USB-Serial/JTAG"
+    assert ports["desk"]["usb"]["ids"] == "10c4:ea60"
+    assert ports["pipe"]["usb"]["chip"] == "USB-Serial/JTAG"
     (line,) = [
         line for line in (tmp_path / "log").read_text().splitlines() if "not_announced" in line
     ]
@@ -175,9 +175,9 @@ ports:
         lab.plug(CP2102N, "1-1.1")
         (port,) = (await find(gateway, len)).values()
         assert port.name == f"shelf-{first}"
-        assert port.usb == CP2102N.usb
-        assert port.chip.startswith("CP2102")
-        assert port.serial == CP2102N.serial
+        assert port.usb.ids == CP2102N.usb
+        assert port.usb.chip.startswith("CP2102")
+        assert port.usb.serial == CP2102N.serial
         lab.unplug("1-1.1")
         (port,) = (await find(gateway, lambda ports: not all_present(ports.values()))).values()
         assert port.name == f"shelf-{first}"

@@ -18,13 +18,15 @@ from gateway.config.document import MdnsConfig
 from gateway.mdns import announcer, dns_sd
 from gateway.mdns.announcer import RETRY_S, Announcer
 from gateway.mdns.dns_sd import FoundPort, Host, PortFacts
+from gateway.port_document import UsbDocument
 from tests.support.mdns import find, find_all, gateway_name
 from tests.support.pty_board import LoopClock, until
 
 #: Several looks at the network, each of which may wait for a busy machine.
 pytestmark = pytest.mark.timeout(400)
 
-DESK = PortFacts("desk", ("127.0.0.1",), 4001, "rfc2217", chip="CP2102N", serial="8a2f1c")
+USB = UsbDocument("10c4:ea60", chip="CP2102N", serial="8a2f1c")
+DESK = PortFacts("desk", ("127.0.0.1",), 4001, "rfc2217", usb=USB)
 SHELF = PortFacts("shelf-4100", ("127.0.0.1",), 4100, "raw")
 
 
@@ -68,7 +70,7 @@ async def test_announcements_follow_the_ports() -> None:
         found = await gateway.find(lambda ports: len(ports) == 2)
         assert list(found) == ["desk", "shelf-4100"]
         assert found["desk"].url == "rfc2217://127.0.0.1:4001"
-        assert (found["desk"].chip, found["desk"].serial) == ("CP2102N", "8a2f1c")
+        assert found["desk"].usb == USB
         assert found["shelf-4100"].url == "socket://127.0.0.1:4100"
         del gateway.ports["desk"]
         # Elsewhere, and as another kind of port: all of the old announcement is wrong.
@@ -227,7 +229,7 @@ async def test_a_port_keeps_its_place_when_another_host_takes_its_name_at_the_sa
 
 async def test_an_unreachable_port_is_logged_once() -> None:
     with capture_logs() as logs:
-        async with announced(DESK, replace(SHELF, listens_at=("127.0.0.2",))) as gateway:
+        async with announced(DESK, replace(SHELF, addresses=("127.0.0.2",))) as gateway:
             await gateway.find(lambda ports: list(ports) == ["desk"])
             await until(lambda: gateway.looks > 5)
     (line,) = [each for each in logs if each["event"] == "mdns_port_not_announced"]

@@ -27,20 +27,17 @@ from gateway.mdns.dns_sd import (
     to_table,
     understood,
 )
-from gateway.port_document import PortState
+from gateway.port_document import PortState, UsbDocument
 from tests.support import documents
 
 OWN = ("192.0.2.7", "198.51.100.7", "fd00::7", "fe80::7")
 HOST = Host("lab", "a1b2c3", OWN)
 DESK = PortFacts(
     name="desk",
-    listens_at=("0.0.0.0",),
+    addresses=("0.0.0.0",),
     tcp_port=4001,
     protocol="rfc2217",
-    kind="UART bridge",
-    chip="CP2102N",
-    usb="10c4:ea60",
-    serial="8a2f1c",
+    usb=UsbDocument("10c4:ea60", "UART bridge", "CP2102N", "8a2f1c"),
 )
 FOUND = FoundPort(
     gateway="lab",
@@ -51,22 +48,19 @@ FOUND = FoundPort(
     host="lab-esp-a1b2c3.local",
     addresses=("192.0.2.7", "198.51.100.7"),
     tcp_port=4001,
-    kind="UART bridge",
-    chip="CP2102N",
-    usb="10c4:ea60",
-    serial="8a2f1c",
-    has_tls=False,
+    tls=False,
+    usb=UsbDocument("10c4:ea60", "UART bridge", "CP2102N", "8a2f1c"),
     is_present=True,
 )
 
 
 def test_the_announced_part_of_a_document() -> None:
     facts = PortFacts.of(documents.DESK)
-    assert facts == replace(DESK, listens_at=("127.0.0.1",))
+    assert facts == replace(DESK, addresses=("127.0.0.1",))
     assert PortFacts.of(replace(documents.DESK, tcp_port=None)) is None
     absent = PortFacts.of(replace(documents.DESK, state=PortState.ABSENT, usb=None))
     assert absent is not None
-    assert (absent.is_present, absent.usb) == (False, "")
+    assert (absent.is_present, absent.usb) == (False, UsbDocument(""))
 
 
 def announcement(host: Host = HOST, number: int = 1, **changes: object) -> Announcement:
@@ -96,7 +90,7 @@ def test_an_announcement_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "has_tls", "service", "stack", "scheme"),
+    ("protocol", "tls", "service", "stack", "scheme"),
     [
         ("rfc2217", False, "_rfc2217", "telnet(rfc2217),tcp", "rfc2217"),
         ("rfc2217", True, "_rfc2217", "telnet(rfc2217),ssl,tcp", "tls"),
@@ -105,13 +99,13 @@ def test_an_announcement_is_understood() -> None:
     ],
 )
 def test_type_gensio_stack_and_url_name_the_protocol(
-    protocol: str, has_tls: bool, service: str, stack: str, scheme: str
+    protocol: str, tls: bool, service: str, stack: str, scheme: str
 ) -> None:
-    sent = announcement(protocol=protocol, has_tls=has_tls)
+    sent = announcement(protocol=protocol, tls=tls)
     assert sent.type == f"{service}._tcp.local."
     assert dict(sent.txt)["gensiostack"] == stack
     port = heard(sent)
-    assert (port.url, port.has_tls) == (f"{scheme}://192.0.2.7:4001", has_tls)
+    assert (port.url, port.tls) == (f"{scheme}://192.0.2.7:4001", tls)
 
 
 @pytest.mark.parametrize(
@@ -127,17 +121,17 @@ def test_type_gensio_stack_and_url_name_the_protocol(
 def test_a_port_is_announced_at_the_addresses_that_reach_it(
     listens_at: tuple[str, ...], addresses: tuple[str, ...]
 ) -> None:
-    assert announcement(listens_at=listens_at).addresses == addresses
+    assert announcement(addresses=listens_at).addresses == addresses
 
 
 @pytest.mark.parametrize("listens_at", [(), ("127.0.0.1",), ("127.0.0.1", "::1"), ("203.0.113.1",)])
 def test_an_unreachable_port_is_not_announced(listens_at: tuple[str, ...]) -> None:
-    assert announced(HOST, replace(DESK, listens_at=listens_at)) is None
+    assert announced(HOST, replace(DESK, addresses=listens_at)) is None
 
 
 def test_ports_at_other_addresses_and_gateways_of_one_name_have_other_host_names() -> None:
     ways = [("0.0.0.0",), ("::",), ("0.0.0.0", "::"), ("192.0.2.7",), ("fd00::7",)]
-    servers = {announcement(listens_at=way).server for way in ways}
+    servers = {announcement(addresses=way).server for way in ways}
     assert len(servers) == len(ways)
     other = announcement(replace(HOST, id="d4e5f6"))
     assert other.server not in servers
@@ -156,7 +150,7 @@ def test_names_that_are_equal_in_dns_get_numbers(names: tuple[str, ...]) -> None
 
 def test_names_and_texts_fit_into_dns() -> None:
     host = replace(HOST, gateway="The lab of 2nd floor, room 203, left")
-    sent = announcement(host, name="n.1" + 29 * "x", serial=126 * "€")
+    sent = announcement(host, name="n.1" + 29 * "x", usb=UsbDocument("", serial=126 * "€"))
     for each in (sent, suffixed(sent, "a1b2c3")):
         assert len(label(each).encode()) <= 63
         assert "." not in label(each)
@@ -168,13 +162,13 @@ def test_names_and_texts_fit_into_dns() -> None:
 def test_host_names_of_long_addresses_fit_and_differ() -> None:
     ways = [f"2001:db8:1111:2222:3333:4444:5555:{last:x}" for last in (0x6666, 0x6667)]
     host = Host(40 * "g", "a1b2c3", tuple(ways))
-    labels = {announcement(host, listens_at=(way,)).server.partition(".")[0] for way in ways}
+    labels = {announcement(host, addresses=(way,)).server.partition(".")[0] for way in ways}
     assert len(labels) == 2
     assert all(len(each) <= 63 for each in labels)
 
 
 def test_unknown_texts_are_left_out() -> None:
-    sent = announcement(kind="", chip="", usb="", serial="")
+    sent = announcement(usb=UsbDocument(""))
     assert not {"kind", "chip", "usb", "serial"} & dict(sent.txt).keys()
 
 
@@ -211,14 +205,14 @@ def test_texts_from_the_network_do_not_control_a_terminal() -> None:
 def test_the_url_has_the_address_of_a_network_of_ours() -> None:
     port = heard(announcement(), ("127.0.0.0/8", "198.51.100.0/24", "fd00::/64"))
     assert port.url == "rfc2217://198.51.100.7:4001"
-    assert heard(announcement(listens_at=("fd00::7",))).url == "rfc2217://[fd00::7]:4001"
+    assert heard(announcement(addresses=("fd00::7",))).url == "rfc2217://[fd00::7]:4001"
 
 
 # --- for a person and a program
 
 
 def test_the_table_has_a_line_per_port_with_its_url() -> None:
-    shelf = replace(FOUND, name="shelf-4100", chip="", serial="", is_present=False)
+    shelf = replace(FOUND, name="shelf-4100", usb=UsbDocument("", "UART bridge"), is_present=False)
     head, first, second = to_table([FOUND, shelf]).splitlines()
     assert head.split() == ["GATEWAY", "PORT", "URL", "BOARD", "SERIAL"]
     assert first.split() == ["lab", "desk", "rfc2217://192.0.2.7:4001", "CP2102N", "8a2f1c"]
