@@ -16,7 +16,7 @@ import pytest
 from tests.support.booted_machine import debian_python
 from tests.support.processes import BackgroundProcess, run_tool
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "systemd" / "install.sh"
 
 STUB_LIMIT_S = 60.0

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.processes import run_tool
 
-FOLDER = Path(__file__).parent.parent / "systemd"
+FOLDER = Path(__file__).parents[2] / "systemd"
 UNIT = FOLDER / "esp-gateway.service"
 RULES = FOLDER / "99-esp-gateway.rules"
 
