@@ -1,7 +1,7 @@
 """Recognise the first bytes of a connection that are another protocol's greeting.
 
 Browsers, port scanners and proxies connect to every open port. What they send first must not
-reach a board. A greeting is listed here only if it can be told with near certainty from bytes
+reach a board. A greeting is listed here only if it is almost certainly distinct from bytes
 that are meant for a board: by four fixed bytes or more, or by lengths that agree with each other.
 Not listed for that reason: words that a person may type (`PING`, `stats`, `EHLO`, an HTTP/0.9
 `GET /`), JSON, and SOCKS (MicroPython's Ctrl-D and Ctrl-A are how a SOCKS4 request begins).
@@ -189,7 +189,7 @@ def http_response(request: bytes, text: str, date: str) -> bytes:
     """Return the response to any HTTP request that a port gets, with one line of text.
 
     `request` is as much of it as has come, `date` the Date header's value (RFC 9110 section 6.6.1).
-    400 is never stored by a cache unless it is told to; without CORS headers no page reads it.
+    Caches do not store a 400 without an explicit lifetime; without CORS headers no page reads it.
     """
     body = f"{text}\n".encode()
     head = (

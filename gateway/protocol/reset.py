@@ -247,7 +247,7 @@ class ResetStrategy:
     `rest` is where the lines are while no client moves them. `follows_usb_jtag` says that a client
     which plays USB-Serial/JTAG's own sequence is followed line by line, `takes_touch` that DTR
     going off at 1200 baud, at a client's command or because it disconnects, is to reach the board.
-    `has_circuit` is False for boards on which (off, on) is no reset. A sequence without steps is a
+    `has_circuit` is False for boards that (off, on) does not reset. A sequence without steps is a
     reset that the board does not have.
     """
 
