@@ -52,6 +52,12 @@ def connect(server: ScriptedAccessServer, options: str = "", **kwargs: Any) -> S
     return port
 
 
+@pytest.fixture
+def port(server: ScriptedAccessServer) -> Iterator[Serial]:
+    with connect(server) as opened:
+        yield opened
+
+
 def bring(port: Serial, server: ScriptedAccessServer, data: bytes) -> None:
     """Let the server send data, and wait until all of it has come."""
     server.say(data)
@@ -207,12 +213,13 @@ def test_a_setting_is_sent_when_it_changes(server: ScriptedAccessServer) -> None
     ]
 
 
-def test_settings_that_come_together_go_together(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        settings = port.get_settings()
-        port.apply_settings({**settings, "baudrate": 9600, "parity": "O", "timeout": 3})
-        assert server.segments[1:] == [[rfc2217.SetBaudrate(9600), rfc2217.SetParity(2)]]
-        assert port.timeout == 3
+def test_settings_that_come_together_go_together(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    settings = port.get_settings()
+    port.apply_settings({**settings, "baudrate": 9600, "parity": "O", "timeout": 3})
+    assert server.segments[1:] == [[rfc2217.SetBaudrate(9600), rfc2217.SetParity(2)]]
+    assert port.timeout == 3
 
 
 def refuse(wanted: rfc2217.Command, instead: rfc2217.Command) -> Any:
@@ -281,36 +288,35 @@ def test_what_the_wire_has_no_word_for_is_refused(
 
 
 def test_each_line_is_sent_when_it_is_set_and_nothing_is_waited_for(
-    server: ScriptedAccessServer,
+    server: ScriptedAccessServer, port: Serial
 ) -> None:
-    with connect(server) as port:
-        server.answer = lambda _: b""
-        port.dtr = False
-        port.rts = True
-        port.setDTR(False)  # type: ignore[attr-defined]
-        port.break_condition = True
-        port.break_condition = False
-        expected = [Control.DTR_OFF, Control.RTS_ON, Control.DTR_OFF]
-        server.wait_for_commands(*map(CONTROL, (*expected, Control.BREAK_ON, Control.BREAK_OFF)))
+    server.answer = lambda _: b""
+    port.dtr = False
+    port.rts = True
+    port.setDTR(False)  # type: ignore[attr-defined]
+    port.break_condition = True
+    port.break_condition = False
+    expected = [Control.DTR_OFF, Control.RTS_ON, Control.DTR_OFF]
+    server.wait_for_commands(*map(CONTROL, (*expected, Control.BREAK_ON, Control.BREAK_OFF)))
 
 
-def test_both_lines_can_be_set_in_one_segment(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        port.set_lines(dtr=False, rts=True)
-        server.wait_for_commands(CONTROL(Control.DTR_OFF), CONTROL(Control.RTS_ON))
-        assert len(server.segments) == 2
-        assert (port.dtr, port.rts) == (False, True)
+def test_both_lines_can_be_set_in_one_segment(server: ScriptedAccessServer, port: Serial) -> None:
+    port.set_lines(dtr=False, rts=True)
+    server.wait_for_commands(CONTROL(Control.DTR_OFF), CONTROL(Control.RTS_ON))
+    assert len(server.segments) == 2
+    assert (port.dtr, port.rts) == (False, True)
 
 
-def test_modem_inputs_are_what_the_server_told_last(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        for state in (Modemstate.CTS | Modemstate.RI, Modemstate.DSR | Modemstate.CD):
-            server.say(encode(rfc2217.NotifyModemstate(state)))
-            wait_for_modemstate(server, port, state)
-            values = (port.cts, port.dsr, port.ri, port.cd)
-            lines = (Modemstate.CTS, Modemstate.DSR, Modemstate.RI, Modemstate.CD)
-            assert values == tuple(bool(state & line) for line in lines)
-        assert len(server.segments) == 1
+def test_modem_inputs_are_what_the_server_told_last(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    for state in (Modemstate.CTS | Modemstate.RI, Modemstate.DSR | Modemstate.CD):
+        server.say(encode(rfc2217.NotifyModemstate(state)))
+        wait_for_modemstate(server, port, state)
+        values = (port.cts, port.dsr, port.ri, port.cd)
+        lines = (Modemstate.CTS, Modemstate.DSR, Modemstate.RI, Modemstate.CD)
+        assert values == tuple(bool(state & line) for line in lines)
+    assert len(server.segments) == 1
 
 
 def test_modem_inputs_that_were_never_told_are_asked_for(server: ScriptedAccessServer) -> None:
@@ -325,33 +331,33 @@ def test_modem_inputs_that_were_never_told_are_asked_for(server: ScriptedAccessS
         assert len(server.segments) == 2
 
 
-def test_a_server_that_tells_no_modem_state_is_given_up(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        inside(port)._timeout_s = 0.01
-        with pytest.raises(serial.SerialException, match="NOTIFY-MODEMSTATE"):
-            _ = port.cd
+def test_a_server_that_tells_no_modem_state_is_given_up(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    inside(port)._timeout_s = 0.01
+    with pytest.raises(serial.SerialException, match="NOTIFY-MODEMSTATE"):
+        _ = port.cd
 
 
 # Reading.
 
 
-def test_reading_is_as_at_any_port(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        bring(port, server, b"line\nprompt> ")
-        assert port.readline() == b"line\n"
-        assert port.read() == b"p"
-        assert port.read_until(b"> ") == b"rompt> "
-        port.timeout = 0
-        assert port.read(10) == b""
-        assert port.readline() == b""
-        bring(port, server, b"ab")
-        assert port.read_all() == b"ab"
-        bring(port, server, b"one\ntwo")
-        assert port.readlines() == [b"one\n", b"two"]
-        bring(port, server, b"xyz")
-        buffer = bytearray(2)
-        assert port.readinto(buffer) == 2
-        assert buffer == b"xy"
+def test_reading_is_as_at_any_port(server: ScriptedAccessServer, port: Serial) -> None:
+    bring(port, server, b"line\nprompt> ")
+    assert port.readline() == b"line\n"
+    assert port.read() == b"p"
+    assert port.read_until(b"> ") == b"rompt> "
+    port.timeout = 0
+    assert port.read(10) == b""
+    assert port.readline() == b""
+    bring(port, server, b"ab")
+    assert port.read_all() == b"ab"
+    bring(port, server, b"one\ntwo")
+    assert port.readlines() == [b"one\n", b"two"]
+    bring(port, server, b"xyz")
+    buffer = bytearray(2)
+    assert port.readinto(buffer) == 2
+    assert buffer == b"xy"
 
 
 def test_all_bytes_pass_both_ways(server: ScriptedAccessServer) -> None:
@@ -365,15 +371,16 @@ def test_all_bytes_pass_both_ways(server: ScriptedAccessServer) -> None:
         assert port.read(len(every)) == every
 
 
-def test_select_tells_when_there_is_something(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        assert not select.select([port.fd], [], [], 0)[0]
-        server.say(b"x")
-        assert select.select([port], [], [], LIMIT_S)[0]
+def test_select_tells_when_there_is_something(server: ScriptedAccessServer, port: Serial) -> None:
+    assert not select.select([port.fd], [], [], 0)[0]
+    server.say(b"x")
+    assert select.select([port], [], [], LIMIT_S)[0]
 
 
-def test_a_read_can_be_cancelled_from_another_thread(server: ScriptedAccessServer) -> None:
-    with connect(server) as port, ThreadPoolExecutor(1) as pool:
+def test_a_read_can_be_cancelled_from_another_thread(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
         port.timeout = None
         bring(port, server, b"ab")
         taken = pool.submit(port.read, 3)
@@ -381,8 +388,8 @@ def test_a_read_can_be_cancelled_from_another_thread(server: ScriptedAccessServe
         assert taken.result(LIMIT_S) == b"ab"
 
 
-def test_closing_ends_a_read_in_another_thread(server: ScriptedAccessServer) -> None:
-    with connect(server) as port, ThreadPoolExecutor(1) as pool:
+def test_closing_ends_a_read_in_another_thread(server: ScriptedAccessServer, port: Serial) -> None:
+    with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(port.read, 1)
         port.close()
         with pytest.raises(serial.PortNotOpenError):
@@ -390,22 +397,21 @@ def test_closing_ends_a_read_in_another_thread(server: ScriptedAccessServer) -> 
 
 
 def test_a_lost_connection_is_told_once_all_that_came_is_read(
-    server: ScriptedAccessServer,
+    server: ScriptedAccessServer, port: Serial
 ) -> None:
-    with connect(server) as port:
-        bring(port, server, b"panic")
-        server.hang_up()
-        server.wait_for(lambda: inside(port).received.ended is not None)
-        assert port.in_waiting == 5
-        assert port.read(100) == b"panic"
-        actions: list[Any] = [port.read, lambda: port.in_waiting, lambda: port.write(b"x")]
-        actions += [port.flush, lambda: setattr(port, "baudrate", 9600)]
-        for action in actions:
-            with pytest.raises(serial.SerialException, match="closed the connection"):
-                action()
-        port.close()
-        port.open()
-        bring(port, server, b"here again")
+    bring(port, server, b"panic")
+    server.hang_up()
+    server.wait_for(lambda: inside(port).received.ended is not None)
+    assert port.in_waiting == 5
+    assert port.read(100) == b"panic"
+    actions: list[Any] = [port.read, lambda: port.in_waiting, lambda: port.write(b"x")]
+    actions += [port.flush, lambda: setattr(port, "baudrate", 9600)]
+    for action in actions:
+        with pytest.raises(serial.SerialException, match="closed the connection"):
+            action()
+    port.close()
+    port.open()
+    bring(port, server, b"here again")
 
 
 def test_resetting_the_input_discards_what_is_on_its_way(server: ScriptedAccessServer) -> None:
@@ -420,11 +426,10 @@ def test_resetting_the_input_discards_what_is_on_its_way(server: ScriptedAccessS
         assert port.read(3) == b"new"
 
 
-def test_resetting_the_output_waits_for_nothing(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        server.answer = lambda _: b""
-        port.reset_output_buffer()
-        server.wait_for_commands(rfc2217.PurgeData(PurgeBuffers.TRANSMIT))
+def test_resetting_the_output_waits_for_nothing(server: ScriptedAccessServer, port: Serial) -> None:
+    server.answer = lambda _: b""
+    port.reset_output_buffer()
+    server.wait_for_commands(rfc2217.PurgeData(PurgeBuffers.TRANSMIT))
 
 
 def test_a_reply_may_take_the_networks_time_on_top_of_the_time_out(
@@ -444,20 +449,23 @@ def test_a_reply_may_take_the_networks_time_on_top_of_the_time_out(
 # Writing.
 
 
-def test_a_write_that_the_server_does_not_take_times_out(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        server.reads.clear()
-        port.write_timeout = 0.05
-        with pytest.raises(serial.SerialTimeoutException):
-            port.write(bytes(64 * 1024 * 1024))
-        port.write_timeout = None
-        server.reads.set()
-        port.write(b"end")
-        server.wait_for(lambda: server.data().endswith(b"end"))
+def test_a_write_that_the_server_does_not_take_times_out(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    server.reads.clear()
+    port.write_timeout = 0.05
+    with pytest.raises(serial.SerialTimeoutException):
+        port.write(bytes(64 * 1024 * 1024))
+    port.write_timeout = None
+    server.reads.set()
+    port.write(b"end")
+    server.wait_for(lambda: server.data().endswith(b"end"))
 
 
-def test_a_write_can_be_cancelled_from_another_thread(server: ScriptedAccessServer) -> None:
-    with connect(server) as port, ThreadPoolExecutor(1) as pool:
+def test_a_write_can_be_cancelled_from_another_thread(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
         server.reads.clear()
         written = pool.submit(port.write, bytes(64 * 1024 * 1024))
         begin_s = time.monotonic()
@@ -469,9 +477,9 @@ def test_a_write_can_be_cancelled_from_another_thread(server: ScriptedAccessServ
 
 
 def test_a_server_that_suspends_us_gets_nothing_until_it_resumes(
-    server: ScriptedAccessServer,
+    server: ScriptedAccessServer, port: Serial
 ) -> None:
-    with connect(server) as port, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         server.say(encode(rfc2217.FlowcontrolSuspend()))
         server.wait_for(lambda: inside(port)._suspended)
         port.write_timeout = 0.01
@@ -487,12 +495,13 @@ def test_a_server_that_suspends_us_gets_nothing_until_it_resumes(
         server.wait_for(lambda: server.data() == b"kept")
 
 
-def test_flushing_waits_until_the_server_has_all(server: ScriptedAccessServer) -> None:
-    with connect(server) as port:
-        port.write(b"x" * 100_000)
-        port.flush()
-        assert server.data() == b"x" * 100_000
-        assert port.baudrate == 115200
+def test_flushing_waits_until_the_server_has_all(
+    server: ScriptedAccessServer, port: Serial
+) -> None:
+    port.write(b"x" * 100_000)
+    port.flush()
+    assert server.data() == b"x" * 100_000
+    assert port.baudrate == 115200
 
 
 def test_what_was_written_before_closing_arrives_though_the_board_talks(
