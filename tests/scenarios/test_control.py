@@ -225,18 +225,18 @@ async def test_a_reset_that_was_interrupted_is_not_continued(tmp_path: Path) -> 
         assert w.board.lines[n_lines - 1 :] == [IDLE]
 
 
+@pytest.mark.parametrize("hangs", ["lines", "settings"])
 async def test_a_request_that_hangs_when_its_client_is_suspended_is_answered_once(
-    tmp_path: Path,
+    tmp_path: Path, hangs: str
 ) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         monitor = await w.client()
-        w.board.calls.hang("lines")  # the kernel takes its time
-        await deliver(monitor, control(Control.DTR_ON) + baudrate(9600) + b"x")
+        w.board.calls.hang(hangs)
+        await deliver(monitor, baudrate(9600) + control(Control.DTR_ON) + b"x")
         flasher = await w.asks()
-        await monitor.receive_wire(control_answers(Control.DTR_ON))
-        await monitor.receive_wire(baudrate_answer(9600))
-        w.board.calls.answer()
         await monitor.is_told(Notice.suspended(flasher))
+        await monitor.receive_wire(control_answers(Control.DTR_ON))
+        w.board.calls.answer()
         await asked(monitor, control(Control.REQUEST_DTR), control_answers(Control.DTR_ON))
         assert monitor.received.count(baudrate_answer(9600)) == 1
         flasher.close()

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.support.certificates import Authority
 from tests.support.com_port import FIRST_STATE, modemstate_mask, purge
-from tests.support.gateway_end import GatewayEnd
+from tests.support.gateway_end import GatewayEnd, deliver
 from tests.support.tcp_client import TcpClient
 from tests.support.telnet_wire import (
     AO,
@@ -186,3 +187,23 @@ async def test_many_clients_that_flood_take_no_longer_turns_than_one(tmp_path: P
         for client in clients:
             client.reset()
         await w.until_idle()
+
+
+async def test_requests_that_waited_for_a_board_are_answered_a_few_in_a_turn(
+    tmp_path: Path,
+) -> None:
+    n_requests, answer_bytes = 1024, len(control(Control.REQUEST_DTR))
+    async with world(tmp_path) as w:
+        client = await w.client()
+        await client.receive_wire(FIRST_STATE)
+        w.board.calls.room = 0
+        await deliver(client, b"x" * 100_000 + control(Control.REQUEST_DTR) * n_requests)
+        assert client.unread_bytes == 0
+        w.board.calls.room = None
+        w.board.start_reading()
+        came = [0]
+        while came[-1] < n_requests * answer_bytes:
+            await asyncio.sleep(0)
+            came.append(client.unread_bytes)
+        # 256 in a turn; the kernel may bring the answers of some turns together.
+        assert max(b - a for a, b in pairwise(came)) <= 3 * 256 * answer_bytes

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import ctypes
+import fcntl
 import re
 import select
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from typing import Self
 
@@ -131,6 +134,13 @@ class TcpClient:
     def has_more(self) -> bool:
         """Whether anything has come that has not been read."""
         return bool(select.select([self._socket], [], [], 0)[0])
+
+    @property
+    def unread_bytes(self) -> int:
+        """What has come and has not been read."""
+        count = array.array("i", [0])
+        fcntl.ioctl(self._socket, termios.FIONREAD, count)
+        return count[0]
 
     async def receive_wire(self, wanted: bytes) -> None:
         """Read until these very bytes have come."""
