@@ -73,6 +73,12 @@ for _tag, _pattern in {
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), None
     )
 
+# PyYAML's own reads 08 as octal.
+_Yaml12Loader.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, 0 if node.value[:2] in ("0x", "0o") else 10),
+)
+
 _VALIDATOR = jsonschema.Draft7Validator(json_schema())
 
 

@@ -70,7 +70,7 @@ def rows(table: str) -> list[tuple[str, str]]:
     ("key", "text"),
     rows(
         f"""
-name      a  _-.09azAZ  a..  {"x" * 32}  007
+name      a  _-.09azAZ  a..  {"x" * 32}  007  08
 host      0.0.0.0  ::  fe80::1%eth0  my_pi.lab-2.example.
 log_file  /log  /l{"o" * 300}g/.a
 """
