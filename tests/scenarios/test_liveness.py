@@ -186,6 +186,17 @@ async def test_a_client_that_answers_late_keeps_its_port(
         await client.receive_data(b"still here")
 
 
+async def test_the_newcomer_is_served_at_once_when_the_doubted_client_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(tmp_path) as w:
+        _, client, newcomer = await doubted(w, monkeypatch, silence_s=2.0)
+        client.close()
+        await until(lambda: w.is_served(newcomer))
+        await w.pass_time(5.0)
+        assert (w.status.controls, len(w.ends(client))) == (newcomer.name, 1)
+
+
 @pytest.mark.parametrize(("silence_s", "source"), [(0.9, "127.0.0.1"), (99.0, "127.0.0.2")])
 async def test_a_client_that_was_just_heard_of_or_a_newcomer_from_elsewhere_raises_no_doubt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silence_s: float, source: str

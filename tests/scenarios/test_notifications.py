@@ -169,6 +169,9 @@ async def test_errors_on_the_wire_are_told_to_clients_that_asked_for_them(tmp_pa
         await client.settled()
         seen = looks(w)
         assert (await told_within(w, client, 10.0), seen) == (b"", [])
+        w.board.calls.counters = counters(brk=9)  # while they are not asked for
+        await client.send(linestate_mask(Linestate.BREAK))
+        assert await told_within(w, client, 1.0) == b""
 
 
 async def test_counters_of_a_board_that_was_plugged_in_again_are_no_errors(
@@ -213,6 +216,8 @@ async def test_looks_do_not_pile_up_behind_a_driver_that_takes_its_time(tmp_path
         w.board.calls.modem_bits = termios.TIOCM_CTS
         w.board.calls.answer()
         await client.receive_wire(modemstate(CTS | DELTA_CTS))
+        await turns(50)
+        assert len(seen) == 1
 
 
 @pytest.mark.parametrize("ends", [wont(COM_PORT), None])
