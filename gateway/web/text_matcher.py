@@ -1,9 +1,9 @@
-"""The program that looks for a regular expression in bytes: see text_wait.py.
+"""A program that searches bytes for a regular expression; `output_api.TextWait` runs it.
 
-Run by itself, without the package: `python text_matcher.py`. Reads frames, each a line with a
-position and a number of bytes and then these bytes. The first is the expression (its position is
-not used), the others are what the board says. Writes one line of JSON at the first match, or when
-the expression can't be used: `{"error": ...}`.
+It runs without the package: `python text_matcher.py`. It reads frames, each a line with a position
+and a number of bytes and then these bytes: first the expression (its position is not used), then
+output of the board. It writes one line of JSON at the first match, or `{"error": ...}` when the
+expression can't be used.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-#: A match may be so long, unless more has come at once.
+#: The longest match over several frames.
 _WINDOW_BYTES = 8192
 
-#: A match with its groups, of which each may be as long. MAX_ANSWER_BYTES of text_wait.py is what
-#: that becomes in JSON, at six characters a byte.
+#: A match with its groups. In JSON this is at most MAX_ANSWER_BYTES of output_api.py, at six
+#: characters a byte.
 _MOST_FOUND_BYTES = 262144
 
-#: Of memory for all of it, and seconds of a processor: an expression that needs more has none.
+#: Of memory, and seconds of CPU; an expression that needs more is given up.
 _MOST_MEMORY_BYTES = 256 << 20
 _MOST_CPU_S = 20
 
 
 def main() -> int:
-    """Look for it; 0 when it was found or is none."""
+    """Search; 0 after a match or an invalid expression, 1 without a match."""
     limit(resource.RLIMIT_AS, _MOST_MEMORY_BYTES)
     limit(resource.RLIMIT_CPU, _MOST_CPU_S)
     stream = sys.stdin.buffer
@@ -48,13 +48,13 @@ def main() -> int:
 
 
 def limit(what: int, most: int) -> None:
-    """Set a limit of the kernel's; who waits has one of its own where that may not be done."""
-    with contextlib.suppress(OSError, ValueError):  # the service's sandbox may forbid it
+    """Set a limit of the kernel's, where the service's sandbox permits it."""
+    with contextlib.suppress(OSError, ValueError):  # the service gives up too, after its own limits
         resource.setrlimit(what, (most, most))
 
 
 def look(pattern: re.Pattern[bytes], stream: BinaryIO) -> dict[str, object] | None:
-    """The first match in what comes; None if the stream ends without one."""
+    """The first match in the frames; None if the stream ends without one."""
     window = b""
     for seq, data in frames(stream):
         window += data
