@@ -107,6 +107,23 @@ async def test_a_slow_board_is_given_the_time_that_the_kernel_needs_to_show_prog
         await w.until(lambda: w.logged(Logged.DROPPED))
 
 
+async def test_the_time_of_a_client_that_finishes_counts_for_the_cleanup_behind_it(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as w:
+        client = await w.client()
+        w.board.calls.room = 0
+        await client.send(b"x" * 200_000)  # more than the port takes: the session finishes first
+        await w.until(lambda: w.status.sent_bytes > 65536)
+        await client.reads_what_has_come()
+        client.close()
+        await w.pass_time(9.5)
+        assert (w.state, w.logged(Logged.DROPPED)) == (State.IN_USE, [])
+        await w.pass_time(0.6)
+        await w.until(State.IDLE)
+        assert w.status.dropped_bytes == 200_000
+
+
 async def test_bytes_that_leave_are_let_out_for_ten_minutes_and_no_longer(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await leaves_unsent(w)
@@ -316,6 +333,17 @@ async def test_a_board_that_is_back_from_its_touch_is_not_touched_again(tmp_path
         client.close()
         await w.until_idle()
         assert set(w.board.lines) == {BOTH}
+
+
+async def test_a_board_that_leaves_at_its_touch_does_not_keep_the_port(tmp_path: Path) -> None:
+    async with world(tmp_path, "grace_s: 30", usb_ids=FEATHER_M0) as w:
+        (await opened_at_1200(w)).close()
+        await w.pass_until(lambda: w.board.lines == [IDLE])
+        w.board.unplug()
+        await w.until(lambda: w.state in {State.ABSENT, State.BROKEN})
+        w.board.plug()
+        await w.pass_until(lambda: w.state == State.IDLE)
+        assert w.board.lines == [IDLE, BOTH, BOTH]
 
 
 async def test_a_rate_that_was_set_for_a_board_that_has_gone_is_no_touch_of_the_next(

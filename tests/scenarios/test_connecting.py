@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import ssl
@@ -137,6 +138,28 @@ async def test_the_connection_ends_with_the_board_and_comes_back_with_it(tmp_pat
                     w.board.unplug()
                     assert (await w.run(client.receive_to_end())) == b""
                     await w.pass_until(lambda: w.state == State.ABSENT)
+
+
+async def test_a_far_end_that_dies_without_a_word_is_noticed_by_keepalive(tmp_path: Path) -> None:
+    with FarEnd() as far_end:
+        async with dialling(tmp_path, far_end.address) as w:
+            with await far_end.accept():
+                await has_board(w)
+                with socket_to(far_end) as ours:
+                    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                    assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 15
+
+
+def socket_to(far_end: FarEnd) -> socket.socket:
+    """The gateway's own socket, found among the descriptors of this process."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if entry.is_symlink() and str(entry.readlink()).startswith("socket:"):
+            found = socket.socket(fileno=os.dup(int(entry.name)))
+            with suppress(OSError):
+                if found.getpeername() == ("127.0.0.1", far_end.tcp_port):
+                    return found
+            found.close()
+    raise AssertionError
 
 
 # --- attempts that fail

@@ -133,14 +133,19 @@ async def test_stopping_puts_the_lines_to_rest_and_closes_the_tty(tmp_path: Path
         assert reasons == ["the gateway is shutting down"]
 
 
+@pytest.mark.parametrize("kept_by", ["gateway", "kernel"])
 async def test_stopping_puts_the_lines_of_a_board_to_rest_that_takes_no_bytes(
-    tmp_path: Path,
+    tmp_path: Path, kept_by: str
 ) -> None:
     """A board that is held in reset takes none, and must not stay so for them."""
     async with world(tmp_path) as w:
         client = await w.client()
+        await client.set_baudrate(110)  # the kernel is given 26 s for them
         await client.control(Control.RTS_ON)
-        w.board.calls.room = 0
+        if kept_by == "gateway":
+            w.board.calls.room = 0
+        else:
+            w.board.calls.unsent_bytes = 20_000
         await client.send(b"x" * 1000)
         await w.until(lambda: w.status.sent_bytes == 1000)
         client.close()

@@ -28,7 +28,7 @@ EIO = OSError(errno.EIO, "broken")
 DENIED = PermissionError(errno.EACCES, "denied")
 
 
-def failing(error: OSError) -> Callable[[World], None]:
+def failing(error: Exception) -> Callable[[World], None]:
     """What `world` is to start with: a tty that can't be opened."""
     return lambda w: w.board.calls.fail("open", error)
 
@@ -103,6 +103,25 @@ async def test_permissions_that_udev_has_not_set_yet_are_waited_for(tmp_path: Pa
         await w.pass_time(0.02)
         assert w.state == State.IDLE
         assert Logged.OPEN_FAILED not in w.events
+
+
+async def test_a_failure_of_another_kind_breaks_the_port_as_well(tmp_path: Path) -> None:
+    async with world(tmp_path, starting=failing(RuntimeError("unexpected"))) as w:
+        assert (w.state, w.status.reason) == (State.BROKEN, "unexpected")
+
+
+async def test_a_fresh_tty_is_raw_and_rid_of_its_echo_before_the_lines_move(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, starting=lambda w: w.board.start_echoing_as_fresh()) as w:
+        names = [call.name for call in w.board.calls.log]
+        assert names == ["open", "exclusive", "settings", "flush", "lines", "settings"]
+        assert w.board.calls.named("flush")[0].value == "output"  # nothing of what the board said
+        await w.release()
+        w.resume()
+        await w.until(State.IDLE)
+        # What is queued for the board of a tty that was raw is kept.
+        assert len(w.board.calls.named("flush")) == 1
 
 
 async def test_permissions_that_stay_denied_break_the_port(tmp_path: Path) -> None:
@@ -281,6 +300,7 @@ async def test_a_held_tty_is_opened_once_and_again_a_second_after_it_was_closed(
             w.rescan()
             await w.pass_time(1.0)
             assert w.board.calls.tries == 1
+            assert [call.name for call in w.board.calls.log] == ["open", "close"]
             assert w.said(Logged.OPEN_FAILED, "reason") == ["in use by another program"]
             # The next program of the same command has it.
             with OtherProgram(board.path, locks=False) as next_holder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.world import (
     PURGE_TRANSMIT,
     STRAP,
     Control,
+    State,
     World,
     baudrate,
     com_port,
@@ -136,6 +138,58 @@ async def test_a_board_that_takes_nothing_is_not_waited_for_without_end(tmp_path
         w.board.calls.unsent_bytes = 100  # for ever, as the driver says
         await client.send(b"bytes" + control(Control.DTR_ON))
         await w.until(lambda: w.board.lines[-1] == STRAP)
+
+
+@pytest.mark.parametrize(
+    ("bps", "n_bytes", "limit_s"),
+    [(115200, 1152, 0.62), (115200, 60_000, 2.63), (300, 60_000, 26.0), (9600, 800, 1.5)],
+)
+async def test_bytes_in_the_kernel_are_given_the_time_that_the_wire_needs(
+    tmp_path: Path, bps: int, n_bytes: int, limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monotonic, passed_s = time.monotonic, [0.0]
+
+    def note(name: str) -> None:
+        if name == "unsent":  # each look takes a while
+            passed_s[0] += limit_s / 50
+
+    def of_thread() -> float:
+        return 0.0 if threading.current_thread() is threading.main_thread() else passed_s[0]
+
+    async with world(tmp_path) as w:
+        client = await w.client()
+        await client.set_baudrate(bps)
+        await client.send(bytes(n_bytes))
+        await w.board.reads_bytes(n_bytes)
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + of_thread())
+        began_s = monotonic()
+        w.board.calls.on_call = note
+        w.board.calls.unsent_bytes = 100
+        w.board.calls.hang("unsent")
+        await client.send(control(Control.DTR_ON))
+        await turns(20)
+        await w.clock.advance(limit_s + 7.0)  # a wait for the wire is no kernel that hangs
+        assert w.state == State.IN_USE
+        w.board.calls.answer()
+        await w.until(lambda: w.board.lines[-1] == STRAP)
+        assert passed_s[0] <= limit_s * 1.05
+        assert passed_s[0] + monotonic() - began_s >= limit_s - 0.01
+
+
+async def test_a_burst_is_read_at_once_and_in_bounded_pieces(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        client = await w.client()
+        sent_bytes = w.board.write_some(bytes(60_000))
+        while w.board.unread_bytes < 4095:  # all that a tty gives at a time
+            threading.Event().wait(0.001)  # without a turn of the loop
+        turn_bytes = []
+        while sum(w.board.calls.reads) < sent_bytes:
+            before = sum(w.board.calls.reads)
+            await asyncio.sleep(0)
+            turn_bytes.append(sum(w.board.calls.reads) - before)
+        assert max(turn_bytes) > 4095
+        assert max(turn_bytes) <= 65536 + 4095
+        await client.receive_data(bytes(sent_bytes))
 
 
 async def test_a_rate_that_the_driver_refuses_leaves_the_former_in_force(tmp_path: Path) -> None:

@@ -59,13 +59,15 @@ class TtyCalls:
 
     `log` has, oldest first: "open", "exclusive", "settings" (value: "9600 8N1"), "lines" (Lines),
     "break" (bool), "flush" ("input", "output"), "drain", "write" (bytes) and "close". Opening
-    raises both lines, as the kernel does. Reading states changes nothing and is not recorded; its
-    name for `hang` and `fail` is "states".
+    raises both lines, as the kernel does. What changes nothing is not recorded: for `hang`, `fail`
+    and `on_call`, "states" is TIOCMGET, "unsent" is TIOCOUTQ where `unsent_bytes` is given; `reads`
+    has the sizes of what was read.
     """
 
     def __init__(self) -> None:
         self.log: list[TtyCall] = []
         self.lines: list[Lines] = []  # every state of DTR and RTS, opening included
+        self.reads: list[int] = []
         self.tries = 0  # to open a watched tty, whether it is there or not
         self.modem_bits = 0  # the board's lines, TIOCM_CTS for instance
         self.counters: tuple[int, ...] | None = None  # TIOCGICOUNT; None: the driver has none
@@ -185,6 +187,12 @@ class TtyCalls:
         self._record("write", copied[:sent])
         return sent
 
+    def _read(self, really: Callable[[int, int], bytes], descriptor: int, size: int) -> bytes:
+        data = really(descriptor, size)
+        if descriptor in self.descriptors:
+            self.reads.append(len(data))
+        return data
+
     def _ioctl(
         self, really: Callable[..., Any], descriptor: int, request: int, arg: Any = 0, *rest: Any
     ) -> Any:
@@ -212,6 +220,7 @@ class TtyCalls:
             case _ if request == _TIOCGICOUNT and self.counters is not None:
                 return _answered(arg, "20i", *self.counters, *[0] * (20 - len(self.counters)))
             case termios.TIOCOUTQ if self.unsent_bytes is not None:
+                self._enter("unsent")
                 return _answered(arg, "i", self.unsent_bytes)
             case _ if request == _TCSETS2:
                 return self._set(lambda: really(descriptor, request, arg, *rest), descriptor)
@@ -230,7 +239,7 @@ class TtyCalls:
         return result
 
     def __enter__(self) -> Self:
-        os_close, os_write, ioctl = os.close, os.write, fcntl.ioctl
+        os_close, os_read, os_write, ioctl = os.close, os.read, os.write, fcntl.ioctl
         tcsetattr, tcflush, tcdrain = termios.tcsetattr, termios.tcflush, termios.tcdrain
 
         def set_attributes(descriptor: int, when: int, attributes: Any) -> None:
@@ -255,6 +264,7 @@ class TtyCalls:
 
         self._patch.setattr(os, "open", self._open)
         self._patch.setattr(os, "close", lambda fd: self._close(os_close, fd))
+        self._patch.setattr(os, "read", lambda fd, size: self._read(os_read, fd, size))
         self._patch.setattr(os, "write", lambda fd, data: self._write(os_write, fd, data))
         self._patch.setattr(fcntl, "ioctl", lambda *args: self._ioctl(ioctl, *args))
         self._patch.setattr(termios, "tcsetattr", set_attributes)

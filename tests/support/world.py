@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import termios
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -216,6 +217,13 @@ class Board(PtyBoard):
         """The tty appears."""
         super().plug()
         self.calls.watch(str(self.path))
+
+    def start_echoing_as_fresh(self) -> None:
+        """Let the tty be as the kernel makes it: it echoes what the board sends."""
+        with OtherProgram(self.path, locks=False) as tty:
+            attributes = termios.tcgetattr(tty.descriptor)
+            attributes[3] |= termios.ECHO | termios.ICANON
+            termios.tcsetattr(tty.descriptor, termios.TCSANOW, attributes)
 
     async def reads(self, wanted: bytes) -> None:
         """Read until so much has come; all that was ever read is to be `wanted`."""
