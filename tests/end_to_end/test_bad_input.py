@@ -44,11 +44,6 @@ ATTACKS = {
 }
 
 
-def resident_kib(lab: Lab) -> int:
-    status = Path(f"/proc/{lab.service.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
-
-
 def connect(board: LabBoard) -> socket.socket:
     return socket.create_connection(("127.0.0.1", board.tcp_port), timeout=_LIMIT_S)
 
@@ -108,12 +103,12 @@ def events_of(lab: Lab, client: str) -> Counter[str]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_leaves_the_service_as_it_was(tmp_path: Path, name: str) -> None:
     with service_with_a_quiet_user(tmp_path) as lab:
-        before_kib = resident_kib(lab)
+        before_kib = lab.service.figures.resident_kib()
         with connect(lab.boards["desk"]) as client:
             attacker = name_of(client)
             client.recv(1)  # greeted: one that has reset before it was accepted has no name
             attack(client, ATTACKS[name])
-            grown_kib = resident_kib(lab) - before_kib
+            grown_kib = lab.service.figures.resident_kib() - before_kib
             reset(client)
         # What it had sent is let out first, at 115200 baud.
         lab.service.wait_for_line(
@@ -128,7 +123,7 @@ def test_an_attack_leaves_the_service_as_it_was(tmp_path: Path, name: str) -> No
 def test_a_port_scan_leaves_the_service_as_it_was(tmp_path: Path) -> None:
     with service_with_a_quiet_user(tmp_path) as lab:
         desk = lab.boards["desk"]
-        before_kib = resident_kib(lab)
+        before_kib = lab.service.figures.resident_kib()
         for index in range(SCANS):
             with connect(desk) as client:
                 if index % 2:
@@ -143,5 +138,5 @@ def test_a_port_scan_leaves_the_service_as_it_was(tmp_path: Path) -> None:
                 greeting = client.recv(1)
         with serial.serial_for_url(desk.url, baudrate=115200, timeout=_LIMIT_S) as client:
             assert_answers(client)
-        assert resident_kib(lab) - before_kib < MAX_GROWTH_KIB
+        assert lab.service.figures.resident_kib() - before_kib < MAX_GROWTH_KIB
         assert desk.boots() == ["app"]

@@ -43,12 +43,6 @@ class LimitedService(BackgroundProcess):
         limits = f'ulimit -Sn {descriptors // 2} && ulimit -Hn {descriptors} && exec "$@"'
         super().__init__(["sh", "-c", limits, "sh", *command, "--socket", self.status])
 
-    def memory_kib(self) -> int:
-        """What it has of the machine's memory."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        (size,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
-        return int(size)
-
     def told(self, event: str) -> list[dict[str, object]]:
         """The log lines of an event."""
         lines = [json.loads(line) for line in self.log if line.startswith("{")]
@@ -194,19 +188,19 @@ async def test_the_memory_of_waiting_clients_and_of_handshakes_is_bounded(
         with ExitStack() as held:
             with await TlsClient.connect_tls(secured, authority.client(None)):
                 pass  # what OpenSSL loads with the first
-            before_kib = service.memory_kib()
+            before_kib = service.figures.resident_kib()
             for _ in range(MAX_HANDSHAKES):
                 client = held.enter_context(await TcpClient.connect(secured))
                 await client.send(hello(authority))
                 await client.receive_some()
-            handshake_kib = (service.memory_kib() - before_kib) / MAX_HANDSHAKES
+            handshake_kib = (service.figures.resident_kib() - before_kib) / MAX_HANDSHAKES
             assert handshake_kib < HANDSHAKE_KIB
         with ExitStack() as held:
-            before_kib = service.memory_kib()
+            before_kib = service.figures.resident_kib()
             for _ in range(500):
                 client = held.enter_context(await TcpClient.connect(plain))
             await asyncio.to_thread(service.wait_for_line, "client_waits", count=500)
-            client_kib = (service.memory_kib() - before_kib) / 500
+            client_kib = (service.figures.resident_kib() - before_kib) / 500
             assert client_kib < CLIENT_KIB
         print(f"{handshake_kib:.0f} KiB a handshake, {client_kib:.0f} KiB a client")  # noqa: T201
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -89,6 +90,35 @@ def free_tcp_port() -> int:
         return port
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What a process that runs has of the machine, from /proc."""
+
+    pid: int
+
+    def resident_kib(self) -> int:
+        """Resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    def open_files(self) -> list[str]:
+        """What each of its descriptors stands for."""
+        targets = []
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                targets.append(str(link.readlink()))
+        return sorted(targets)
+
+    def threads(self) -> int:
+        """How many there are."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def cpu_s(self) -> float:
+        """CPU time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class BackgroundProcess:
     """A process that runs while the test does; a context manager that starts and stops it.
 
@@ -111,6 +141,11 @@ class BackgroundProcess:
         """The process's id; only while it has been started and not yet stopped."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def figures(self) -> Figures:
+        """Its memory, descriptors and CPU."""
+        return Figures(self.pid)
 
     def start(self) -> None:
         """Starts the process; returns at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from tests.support.fuzz_case import Case, from_text, shrink, to_text
 from tests.support.fuzz_generator import CORPUS, load_corpus, make_case
 from tests.support.fuzz_world import FuzzFailure, FuzzWorld, fuzz_world
+from tests.support.processes import Figures
 from tests.support.virtual_loop import VirtualLoop
 
 FAILURES = Path("fuzz-failures")
@@ -108,12 +110,6 @@ def replay(path: Path) -> int:
     return 1
 
 
-def resident_kib() -> int:
-    """What this process occupies."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
-
-
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -136,14 +132,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warm_up_bytes = int(options.bytes * _WARM_UP_PART)
     try:
         taken = fuzz(options.seed, warm_up_bytes, options.seconds * _WARM_UP_PART)
-        before_kib = resident_kib()
+        before_kib = Figures(os.getpid()).resident_kib()
         left_s = options.seconds - (time.monotonic() - started)
         # Other seeds than before: the first part has not come so far.
         taken += fuzz(options.seed + options.bytes, options.bytes - taken, left_s)
     except FoundError as found:
         _say(str(found))
         return 1
-    grown_kib = resident_kib() - before_kib
+    grown_kib = Figures(os.getpid()).resident_kib() - before_kib
     seconds = time.monotonic() - started
     _say(f"{taken} bytes in {seconds:.0f} s, nothing found; memory grew by {grown_kib} KiB")
     if grown_kib > MAX_GROWTH_KIB:

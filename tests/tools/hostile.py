@@ -25,9 +25,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.support.lab import Lab, LabBoard
+from tests.support.processes import Figures
 from tests.support.telnet_wire import (
     AYT,
     COM_PORT,
@@ -231,51 +233,31 @@ class Console:
 
 
 class Watch:
-    """The service's memory, descriptors and CPU, sampled on a thread."""
+    """The most memory and descriptors of the service, sampled on a thread, and its CPU."""
 
-    def __init__(self, pid: int) -> None:
-        self._process = Path(f"/proc/{pid}")
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch")
         self.most_kib = 0
         self.most_descriptors = 0
 
     def __enter__(self) -> Watch:
-        self._begin_s, self._begin_cpu_s = time.monotonic(), self.cpu_s()
+        self._begin_s, self._begin_cpu_s = time.monotonic(), self._figures.cpu_s()
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.cpu_share = (self.cpu_s() - self._begin_cpu_s) / (time.monotonic() - self._begin_s)
+        used_s = self._figures.cpu_s() - self._begin_cpu_s
+        self.cpu_share = used_s / (time.monotonic() - self._begin_s)
 
     def _run(self) -> None:
         while not self._stop.wait(_SAMPLE_S):
-            self.most_kib = max(self.most_kib, self.resident_kib())
-            self.most_descriptors = max(self.most_descriptors, self.descriptors())
-
-    def descriptors(self) -> int:
-        """How many it has open now."""
-        return len(self.open_files())
-
-    def open_files(self) -> list[str]:
-        """What each of its descriptors stands for, as /proc names it."""
-        targets = []
-        for link in (self._process / "fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                targets.append(str(link.readlink()))
-        return sorted(targets)
-
-    def resident_kib(self) -> int:
-        """What it occupies now."""
-        status = (self._process / "status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
-
-    def cpu_s(self) -> float:
-        """CPU time that it has used."""
-        fields = (self._process / "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            self.most_kib = max(self.most_kib, self._figures.resident_kib())
+            n_open = len(self._figures.open_files())
+            self.most_descriptors = max(self.most_descriptors, n_open)
 
 
 def flash(board: LabBoard, rng: random.Random) -> str:
@@ -303,17 +285,17 @@ def run(folder: Path, seconds: float, seed: int, count: int = ATTACKERS) -> int:
         for each in lab.boards.values():
             each.wait_for_app()
         lab.service.wait_for_line(r"status_(not_)?served")  # the last that is opened
-        watch = Watch(lab.service.pid)
-        idle, idle_kib = watch.descriptors(), watch.resident_kib()
+        figures = lab.service.figures
+        watch = Watch(figures)
+        idle, idle_kib = len(figures.open_files()), figures.resident_kib()
         with Console(lab.boards["console"]) as console, watch:
             made, failures = flash_under_attack(lab, seconds, seed, count)
         wrong += [failure for failure in failures if failure]
         deadline = time.monotonic() + _LIMIT_S
-        while watch.descriptors() > idle and time.monotonic() < deadline:
+        while len(files := figures.open_files()) > idle and time.monotonic() < deadline:
             time.sleep(0.5)
-        left = watch.descriptors()
+        left = len(files)
         if left > idle:
-            files = ", ".join(watch.open_files())
             wrong.append(f"{left} descriptors are open after the attack, {idle} before: {files}")
         if (boots := lab.boards["quiet"].boots()) != ["app"]:
             wrong.append(f"the board `quiet` has booted {boots}")
@@ -360,9 +342,7 @@ def flash_under_attack(
     return made, failures
 
 
-def say(text: str) -> None:
-    """Print a line now."""
-    print(text, flush=True)
+say = partial(print, flush=True)  # now, also into a pipe
 
 
 def only_honest(config: Path, name: str) -> None:

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -39,6 +40,8 @@ _LIMIT_S = 60.0
 #: no growth: it is there before the memory is measured first.
 _KEPT_BYTES = 65536
 MAX_GROWTH = 0.05
+
+_say = partial(print, flush=True)
 
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
@@ -321,7 +324,6 @@ class Watch:
 
     def __init__(self, lab: Lab) -> None:
         self._service = lab.service
-        self._process = Path(f"/proc/{lab.service.pid}")
         self._n_asked = 0
 
     def counts(self) -> Counts:
@@ -329,8 +331,8 @@ class Watch:
         self._n_asked += 1
         self._service.send_signal(signal.SIGUSR1)
         told = self._service.wait_for_line(r'"tasks": (\d+)', _LIMIT_S, self._n_asked)
-        descriptors, threads = (list((self._process / name).iterdir()) for name in ("fd", "task"))
-        return Counts(len(descriptors), len(threads), int(told[1]))
+        figures = self._service.figures
+        return Counts(len(figures.open_files()), figures.threads(), int(told[1]))
 
     def settled_counts(self, idle: Counts) -> Counts:
         """The counts when they are as before, or after some waiting; a port may still come back."""
@@ -338,11 +340,6 @@ class Watch:
         while (now := self.counts()) != idle and time.monotonic() < deadline:
             time.sleep(0.1)
         return now
-
-    def resident_kib(self) -> int:
-        """What it occupies."""
-        status = (self._process / "status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0])
 
 
 @contextlib.contextmanager
@@ -384,14 +381,14 @@ def soak(
             thread.start()
         for player in players:
             player.is_warm.wait()
-        warm_kib = watch.resident_kib()
+        warm_kib = lab.service.figures.resident_kib()
         # However long it took to get warm, something has to happen after it.
         time.sleep(max(started + seconds - time.monotonic(), seconds / 4))
         deadline.set()
         for thread in threads:
             thread.join()
         left = watch.settled_counts(idle)
-        end_kib = watch.resident_kib()
+        end_kib = lab.service.figures.resident_kib()
         tracebacks = sum("Traceback" in line for line in lab.service.log)
     for kind_name, count in tally.clients.most_common():
         compared_bytes = tally.compared_bytes[kind_name]
@@ -410,10 +407,6 @@ def soak(
         _say(f"  WRONG {what}")
     _say(f"soak: {len(tally.wrong)} wrong")
     return len(tally.wrong)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,15 @@ from tests.tools.benchmarks import targets
 from tests.tools.benchmarks.report import BEGIN, END, Metric, Table, percentile, replaced
 from tests.tools.benchmarks.rows import FULL, QUICK, rows
 from tests.tools.benchmarks.servers import OURS, SERVERS, ser2net_config
-from tests.tools.benchmarks.uart import BUFFER_BYTES, Uart
-from tests.tools.benchmarks.wire import Payload, escaped, hello, payload, unescaped
+from tests.tools.benchmarks.wire import (
+    BUFFER_BYTES,
+    Payload,
+    Uart,
+    escaped,
+    hello,
+    payload,
+    unescaped,
+)
 
 US, PEER = "us", "peer"
 

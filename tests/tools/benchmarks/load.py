@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.tools.benchmarks.uart import Uart
 from tests.tools.benchmarks.wire import (
     Payload,
+    Uart,
     escaped,
     hello,
     payload,

@@ -20,6 +20,8 @@ from typing import Self
 from tests.support.processes import BackgroundProcess
 
 Command = list[str]
+#: The ttys, a TCP port for each and a folder for files -> one command line, or one for each tty.
+Commands = Callable[[Sequence[str], Sequence[int], Path], list[Command]]
 
 _SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 _HOST = "127.0.0.1"
@@ -33,14 +35,10 @@ _WITHOUT_UVLOOP = (
 
 @dataclass(frozen=True)
 class Server:
-    """How one kind of server is started.
-
-    `commands` gets the ttys, a TCP port for each and a folder for files, and returns one command
-    line, or one for each tty. `missing` says what there is not, or "".
-    """
+    """How one kind of server is started; `missing` says what is not installed, or ""."""
 
     name: str
-    commands: Callable[[Sequence[str], Sequence[int], Path], list[Command]]
+    commands: Commands
     missing: Callable[[], str] = lambda: ""
     is_telnet: bool = True
     #: What its documentation tells esptool's users to append to the URL; None: no URL to give.
@@ -64,19 +62,15 @@ class RunningServer:
         """Its processes."""
         return [process.pid for process in self._processes]
 
-    def start(self) -> None:
-        """Start it; returns when it listens everywhere."""
+    def _start(self) -> None:
         for process in self._processes:
             process.start()
             self._stack.callback(process.kill)
-        self._processes[0].wait_until_listening(*self.tcp_ports, limit_s=120)
 
     def start_timed(self) -> float:
         """Start it; seconds until the first port accepts a connection."""
         begin = time.monotonic()
-        for process in self._processes:
-            process.start()
-            self._stack.callback(process.kill)
+        self._start()
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex((_HOST, self.tcp_ports[0])) == 0:
@@ -87,7 +81,8 @@ class RunningServer:
 
     def __enter__(self) -> Self:
         try:
-            self.start()
+            self._start()
+            self._processes[0].wait_until_listening(*self.tcp_ports, limit_s=120)
         except BaseException:
             self._stack.close()
             raise
@@ -106,24 +101,19 @@ def _free_tcp_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
-def _gateway_config(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> str:
-    lines = ["ports:"]
-    for number, (tty, tcp_port) in enumerate(zip(ttys, tcp_ports, strict=True)):
-        lines += [f"  - name: port{number}", f"    tcp: {tcp_port}", f"    device: {tty}"]
-        lines += [f"    host: {_HOST}"]
-    config = folder / "gateway.yaml"
-    config.write_text("\n".join(lines) + "\n")
-    return str(config)
+def _gateway(*interpreter: str) -> Commands:
+    """The gateway, started by these arguments of Python."""
 
+    def commands(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> list[Command]:
+        config = folder / "gateway.yaml"
+        ports = (
+            f"  - {{name: port{number}, host: {_HOST}, tcp: {tcp_port}, device: {tty}}}\n"
+            for number, (tty, tcp_port) in enumerate(zip(ttys, tcp_ports, strict=True))
+        )
+        config.write_text("ports:\n" + "".join(ports))
+        return [[sys.executable, *interpreter, "run", "--config", str(config)]]
 
-def _ours(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> list[Command]:
-    config = _gateway_config(ttys, tcp_ports, folder)
-    return [[sys.executable, "-c", _WITHOUT_UVLOOP, "run", "--config", config]]
-
-
-def _ours_with_uvloop(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> list[Command]:
-    config = _gateway_config(ttys, tcp_ports, folder)
-    return [[sys.executable, "-m", "gateway", "run", "--config", config]]
+    return commands
 
 
 def ser2net_config(ttys: Sequence[str], tcp_ports: Sequence[int], *, tuned: bool) -> str:
@@ -152,7 +142,7 @@ def ser2net_config(ttys: Sequence[str], tcp_ports: Sequence[int], *, tuned: bool
     return "\n".join(lines) + "\n"
 
 
-def _ser2net(*, tuned: bool) -> Callable[[Sequence[str], Sequence[int], Path], list[Command]]:
+def _ser2net(*, tuned: bool) -> Commands:
     def commands(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> list[Command]:
         config = folder / "ser2net.yaml"
         config.write_text(ser2net_config(ttys, tcp_ports, tuned=tuned))
@@ -162,9 +152,7 @@ def _ser2net(*, tuned: bool) -> Callable[[Sequence[str], Sequence[int], Path], l
     return commands
 
 
-def _each(
-    command: Callable[[str, int], Command],
-) -> Callable[[Sequence[str], Sequence[int], Path], list[Command]]:
+def _each(command: Callable[[str, int], Command]) -> Commands:
     """One process for each port."""
 
     def commands(ttys: Sequence[str], tcp_ports: Sequence[int], folder: Path) -> list[Command]:
@@ -200,9 +188,9 @@ def _needs_module(name: str, package: str) -> Callable[[], str]:
     )
 
 
-OURS = Server("esp-serial-gateway", _ours)
+OURS = Server("esp-serial-gateway", _gateway("-c", _WITHOUT_UVLOOP))
 OURS_WITH_UVLOOP = Server(
-    "esp-serial-gateway, uvloop", _ours_with_uvloop, _needs_module("uvloop", "uvloop")
+    "esp-serial-gateway, uvloop", _gateway("-m", "gateway"), _needs_module("uvloop", "uvloop")
 )
 SER2NET = Server("ser2net, Debian's settings", _ser2net(tuned=False), _needs_program("ser2net"))
 SER2NET_TUNED = Server("ser2net, tuned", _ser2net(tuned=True), _needs_program("ser2net"))
