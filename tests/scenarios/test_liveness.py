@@ -182,6 +182,7 @@ async def test_a_client_that_answers_late_keeps_its_port(
         assert not w.logged(Logged.REFUSED)  # the newcomer waits for the answer
         kernel.silence_s = 0.0
         assert (await w.refused(newcomer)).startswith(Notice.in_use(client))
+        assert w.status.refused == len(w.logged_for(newcomer, Logged.REFUSED)) == 1
         await w.board.write(b"still here")
         await client.receive_data(b"still here")
 
