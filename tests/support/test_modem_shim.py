@@ -3,7 +3,7 @@ import pty
 import socket
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,10 +54,19 @@ def command(script: str, *args: str | Path) -> list[str | Path]:
     return [sys.executable, "-c", PRELUDE + textwrap.dedent(script), *args]
 
 
-def run(shim: Shim, script: str, *args: str | Path, env: dict[str, str] | None = None) -> str:
-    result = run_tool(command(script, *args), LIMIT_S, {**shim.env(), **(env or {})})
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def play(shim: Shim, tty: str) -> Callable[..., str]:
+    """Runs a script on the tty, under the shim; returns what it prints."""
+
+    def play(script: str, *args: str | Path, env: dict[str, str] | None = None) -> str:
+        done = run_tool(command(script, tty, *args), LIMIT_S, {**shim.env(), **(env or {})})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return play
+
+
+Play = Callable[..., str]
 
 
 def line_changes(shim: Shim) -> list[tuple[str, str, bool, bool]]:
@@ -65,9 +74,8 @@ def line_changes(shim: Shim) -> list[tuple[str, str, bool, bool]]:
     return [(call.name, call.args, call.dtr, call.rts) for call in shim.calls(*names)]
 
 
-def test_pyserial_sets_and_reads_back_lines_on_a_pty(shim: Shim, tty: str) -> None:
-    out = run(
-        shim,
+def test_pyserial_sets_and_reads_back_lines_on_a_pty(shim: Shim, tty: str, play: Play) -> None:
+    out = play(
         """
         port = serial.Serial(tty)
         print(lines_of(port.fd))
@@ -76,8 +84,7 @@ def test_pyserial_sets_and_reads_back_lines_on_a_pty(shim: Shim, tty: str) -> No
         port.rts = False
         print(lines_of(port.fd), port.cts)
         port.close()
-        """,
-        tty,
+        """
     )
     assert out.splitlines() == ["(True, True)", "(False, True)", "(False, False) False"]
     assert line_changes(shim) == [
@@ -93,16 +100,14 @@ def test_pyserial_sets_and_reads_back_lines_on_a_pty(shim: Shim, tty: str) -> No
     assert [call.time_ns for call in calls] == sorted(call.time_ns for call in calls)
 
 
-def test_tiocmset_changes_both_lines_in_one_step(shim: Shim, tty: str) -> None:
-    out = run(
-        shim,
+def test_tiocmset_changes_both_lines_in_one_step(shim: Shim, play: Play) -> None:
+    out = play(
         """
         fd = os.open(tty, flags)
         for bits in (0, RTS, DTR, DTR | RTS):
             set_lines(fd, bits)
             print(*lines_of(fd))
-        """,
-        tty,
+        """
     )
     assert out.splitlines() == ["False False", "False True", "True False", "True True"]
     assert line_changes(shim) == [
@@ -125,22 +130,19 @@ def test_tiocmset_changes_both_lines_in_one_step(shim: Shim, tty: str) -> None:
         "libc.__open64_2(path, flags)",
     ],
 )
-def test_every_way_to_open_a_tty_is_seen(shim: Shim, tty: str, call: str) -> None:
-    out = run(
-        shim,
+def test_every_way_to_open_a_tty_is_seen(shim: Shim, play: Play, call: str) -> None:
+    out = play(
         f"""
         libc, path = ctypes.CDLL(None), tty.encode()
         print(*lines_of({call}))
-        """,
-        tty,
+        """
     )
     assert out == "True True\n"
     assert line_changes(shim) == [("open", "-", True, True)]
 
 
-def test_the_last_close_lowers_the_lines_only_with_hupcl(shim: Shim, tty: str) -> None:
-    run(
-        shim,
+def test_the_last_close_lowers_the_lines_only_with_hupcl(shim: Shim, play: Play) -> None:
+    play(
         """
         fd, other = os.open(tty, flags), os.open(tty, flags)
         os.close(other)
@@ -153,8 +155,7 @@ def test_the_last_close_lowers_the_lines_only_with_hupcl(shim: Shim, tty: str) -
         set_lines(fd, RTS)
         os.close(fd)
         os.close(os.open(tty, flags))
-        """,
-        tty,
+        """
     )
     assert line_changes(shim) == [
         ("open", "-", True, True),
@@ -169,9 +170,8 @@ def test_the_last_close_lowers_the_lines_only_with_hupcl(shim: Shim, tty: str) -
     ]
 
 
-def test_settings_flushes_and_breaks_are_logged_in_order(shim: Shim, tty: str) -> None:
-    run(
-        shim,
+def test_settings_flushes_and_breaks_are_logged_in_order(shim: Shim, play: Play) -> None:
+    play(
         """
         fd = os.open(tty, flags)
         attributes = termios.tcgetattr(fd)
@@ -186,8 +186,7 @@ def test_settings_flushes_and_breaks_are_logged_in_order(shim: Shim, tty: str) -
         struct.pack_into("I", settings, 8, termios.CS8 | 0x1000)  # BOTHER
         struct.pack_into("I", settings, 40, 250000)
         fcntl.ioctl(fd, 0x402C542B, bytes(settings))  # TCSETS2
-        """,
-        tty,
+        """
     )
     assert [call.name for call in shim.calls()] == [
         "open",
@@ -205,23 +204,22 @@ def test_settings_flushes_and_breaks_are_logged_in_order(shim: Shim, tty: str) -
     assert shim.calls("TCSETS2")[0].args.endswith(",speed=250000")
 
 
-def test_counters_are_zeros_or_what_the_file_says(shim: Shim, tty: str) -> None:
+def test_counters_are_zeros_or_what_the_file_says(shim: Shim, play: Play) -> None:
     script = """
         fd = os.open(tty, flags)
         counters = array.array("i", [-1] * 20)
         fcntl.ioctl(fd, 0x545D, counters)  # TIOCGICOUNT
         print(*counters)
         """
-    assert run(shim, script, tty).split() == ["0"] * 20
+    assert play(script).split() == ["0"] * 20
     shim.set_counters(0, 0, 0, 0, 100, 200, 3, 4)
-    assert run(shim, script, tty).split()[:9] == ["0", "0", "0", "0", "100", "200", "3", "4", "0"]
+    assert play(script).split()[:9] == ["0", "0", "0", "0", "100", "200", "3", "4", "0"]
 
 
 def test_waiting_for_a_line_and_other_descriptors_are_left_to_the_kernel(
-    shim: Shim, tty: str, tmp_path: Path
+    shim: Shim, play: Play, tmp_path: Path
 ) -> None:
-    out = run(
-        shim,
+    out = play(
         """
         def fails(fd, request):
             try:
@@ -237,16 +235,16 @@ def test_waiting_for_a_line_and_other_descriptors_are_left_to_the_kernel(
         print(fails(file, termios.TIOCMGET), oct(os.fstat(file).st_mode & 0o777))
         os.close(file)
         """,
-        tty,
         tmp_path / "file",
     )
     assert out.splitlines() == ["True", "True", "True 0o640"]
     assert [call.name for call in shim.calls()] == ["open"]
 
 
-def test_a_child_that_closes_descriptors_leaves_its_parents_tty_alone(shim: Shim, tty: str) -> None:
-    out = run(
-        shim,
+def test_a_child_that_closes_descriptors_leaves_its_parents_tty_alone(
+    shim: Shim, play: Play
+) -> None:
+    out = play(
         """
         fd = os.open(tty, flags)
         set_lines(fd, DTR)
@@ -257,13 +255,14 @@ def test_a_child_that_closes_descriptors_leaves_its_parents_tty_alone(shim: Shim
         subprocess.run(["true"], check=True)
         print(*lines_of(fd))
         """,
-        tty,
     )
     assert out == "True False\n"
     assert [call.name for call in shim.calls()] == ["open", "TIOCMSET", "TIOCMGET"]
 
 
-def test_line_changes_go_to_the_boards_control_socket(shim: Shim, tty: str, tmp_path: Path) -> None:
+def test_line_changes_go_to_the_boards_control_socket(
+    shim: Shim, tty: str, play: Play, tmp_path: Path
+) -> None:
     link = tmp_path / "ttyUSB0"
     link.symlink_to(tty)
     shim.set_controls({"/dev/null": tmp_path / "other", link: tmp_path / "board"})
@@ -271,8 +270,7 @@ def test_line_changes_go_to_the_boards_control_socket(shim: Shim, tty: str, tmp_
         server.settimeout(LIMIT_S)
         server.bind(str(tmp_path / "board"))
         server.listen()
-        run(
-            shim,
+        play(
             """
             fd = os.open(tty, flags)
             set_lines(fd, DTR | RTS)  # no change
@@ -280,8 +278,7 @@ def test_line_changes_go_to_the_boards_control_socket(shim: Shim, tty: str, tmp_
             set_lines(fd, RTS, termios.TIOCMBIS)
             set_lines(fd, DTR)
             os.close(fd)
-            """,
-            tty,
+            """
         )
         connection, _ = server.accept()
         with connection, connection.makefile() as stream:
@@ -299,10 +296,10 @@ def test_line_changes_go_to_the_boards_control_socket(shim: Shim, tty: str, tmp_
 
 
 def test_a_control_socket_that_nobody_serves_is_logged_and_does_no_harm(
-    shim: Shim, tty: str, tmp_path: Path
+    shim: Shim, tty: str, play: Play, tmp_path: Path
 ) -> None:
     shim.set_controls({tty: tmp_path / "nobody"})
-    assert run(shim, "print(*lines_of(os.open(tty, flags)))", tty) == "True True\n"
+    assert play("print(*lines_of(os.open(tty, flags)))") == "True True\n"
     assert [call.name for call in shim.calls()] == ["control-failed", "open", "TIOCMGET"]
 
 
@@ -342,13 +339,8 @@ def test_a_stuck_tty_blocks_its_own_calls_until_it_is_let_go(shim: Shim, tty: st
     assert [call.path for call in shim.calls("TIOCMSET")] == [other, tty]
 
 
-def test_a_delay_may_be_given_once_for_all(shim: Shim, tty: str) -> None:
-    run(
-        shim,
-        "lines_of(os.open(tty, flags))",
-        tty,
-        env={"MODEM_SHIM_IOCTL_DELAY_MS": "1"},
-    )
+def test_a_delay_may_be_given_once_for_all(shim: Shim, tty: str, play: Play) -> None:
+    play("lines_of(os.open(tty, flags))", env={"MODEM_SHIM_IOCTL_DELAY_MS": "1"})
     assert [(call.name, call.args) for call in shim.calls()] == [
         ("blocked", "open"),
         ("open", "-"),
@@ -357,7 +349,7 @@ def test_a_delay_may_be_given_once_for_all(shim: Shim, tty: str) -> None:
     ]
 
 
-def test_the_test_says_what_a_driver_would_tell_of_the_board(shim: Shim, tty: str) -> None:
+def test_the_test_says_what_a_driver_would_tell_of_the_board(shim: Shim, play: Play) -> None:
     script = """
         fd = os.open(tty, flags)
         number = array.array("I", [0])
@@ -368,17 +360,16 @@ def test_the_test_says_what_a_driver_would_tell_of_the_board(shim: Shim, tty: st
             except OSError as error:
                 print(error.errno == errno.ENOTTY)
         """
-    assert run(shim, script, tty).split() == [str(0x6), "0", "True"]
+    assert play(script).split() == [str(0x6), "0", "True"]
     shim.set_modem_bits(0x20)
     shim.set_unsent_bytes(7)
     shim.set_line_status(1)
-    assert run(shim, script, tty).split() == [str(0x26), "7", "1"]
+    assert play(script).split() == [str(0x26), "7", "1"]
 
 
-def test_writes_are_logged_and_changes_of_what_is_unsent(shim: Shim, tty: str) -> None:
+def test_writes_are_logged_and_changes_of_what_is_unsent(shim: Shim, play: Play) -> None:
     shim.set_unsent_bytes(3)
-    run(
-        shim,
+    play(
         """
         fd = os.open(tty, flags)
         number = array.array("i", [0])
@@ -386,8 +377,7 @@ def test_writes_are_logged_and_changes_of_what_is_unsent(shim: Shim, tty: str) -
         fcntl.ioctl(fd, termios.TIOCOUTQ, number)
         fcntl.ioctl(fd, termios.TIOCOUTQ, number)
         os.remove(os.environ["MODEM_SHIM_OUTQ_FILE"])
-        """,
-        tty,
+        """
     )
     calls = [(call.name, call.args) for call in shim.calls("write", "TIOCOUTQ")]
     assert calls == [("write", "3"), ("TIOCOUTQ", "3")]

@@ -44,13 +44,16 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT: Final = Path(__file__).parents[2]
 EQUIVALENT: Final = Path(__file__).parent / "mutation-equivalent.toml"
 
-DEFAULT: Final = ("protocol=50", "sessions=50", "devices=50", "net=50", "ports=20", "tty=20")
-
-#: Of tty, which is not a package of the score, only what the port of an absent board is made of.
-TTY_MODULES: Final = frozenset({"away_port.py", "lasting_port.py", "retry_plan.py"})
-
-#: The tests that a mutant may be killed by, besides its package's own.
-TEST_FOLDERS: Final = ("protocol", "sessions", "devices", "net", "ports", "tty")
+#: Mutants by package of the core, and the folders whose tests may kill them besides the package's
+#: own. Names of both layouts: only packages and folders that exist count.
+CORE: Final = {
+    **dict.fromkeys(("protocol", "session", "sessions", "port", "devices", "net"), 50),
+    **dict.fromkeys(("ports", "serialport", "tty"), 20),
+}
+DEFAULT: Final = [f"{name}={n}" for name, n in CORE.items() if (ROOT / "gateway" / name).is_dir()]
+TEST_FOLDERS: Final = [
+    name for name in (*CORE, "scenarios") if (ROOT / "tests" / name / "__init__.py").exists()
+]
 
 #: These need a variable to replace, by another that the operator draws by itself.
 LEFT_OUT: Final = frozenset({"core/VariableReplacer", "core/VariableInserter"})
@@ -144,8 +147,6 @@ def _copy(folder: Path) -> Path:
 
 def _modules(tree: Path, package: str) -> list[Path]:
     modules = sorted((tree / "gateway" / package).glob("*.py"))
-    if package == "tty":
-        return [each for each in modules if each.name in TTY_MODULES]
     return [each for each in modules if each.name != "__init__.py"]
 
 
