@@ -7,19 +7,16 @@ test wants, as a device does that has just vanished.
 from __future__ import annotations
 
 import os
-import re
 import struct
 import termios
-import time
-import tty
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
 from gateway.protocol.rfc2217 import Control, Linestate, Modemstate
+from tests.support.bare_pty import BarePty
 from tests.support.processes import Service
 from tests.support.shim import Shim, TtyCall, build_shim
 from tests.support.tcp_client import TcpClient, com_port
@@ -30,75 +27,40 @@ SET_LINESTATE_MASK = 10
 #: So slow that 20 KB need minutes: a drain does not end before the test wants it to.
 SLOW_BAUDRATE = 600
 HOUR_MS = 3_600_000
-OPEN_LIMIT_S = 30.0
-
-
-class Board:
-    """A pty; reads nothing unless told to."""
-
-    def __init__(self) -> None:
-        self.master, self._slave = os.openpty()
-        tty.setraw(self._slave)
-        self.tty = os.ttyname(self._slave)
-
-    def read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            data += os.read(self.master, size - len(data))
-        return data
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.master)
-        os.close(self._slave)
 
 
 class Lab:
-    """The service with these boards; `tcp_ports` are by name."""
+    """The service on these ttys, by name; a context manager. All ports are open when it begins."""
 
-    def __init__(self, folder: Path, shim: Shim, boards: dict[str, Board], options: str) -> None:
-        lines = ["defaults:", "  grace_s: 0", *([f"  {options}"] if options else []), "ports:"]
-        for name, board in boards.items():
-            lines += [f"  - name: {name}", "    tcp: 0", f"    device: {board.tty}"]
+    def __init__(
+        self, folder: Path, shim: Shim, boards: dict[str, BarePty], options: str = ""
+    ) -> None:
         config = folder / "gateway.yaml"
-        config.write_text("\n".join(lines) + "\n")
-        self.tcp_ports: dict[str, int] = {}
-        self._names = list(boards)
+        ports = "".join(
+            f"  - {{name: {name}, tcp: 0, device: {board.path}}}\n"
+            for name, board in boards.items()
+        )
+        config.write_text(f"defaults: {{grace_s: 0{options}}}\nports:\n{ports}")
         self.service = Service(config, shim.env())
+        self.tcp_ports = dict.fromkeys(boards, 0)
 
     def __enter__(self) -> Self:
-        self.service.__enter__()
+        self.service.start()
         try:
-            self._wait_until_ready()
+            for name in self.tcp_ports:
+                listening = rf'"device": "{name}".*"tcp_port": (\d+), "event": "listen_started"'
+                self.tcp_ports[name] = int(self.service.wait_for_line(listening)[1])
+                self.wait_until_opened(name, 1)
         except BaseException:
             self.service.kill()
             raise
         return self
 
-    def _wait_until_ready(self) -> None:
-        for name in self._names:
-            found = self.service.wait_for_line(
-                rf'"device": "{name}".*"tcp_port": (\d+), "event": "listen_started"'
-            )
-            self.wait_until_opened(name, 1)
-            self.tcp_ports[name] = int(found[1])
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.service.__exit__(error_type, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self.service.__exit__(*error)
 
     def wait_until_opened(self, name: str, times: int) -> None:
-        opened = rf'"device": "{name}".*"event": "device_opened"'
-        deadline = time.monotonic() + OPEN_LIMIT_S
-        while sum(bool(re.search(opened, line)) for line in self.service.log) < times:
-            assert time.monotonic() < deadline, self.service.log
-            time.sleep(0.01)
+        self.service.wait_for_line(rf'"device": "{name}".*"event": "device_opened"', 30.0, times)
 
     async def client(self, name: str) -> TcpClient:
         client = await TcpClient.connect(self.tcp_ports[name])
@@ -141,18 +103,18 @@ def written_bytes(calls: list[TtyCall]) -> int:
 
 async def test_accepted_data_leaves_at_the_old_rate(tmp_path: Path, shim: Shim) -> None:
     with (
-        Board() as board,
-        Lab(tmp_path, shim, {"desk": board}, f"baudrate: {SLOW_BAUDRATE}") as lab,
+        BarePty() as board,
+        Lab(tmp_path, shim, {"desk": board}, f", baudrate: {SLOW_BAUDRATE}") as lab,
         await lab.client("desk") as client,
     ):
         begun = len(shim.calls())
         shim.set_unsent_bytes(20_000)
         await client.send(b"x" * 20_000 + set_baudrate(9600) + b"y")
-        board.read(20_000)
+        board.received(20_000)
         shim.wait_for_call("TIOCOUTQ", "20000")
         shim.set_unsent_bytes(0)
         await client.receive_wire(baudrate_set(9600))
-        assert board.read(1) == b"y"
+        assert board.received(1) == b"y"
         calls = shim.calls()[begun:]
         set_at = next(index for index, call in enumerate(calls) if is_setting(call))
         assert written_bytes(calls[:set_at]) == 20_000
@@ -165,15 +127,15 @@ async def test_a_board_that_reads_slowly_keeps_the_old_rate_until_it_has_all(
     tmp_path: Path, shim: Shim
 ) -> None:
     with (
-        Board() as board,
-        Lab(tmp_path, shim, {"desk": board}, "") as lab,
+        BarePty() as board,
+        Lab(tmp_path, shim, {"desk": board}) as lab,
         await lab.client("desk") as client,
     ):
         begun = len(shim.calls())
         await client.send(b"x" * 300_000 + set_baudrate(9600))
-        board.read(100_000)
+        board.received(100_000)
         assert not any(map(is_setting, shim.calls()[begun:]))
-        board.read(200_000)
+        board.received(200_000)
         await client.receive_wire(baudrate_set(9600))
         calls = shim.calls()[begun:]
         set_at = next(index for index, call in enumerate(calls) if is_setting(call))
@@ -182,18 +144,18 @@ async def test_a_board_that_reads_slowly_keeps_the_old_rate_until_it_has_all(
 
 async def test_a_port_whose_driver_is_slow_delays_no_other(tmp_path: Path, shim: Shim) -> None:
     with (
-        Board() as slow,
-        Board() as other,
-        Lab(tmp_path, shim, {"slow": slow, "other": other}, "") as lab,
+        BarePty() as slow,
+        BarePty() as other,
+        Lab(tmp_path, shim, {"slow": slow, "other": other}) as lab,
         await lab.client("slow") as waiting,
         await lab.client("other") as client,
     ):
-        shim.set_delay_ms(HOUR_MS, slow.tty)
+        shim.set_delay_ms(HOUR_MS, slow.path)
         await waiting.send(set_baudrate(9600))
         begun = shim.wait_for_call("blocked").time_ns
         await client.send(set_baudrate(19200) + control(Control.DTR_ON) + b"ping")
         await client.receive_wire(baudrate_set(19200) + control(Control.DTR_ON, answer=True))
-        assert other.read(4) == b"ping"
+        assert other.received(4) == b"ping"
         os.write(other.master, b"pong")
         await client.receive_wire(b"pong")
         assert baudrate_set(9600) not in waiting.received
@@ -201,7 +163,7 @@ async def test_a_port_whose_driver_is_slow_delays_no_other(tmp_path: Path, shim:
         await waiting.receive_wire(baudrate_set(9600))
         calls = [call for call in shim.calls() if call.time_ns > begun]
         settings = [call.path for call in calls if is_setting(call)]
-        assert settings.index(other.tty) < settings.index(slow.tty)
+        assert settings.index(other.path) < settings.index(slow.path)
 
 
 async def test_a_call_that_does_not_return_breaks_its_device_only_and_it_comes_back(
@@ -209,13 +171,13 @@ async def test_a_call_that_does_not_return_breaks_its_device_only_and_it_comes_b
 ) -> None:
     reason = "the kernel did not answer for 8 s"
     with (
-        Board() as stuck,
-        Board() as other,
-        Lab(tmp_path, shim, {"stuck": stuck, "other": other}, "") as lab,
+        BarePty() as stuck,
+        BarePty() as other,
+        Lab(tmp_path, shim, {"stuck": stuck, "other": other}) as lab,
         await lab.client("other") as client,
     ):
         with await lab.client("stuck") as lost:
-            shim.set_delay_ms(HOUR_MS, stuck.tty)
+            shim.set_delay_ms(HOUR_MS, stuck.path)
             await lost.send(set_baudrate(9600))
             await lost.receive_to_end()
             assert baudrate_set(9600) not in lost.received
@@ -230,7 +192,7 @@ async def test_a_call_that_does_not_return_breaks_its_device_only_and_it_comes_b
         with await lab.client("stuck") as back:
             await back.send(set_baudrate(9600) + b"back")
             await back.receive_wire(baudrate_set(9600))
-            assert stuck.read(4) == b"back"
+            assert stuck.received(4) == b"back"
 
 
 async def test_errors_and_pulses_that_the_driver_counts_are_told(
@@ -238,8 +200,8 @@ async def test_errors_and_pulses_that_the_driver_counts_are_told(
 ) -> None:
     shim.set_modem_bits(termios.TIOCM_CTS)
     with (
-        Board() as board,
-        Lab(tmp_path, shim, {"desk": board}, "") as lab,
+        BarePty() as board,
+        Lab(tmp_path, shim, {"desk": board}) as lab,
         await lab.client("desk") as client,
     ):
         first = com_port(NOTIFY_MODEMSTATE + 100, bytes([Modemstate.CTS]))
