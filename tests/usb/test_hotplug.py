@@ -199,7 +199,10 @@ async def test_a_kernel_that_does_not_answer_is_left_behind(bench: Bench) -> Non
         await bench.begin_scan()
         await clock.advance(SCAN_LIMIT_S + 1.0)
         assert [log["event"] for log in logs] == ["usb_scan_stuck"]
+        bench.sysfs.error = OSError("too late to matter")
         bench.sysfs.door.set()
+        await turns(20)
+        bench.sysfs.error = None
         bench.usb.plug(CH340, "1-1")
         await clock.advance(61.0)
         await until(lambda: bench.now == ["1-1"])
@@ -226,6 +229,9 @@ async def test_a_device_without_a_tty_is_logged_once_and_not_while_it_is_new(ben
         bench.usb.unplug("1-1")
         await clock.advance(RESCAN_S)
         await until(lambda: not bench.watcher.no_tty)
+        bench.usb.plug(CP2102N, "1-1", bound_to="")  # which is another event
+        while len(logs) < 2:
+            await clock.advance(RESCAN_S)
 
 
 # --- libudev

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.config.usb_match import UsbTty
+from gateway.inputs import Content, read_regular_file
+from gateway.usb import pools
 from gateway.usb.pools import (
     FILE_NAME,
     MAX_BYTES,
@@ -27,7 +31,7 @@ from gateway.usb.pools import (
     read_table,
     write_table,
 )
-from tests.support.pty_board import LoopClock, until
+from tests.support.pty_board import LoopClock, turns, until
 
 POOL = range(4100, 4110)
 TODAY = 20_000
@@ -85,8 +89,8 @@ def test_a_serial_number_that_two_devices_have_no_longer_counts() -> None:
 def test_a_serial_number_of_a_device_outside_the_pool_does_not_count_either() -> None:
     table = PoolTable()
     inside, outside = board("1", "same"), board("2", "same")
-    pools = {"other": range(4200, 4210), "shelf": POOL}
-    served = table.update(pools, {"other": [], "shelf": [inside]}, [inside, outside], TODAY)
+    ranges = {"other": range(4200, 4210), "shelf": POOL}
+    served = table.update(ranges, {"other": [], "shelf": [inside]}, [inside, outside], TODAY)
     assert served.ttys == {("shelf", 4100): inside}
     assert next(iter(table.records.values())).serial == ""
 
@@ -287,6 +291,40 @@ async def test_the_end_tries_a_failed_write_once_more(tmp_path: Path) -> None:
         (tmp_path / "folder").unlink()
         await store.close()
     assert list(read_table(tmp_path / "folder").records.values()) == [RECORD]
+
+
+async def test_the_end_does_not_wait_for_a_folder_that_stays_unwritable(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("in the way")
+    with LoopClock(), capture_logs() as logs:  # no time passes
+        store = PoolStore(tmp_path / "folder", structlog.get_logger())
+        store.table.records["shelf", 4100] = RECORD
+        store.save()
+        await until(lambda: logs)
+        await store.close()
+
+
+async def test_a_table_that_is_read_slowly_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await saved(tmp_path, RECORD)
+    door = threading.Event()
+
+    def read(path: Path, max_bytes: int) -> Content:
+        door.wait()
+        return read_regular_file(path, max_bytes)
+
+    monkeypatch.setattr(pools, "read_regular_file", read)
+    store = PoolStore(tmp_path, structlog.get_logger())
+    with LoopClock() as clock:
+        loading = asyncio.create_task(store.load())
+        while not loading.done():
+            await clock.advance(1.0)
+        store.save()
+        await turns(20)
+        door.set()
+        await until(lambda: store.table.records)
+    await store.close()
+    assert list(read_table(tmp_path).records.values()) == [RECORD]
 
 
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
