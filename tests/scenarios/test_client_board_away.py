@@ -49,7 +49,7 @@ async def test_answers_are_the_client_s_own_view_while_its_board_is_away(tmp_pat
         assert w.board.baudrate == 115200
 
 
-async def test_a_client_that_leaves_at_the_return_of_its_board_leaves_no_settings(
+async def test_a_client_that_leaves_at_its_board_s_return_leaves_no_settings(
     tmp_path: Path,
 ) -> None:
     async with world(tmp_path) as w:
@@ -67,9 +67,7 @@ async def test_a_client_that_leaves_at_the_return_of_its_board_leaves_no_setting
         assert (w.board.baudrate, w.status.settings) == (115200, "115200 8N1")
 
 
-async def test_a_suspended_client_gets_an_absent_board_without_the_other_s_bytes(
-    tmp_path: Path,
-) -> None:
+async def test_a_resumed_client_s_absent_board_gets_no_bytes_of_the_other(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt, grace_s: 30") as w:
         first = await w.client()
         await first.set_baudrate(9600)
@@ -88,9 +86,7 @@ async def test_a_suspended_client_gets_an_absent_board_without_the_other_s_bytes
         assert w.said(Logged.DROPPED, "unsent_bytes") == [50_000]
 
 
-async def test_a_reset_whose_board_stays_away_is_not_said_to_have_happened(
-    tmp_path: Path,
-) -> None:
+async def test_a_reset_whose_board_stays_away_is_not_said_to_have_happened(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client()
         await offline(w)

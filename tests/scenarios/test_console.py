@@ -63,9 +63,7 @@ async def says(w: World, data: bytes) -> None:
 # --- order
 
 
-async def test_bytes_and_commands_reach_the_board_in_their_order_and_are_answered_once(
-    tmp_path: Path,
-) -> None:
+async def test_bytes_and_commands_are_carried_out_and_answered_in_order(tmp_path: Path) -> None:
     async with world(tmp_path) as w, opened(w) as terminal:
         w.board.calls.forget()
         await terminal.socket.send_bytes(b"a")
@@ -106,9 +104,7 @@ async def test_on_connect_is_played_before_the_first_byte_of_a_console(tmp_path:
 # --- control
 
 
-async def test_a_suspended_console_sees_the_output_and_its_input_is_dropped_and_counted(
-    tmp_path: Path,
-) -> None:
+async def test_a_suspended_console_observes_and_its_input_is_counted(tmp_path: Path) -> None:
     async with world(tmp_path, PREEMPT) as w, opened(w) as terminal:
         w.board.start_reading()
         await terminal.ask(type="settings", baudrate=74880)
@@ -131,9 +127,7 @@ async def test_a_suspended_console_sees_the_output_and_its_input_is_dropped_and_
         await until(lambda: w.board.received == b"kept")
 
 
-async def test_commands_that_hang_when_control_is_lost_are_each_answered_once(
-    tmp_path: Path,
-) -> None:
+async def test_commands_that_hang_when_control_is_lost_are_answered_once(tmp_path: Path) -> None:
     async with world(tmp_path, PREEMPT) as w, opened(w) as terminal:
         begun: list[str] = []
         w.board.calls.on_call = begun.append
@@ -162,9 +156,7 @@ def answers_in(terminal: Terminal) -> list[str]:
     return [kind for kind in kinds if kind in {"done", "refused"}]
 
 
-async def test_a_console_preempts_a_client_and_gives_control_back_when_it_closes(
-    tmp_path: Path,
-) -> None:
+async def test_a_console_preempts_a_client_and_gives_control_back(tmp_path: Path) -> None:
     async with world(tmp_path, PREEMPT) as w:
         monitor = await w.client()
         await monitor.set_baudrate(74880)
@@ -184,9 +176,7 @@ async def test_a_console_preempts_a_client_and_gives_control_back_when_it_closes
 # --- a browser that does not read
 
 
-async def test_a_console_that_does_not_read_stops_the_board_and_loses_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_a_console_that_does_not_read_stops_the_board_without_loss(tmp_path: Path) -> None:
     async with world(tmp_path) as w, opened(w) as terminal:
         slow(terminal)
         writing = asyncio.create_task(w.board.write(FLOOD))
@@ -197,9 +187,7 @@ async def test_a_console_that_does_not_read_stops_the_board_and_loses_nothing(
         await writing
 
 
-async def test_a_console_that_does_not_read_loses_the_oldest_where_the_yaml_says_so(
-    tmp_path: Path,
-) -> None:
+async def test_a_console_that_does_not_read_loses_the_oldest_output(tmp_path: Path) -> None:
     keys = "slow_client: drop_oldest, client_buffer_kib: 100"
     async with world(tmp_path, keys) as w, opened(w) as terminal:
         slow(terminal)
@@ -245,9 +233,7 @@ async def test_a_console_ends_with_its_board_after_the_board_s_last_bytes(
         assert (reason, end["client"]) == (f"desk: {end['reason']}", label)
 
 
-async def test_a_port_is_free_ten_seconds_after_a_console_left_a_stuck_board(
-    tmp_path: Path,
-) -> None:
+async def test_a_port_is_free_ten_seconds_after_its_console_closed(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         async with opened(w) as terminal:
             await terminal.socket.send_bytes(b"x" * 60_000)

@@ -87,9 +87,7 @@ async def test_a_waiting_client_that_leaves_is_forgotten(
 # --- takeover
 
 
-async def test_a_newcomer_takes_over_from_a_client_which_is_told_and_closed(
-    tmp_path: Path,
-) -> None:
+async def test_a_newcomer_takes_over_from_a_client_which_is_told_and_closed(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: takeover, on_connect: bootloader") as w:
         w.board.start_reading()
         first = await w.run(w.client())
@@ -104,9 +102,7 @@ async def test_a_newcomer_takes_over_from_a_client_which_is_told_and_closed(
         await until(lambda: w.board.received == b"mine")
 
 
-async def test_a_board_that_takes_no_bytes_does_not_keep_the_newcomer_waiting(
-    tmp_path: Path,
-) -> None:
+async def test_a_stuck_board_does_not_keep_the_newcomer_waiting(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: takeover") as w:
         first = await w.client()
         await deliver(first, b"x" * 200_000)
@@ -119,9 +115,7 @@ async def test_a_board_that_takes_no_bytes_does_not_keep_the_newcomer_waiting(
 # --- preempt
 
 
-async def test_a_newcomer_controls_the_port_while_the_first_observes_and_resumes(
-    tmp_path: Path,
-) -> None:
+async def test_a_newcomer_controls_the_port_and_the_first_client_observes(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         w.board.start_reading()
         monitor = await w.client()
@@ -145,9 +139,7 @@ async def test_a_newcomer_controls_the_port_while_the_first_observes_and_resumes
         assert w.status.settings == "115200 8N1"
 
 
-async def test_a_suspended_client_is_answered_from_its_own_view_and_changes_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_a_suspended_client_is_answered_from_its_own_view(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         w.board.start_reading()
         monitor = await w.client()
@@ -245,9 +237,7 @@ async def test_a_request_that_hangs_when_its_client_is_suspended_is_answered_onc
         assert w.status.dropped_bytes == 1
 
 
-async def test_settings_that_the_tty_does_not_have_are_seen_when_control_returns(
-    tmp_path: Path,
-) -> None:
+async def test_settings_the_tty_does_not_have_are_seen_when_control_returns(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         monitor = await w.client()
         flasher = await w.client()
@@ -259,9 +249,7 @@ async def test_settings_that_the_tty_does_not_have_are_seen_when_control_returns
         await asked(monitor, stopsize(0), stopsize_answer(2))
 
 
-async def test_a_client_that_is_suspended_again_at_once_keeps_what_it_has_set(
-    tmp_path: Path,
-) -> None:
+async def test_a_client_suspended_twice_keeps_what_it_has_set(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         monitor = await w.client()
         await monitor.set_baudrate(9600)
@@ -299,9 +287,7 @@ async def test_all_are_told_when_the_board_has_gone(tmp_path: Path) -> None:
         assert (w.status.controls, w.status.observes) == ("", "")
 
 
-async def test_a_slow_observer_loses_the_oldest_output_and_the_controller_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_a_slow_observer_loses_output_and_the_controller_none(tmp_path: Path) -> None:
     flood = random.Random(2).randbytes(1_000_000).replace(b"\xff", b"\xfe")
     async with world(tmp_path, "sharing: preempt, client_buffer_kib: 97") as w:
         slow = await w.client(receive_buffer_bytes=4096)
@@ -318,9 +304,7 @@ async def test_a_slow_observer_loses_the_oldest_output_and_the_controller_nothin
 # --- shared
 
 
-async def test_a_client_that_joins_a_stuck_board_is_not_read_beyond_its_bounds(
-    tmp_path: Path,
-) -> None:
+async def test_a_client_that_joins_a_stuck_board_writes_nothing(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: shared") as w:
         first = await w.client()
         await deliver(first, b"x" * 200_000)

@@ -362,9 +362,7 @@ async def test_a_silent_client_has_the_port_soon_after_the_other_has_left(tmp_pa
         assert w.is_served(client)
 
 
-async def test_a_silent_client_of_a_raw_port_has_the_board_reset_after_300_ms(
-    tmp_path: Path,
-) -> None:
+async def test_a_silent_raw_client_has_the_board_reset_after_300_ms(tmp_path: Path) -> None:
     async with world(tmp_path, "protocol: raw, on_connect: reset") as w:
         w.board.calls.forget()
         client = await w.connect()
@@ -375,9 +373,7 @@ async def test_a_silent_client_of_a_raw_port_has_the_board_reset_after_300_ms(
         await until(lambda: w.board.lines)
 
 
-async def test_a_port_that_closes_hangs_up_on_a_client_that_has_said_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_a_port_that_closes_hangs_up_on_a_silent_client(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.connect()
         await accepted(client)
@@ -389,9 +385,7 @@ async def test_a_port_that_closes_hangs_up_on_a_client_that_has_said_nothing(
         assert not w.is_served(client)
 
 
-async def test_a_connection_beyond_max_sessions_takes_the_place_of_a_silent_one(
-    tmp_path: Path,
-) -> None:
+async def test_beyond_max_sessions_a_client_takes_a_silent_one_s_place(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt, max_sessions: 2") as w:
         owner = await w.client()
         silent = await w.connect()

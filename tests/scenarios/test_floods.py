@@ -189,9 +189,7 @@ async def test_many_clients_that_flood_take_no_longer_turns_than_one(tmp_path: P
         await w.until_idle()
 
 
-async def test_requests_that_waited_for_a_board_are_answered_a_few_in_a_turn(
-    tmp_path: Path,
-) -> None:
+async def test_requests_that_waited_are_answered_a_few_in_a_turn(tmp_path: Path) -> None:
     n_requests, answer_bytes = 1024, len(control(Control.REQUEST_DTR))
     async with world(tmp_path) as w:
         client = await w.client()

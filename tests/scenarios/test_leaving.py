@@ -42,9 +42,7 @@ def dropped(w: World) -> int:
 # --- what was sent before leaving
 
 
-async def test_of_a_client_that_has_left_settings_are_made_and_questions_not_answered(
-    tmp_path: Path,
-) -> None:
+async def test_after_a_client_left_its_settings_are_made_without_answers(tmp_path: Path) -> None:
     questions = control(Control.REQUEST_DTR) + GET_LINESTATE + baudrate(0) + command(AYT)
     async with world(tmp_path) as w:
         client = await w.client()
@@ -68,9 +66,7 @@ async def test_of_a_client_that_has_left_settings_are_made_and_questions_not_ans
         assert client.received == before
 
 
-async def test_of_a_client_that_has_left_32_commands_are_carried_out_and_the_rest_is_dropped(
-    tmp_path: Path,
-) -> None:
+async def test_after_a_client_left_32_of_its_commands_are_carried_out(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.board.start_reading()
         client = await w.client()
@@ -91,9 +87,7 @@ async def takes(w: World, n_bytes: int) -> None:
     await until(lambda: not w.board.calls.room or w.state == State.IDLE)
 
 
-async def test_a_client_that_leaves_at_once_has_all_sent_that_a_slow_board_takes(
-    tmp_path: Path,
-) -> None:
+async def test_a_slow_board_gets_all_bytes_of_a_client_that_left_at_once(tmp_path: Path) -> None:
     sent = b"".join(b"%07d\n" % number for number in range(40_000))
     async with world(tmp_path, RAW) as w:
         w.board.start_reading()
@@ -135,9 +129,7 @@ async def test_a_port_is_free_ten_seconds_after_a_stuck_board_took_the_last_byte
         await w.pass_until(lambda: w.board.received.endswith(b"next"))
 
 
-async def test_a_board_that_takes_a_little_now_and_then_is_given_up_after_ten_minutes(
-    tmp_path: Path,
-) -> None:
+async def test_a_board_that_takes_little_is_given_up_after_ten_minutes(tmp_path: Path) -> None:
     async with world(tmp_path, f"{RAW}, baudrate: 921600") as w:
         w.board.start_reading()
         w.board.calls.room = 0
@@ -192,9 +184,7 @@ async def test_a_client_that_stays_on_a_stuck_board_keeps_it(tmp_path: Path) -> 
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_a_client_that_has_left_is_probed_no_longer_while_its_bytes_go_out(
-    tmp_path: Path,
-) -> None:
+async def test_a_client_that_left_is_not_probed_while_its_bytes_go_out(tmp_path: Path) -> None:
     n_bytes = 300_000  # more than the gateway gives a board ahead
     async with world(tmp_path, RAW) as w:
         client = await w.connect()
@@ -210,9 +200,7 @@ async def test_a_client_that_has_left_is_probed_no_longer_while_its_bytes_go_out
 # --- ways to leave
 
 
-async def test_a_client_that_closes_one_direction_and_does_not_read_has_left(
-    tmp_path: Path,
-) -> None:
+async def test_a_half_closed_client_that_does_not_read_has_left(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client(receive_buffer_bytes=4096)
         GatewayEnd(client).keep_little()

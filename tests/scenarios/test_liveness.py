@@ -78,9 +78,7 @@ async def test_without_the_key_no_client_is_idle(tmp_path: Path) -> None:
 # --- machines that are gone
 
 
-async def test_the_kernel_is_kept_from_ending_a_client_that_only_does_not_read(
-    tmp_path: Path,
-) -> None:
+async def test_the_kernel_does_not_end_a_client_that_only_does_not_read(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client(receive_buffer_bytes=4096)
         end = GatewayEnd(client)

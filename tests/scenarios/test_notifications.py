@@ -76,9 +76,7 @@ def looks(w: World) -> list[str]:
     return seen
 
 
-async def test_the_first_modem_state_is_told_as_it_is_even_if_no_bit_is_set(
-    tmp_path: Path,
-) -> None:
+async def test_the_first_modem_state_is_told_as_it_is_even_if_no_bit_is_set(tmp_path: Path) -> None:
     """pyserial fails until it knows the state."""
     async with world(tmp_path) as w:
         w.board.calls.counters = counters(cts=9)
@@ -174,9 +172,7 @@ async def test_errors_on_the_wire_are_told_to_clients_that_asked_for_them(tmp_pa
         assert await told_within(w, client, 1.0) == b""
 
 
-async def test_counters_of_a_board_that_was_plugged_in_again_are_no_errors(
-    tmp_path: Path,
-) -> None:
+async def test_counters_of_a_board_that_was_plugged_in_again_are_no_errors(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await informed(w)
         w.board.calls.counters = counters(brk=9, cts=9)
@@ -186,9 +182,7 @@ async def test_counters_of_a_board_that_was_plugged_in_again_are_no_errors(
         assert await told_within(w, client, 1.0) == b""
 
 
-async def test_states_are_read_one_at_a_time_however_often_they_are_asked_for(
-    tmp_path: Path,
-) -> None:
+async def test_states_are_read_one_at_a_time_however_often_asked_for(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await informed(w)
         await client.send(modemstate_mask(0))

@@ -134,9 +134,7 @@ async def test_what_is_replayed_is_what_is_recorded(tmp_path: Path) -> None:
         assert client.received == CRASH[-1024:]
 
 
-async def test_the_past_is_not_sent_to_a_client_that_suspends_output_before(
-    tmp_path: Path,
-) -> None:
+async def test_the_past_is_not_sent_to_a_client_that_suspends_output_before(tmp_path: Path) -> None:
     async with crashed(tmp_path, "protocol: rfc2217") as w:
         client = await w.connect()
         await w.pass_until(lambda: w.is_served(client))

@@ -185,9 +185,7 @@ async def test_requests_of_one_segment_are_carried_out_and_answered_in_order(
         assert answers_in(client.received) == answers
 
 
-async def test_a_line_that_does_not_move_is_answered_before_pyserial_looks_again(
-    tmp_path: Path,
-) -> None:
+async def test_a_line_that_does_not_move_is_answered_after_20_ms(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client()
         client.received.clear()
@@ -258,9 +256,7 @@ async def test_a_purge_of_what_was_received_overtakes_nothing(tmp_path: Path) ->
 # --- bounds
 
 
-async def test_a_board_that_does_not_read_stops_the_client_and_loses_nothing(
-    tmp_path: Path,
-) -> None:
+async def test_a_board_that_does_not_read_stops_the_client_without_loss(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client()
         w.board.calls.room = 0
