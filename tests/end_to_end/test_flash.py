@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from gateway.flash.plan import Outcome
+from tests.end_to_end.conftest import BoardOf
 from tests.support.boards import RunningBoard
 from tests.support.images import ESP32, ESP32C3, ESP32S2, image_of
 from tests.support.lab import Lab, LabBoard
@@ -63,7 +64,9 @@ def build(tmp_path: Path) -> Path:
     return folder
 
 
-def flash(lab: Lab, target: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def flash(
+    lab: Lab | LabBoard, target: str, *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
     command = [*FLASH, "--http", lab.http, "--baud", "921600", f"127.0.0.1{target}", *arguments]
     return run_tool(command, LIMIT_S)
 
@@ -77,33 +80,31 @@ def read_back(board: LabBoard, folder: Path) -> bytes:
 
 
 @pytest.mark.timeout(600)
-def test_a_board_gets_what_was_built_and_runs_it(tmp_path: Path, build: Path) -> None:
+def test_a_board_gets_what_was_built_and_runs_it(
+    board_of: BoardOf, tmp_path: Path, build: Path
+) -> None:
     wanted = build_in(build)
-    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        done = flash(lab, f":{board.tcp_port}", build)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "desk  connected to ESP32-D0WD-V3" in done.stdout
-        assert "desk  written and verified in " in done.stdout.splitlines()[-1]
-        assert board.wait_for_boots(3) == ["app", "download", "app"]
-        assert read_back(board, tmp_path) == wanted
+    board = board_of(http=True)
+    done = flash(board, f":{board.tcp_port}", build)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "desk  connected to ESP32-D0WD-V3" in done.stdout
+    assert "desk  written and verified in " in done.stdout.splitlines()[-1]
+    assert board.wait_for_boots(3) == ["app", "download", "app"]
+    assert read_back(board, tmp_path) == wanted
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("chip", ["esp32c3", "esp32s2"])
 def test_boards_with_native_usb_come_back_running_their_app(
-    tmp_path: Path, build: Path, chip: str
+    board_of: BoardOf, build: Path, chip: str
 ) -> None:
     build_in(build, chip)
-    with Lab(tmp_path, {"desk": ""}, chip=chip, http=True) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        done = flash(lab, "/desk", build)
-        assert done.returncode == 0, done.stdout + done.stderr
-        boots = board.wait_for_boots(3)
-        assert boots[0] == boots[-1] == "app"
-        board.wait_for_state(runs="app")
+    board = board_of(chip=chip, http=True)
+    done = flash(board, "/desk", build)
+    assert done.returncode == 0, done.stdout + done.stderr
+    boots = board.wait_for_boots(3)
+    assert boots[0] == boots[-1] == "app"
+    board.wait_for_state(runs="app")
 
 
 @pytest.mark.timeout(600)
@@ -123,19 +124,19 @@ def test_several_boards_are_flashed_at_once_and_told_apart(tmp_path: Path, build
 
 
 @pytest.mark.timeout(600)
-def test_esptool_4_can_be_the_gateways(tmp_path: Path, build: Path) -> None:
+def test_esptool_4_can_be_the_gateways(board_of: BoardOf, build: Path) -> None:
     path = os.environ.get("ESPTOOL4", "")
     if not shutil.which(path):
         pytest.skip("ESPTOOL4 does not name an esptool 4 executable; `make test` installs one")
     build_in(build)
     env = {"ESP_GATEWAY_ESPTOOL": path}
-    with Lab(tmp_path, {"desk": ""}, http=True, env=env) as lab:
-        done = flash(lab, "/desk", "0x10000", build / "image-10000.bin", "--json")
-        assert done.returncode == 0, done.stdout + done.stderr
-        started = [line for line in done.stdout.splitlines() if '"started"' in line]
-        assert '"esptool": "4.' in started[0]
-        assert done.stdout.count('"progress"') > 2
-        assert lab.boards["desk"].wait_for_boots(3)[-1] == "app"
+    board = board_of(http=True, env=env)
+    done = flash(board, "/desk", "0x10000", build / "image-10000.bin", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    started = [line for line in done.stdout.splitlines() if '"started"' in line]
+    assert '"esptool": "4.' in started[0]
+    assert done.stdout.count('"progress"') > 2
+    assert board.wait_for_boots(3)[-1] == "app"
 
 
 @pytest.mark.timeout(600)
@@ -163,7 +164,7 @@ def test_esptool_resets_a_real_port_itself(tmp_path: Path, build: Path) -> None:
 
 
 @contextmanager
-def flashing(lab: Lab, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def flashing(lab: LabBoard, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A client that has got to writing an image, which takes it a minute and a half."""
     image = folder / "long.bin"
     image.write_bytes(random.Random(1).randbytes(1 << 20))
@@ -188,7 +189,7 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def port_of(lab: Lab) -> dict[str, Any]:
+def port_of(lab: Lab | LabBoard) -> dict[str, Any]:
     host, _, tcp_port = lab.http.partition(":")
     with socket.create_connection((host, int(tcp_port))) as http:
         http.sendall(b"GET /api/v1/ports/desk HTTP/1.0\r\nHost: localhost\r\n\r\n")
@@ -199,126 +200,122 @@ def port_of(lab: Lab) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_a_board_that_vanishes_in_the_midst_is_incomplete_and_can_be_flashed_again(
-    tmp_path: Path, build: Path
+    board_of: BoardOf, build: Path
 ) -> None:
     build_in(build)
     image = build / "image-10000.bin"
-    with Lab(tmp_path, {"desk": ""}, http=True, keys={"grace_s": "0"}) as lab:
-        board = lab.boards["desk"]
-        with flashing(lab, build) as process:
-            assert board.ask("unplug") == "ok"
-            out, _ = process.communicate(timeout=LIMIT_S)
-            last = json.loads(out.splitlines()[-1])
-            assert (last["event"], last["outcome"]) == ("done", "incomplete")
-            assert process.returncode == Outcome.INCOMPLETE.exit_code
-        assert board.ask("plug") == "ok"
-        until(lambda: port_of(lab)["state"] == "idle")
-        done = flash(lab, "/desk", "0x10000", image)
-        assert done.returncode == 0, done.stdout + done.stderr
+    board = board_of(http=True, keys={"grace_s": "0"})
+    with flashing(board, build) as process:
+        assert board.ask("unplug") == "ok"
+        out, _ = process.communicate(timeout=LIMIT_S)
+        last = json.loads(out.splitlines()[-1])
+        assert (last["event"], last["outcome"]) == ("done", "incomplete")
+        assert process.returncode == Outcome.INCOMPLETE.exit_code
+    assert board.ask("plug") == "ok"
+    until(lambda: port_of(board)["state"] == "idle")
+    done = flash(board, "/desk", "0x10000", image)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_client_that_dies_in_the_midst_leaves_a_port_that_is_free(
-    tmp_path: Path, build: Path, number: signal.Signals
+    board_of: BoardOf, build: Path, number: signal.Signals
 ) -> None:
     build_in(build)
     image = build / "image-10000.bin"
-    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        with flashing(lab, build) as process:
-            assert "esptool for " in port_of(lab)["clients"][0]["address"]
-            second = flash(lab, "/desk", "0x10000", image)
-            assert second.returncode == Outcome.BUSY.exit_code
-            assert "desk: being flashed by " in second.stdout
-            process.send_signal(number)
-            process.communicate(timeout=LIMIT_S)
-            assert process.returncode == (130 if number is signal.SIGINT else -number)
-        until(lambda: port_of(lab)["state"] == "idle")
-        done = flash(lab, "/desk", "0x10000", image)
-        assert done.returncode == 0, done.stdout + done.stderr
+    board = board_of(http=True)
+    with flashing(board, build) as process:
+        assert "esptool for " in port_of(board)["clients"][0]["address"]
+        second = flash(board, "/desk", "0x10000", image)
+        assert second.returncode == Outcome.BUSY.exit_code
+        assert "desk: being flashed by " in second.stdout
+        process.send_signal(number)
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode == (130 if number is signal.SIGINT else -number)
+    until(lambda: port_of(board)["state"] == "idle")
+    done = flash(board, "/desk", "0x10000", image)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_ctrl_c_says_what_it_has_left(tmp_path: Path, build: Path, times: int) -> None:
-    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        image = build / "long.bin"
-        image.write_bytes(image_of(ESP32, 1 << 20))
-        arguments = ["--http", lab.http, "--baud", "115200", "lab/desk", "0x10000", str(image)]
-        with subprocess.Popen(
-            [*FLASH, *arguments, "--verbose"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            assert process.stdout is not None
-            said = ""
-            while "Writing at" not in said:
-                line = process.stdout.readline()
-                assert line, said
-                said += line
-            for _ in range(times):
-                process.send_signal(signal.SIGINT)
-            said, _ = process.communicate(timeout=LIMIT_S)
-        assert "Traceback" not in said
-        if times == 1:
-            assert process.returncode == 130
-            last = said.splitlines()[-1]
-            assert last.startswith("desk  incomplete: interrupted while it was written: ")
-            assert "until it is flashed again" in last
-        else:
-            assert process.returncode in {130, -signal.SIGINT}
-        until(lambda: port_of(lab)["state"] == "idle")
+def test_a_ctrl_c_says_what_it_has_left(board_of: BoardOf, build: Path, times: int) -> None:
+    board = board_of(http=True)
+    image = build / "long.bin"
+    image.write_bytes(image_of(ESP32, 1 << 20))
+    arguments = ["--http", board.http, "--baud", "115200", "lab/desk", "0x10000", str(image)]
+    with subprocess.Popen(
+        [*FLASH, *arguments, "--verbose"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "Writing at" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=LIMIT_S)
+    assert "Traceback" not in said
+    if times == 1:
+        assert process.returncode == 130
+        last = said.splitlines()[-1]
+        assert last.startswith("desk  incomplete: interrupted while it was written: ")
+        assert "until it is flashed again" in last
+    else:
+        assert process.returncode in {130, -signal.SIGINT}
+    until(lambda: port_of(board)["state"] == "idle")
 
 
 @pytest.mark.timeout(600)
-def test_what_can_t_be_meant_is_refused_unless_forced(tmp_path: Path, build: Path) -> None:
+def test_what_can_t_be_meant_is_refused_unless_forced(board_of: BoardOf, build: Path) -> None:
     build_in(build)
     text = build / "text.txt"
     text.write_text("This is no image.\n" * 300)
-    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        board = lab.boards["desk"]
-        board.wait_for_app()
-        done = flash(lab, "/desk", text)
-        assert done.returncode == Outcome.REFUSED.exit_code == 8
-        assert "text.txt at 0x0 is not an image" in done.stderr
-        done = flash(lab, "/desk", "0x0", build / "image-1000.bin")
-        assert done.returncode == 8
-        assert "ESP32 starts its bootloader at 0x1000" in done.stderr
-        other = build / "other.bin"
-        other.write_bytes(image_of(ESP32C3))
-        # Only its header tells that it is another chip's: esptool looks which chip there is.
-        done = flash(lab, "/desk", "0x10000", other)
-        assert done.returncode == 8
-        assert "This chip is ESP32, not ESP32-C3" in done.stdout
-        # Only the flash itself tells how large it is.
-        done = flash(lab, "/desk", "0x3ff000", text)
-        assert done.returncode == 8, done.stdout
-        assert "will not fit in 4194304 bytes of flash" in done.stdout
-        for arguments in ([text], ["0x10000", text]):
-            done = flash(lab, "/desk", *arguments, "--force")
-            assert done.returncode == 0, done.stdout + done.stderr
+    board = board_of(http=True)
+    done = flash(board, "/desk", text)
+    assert done.returncode == Outcome.REFUSED.exit_code == 8
+    assert "text.txt at 0x0 is not an image" in done.stderr
+    done = flash(board, "/desk", "0x0", build / "image-1000.bin")
+    assert done.returncode == 8
+    assert "ESP32 starts its bootloader at 0x1000" in done.stderr
+    other = build / "other.bin"
+    other.write_bytes(image_of(ESP32C3))
+    # Only its header tells that it is another chip's: esptool looks which chip there is.
+    done = flash(board, "/desk", "0x10000", other)
+    assert done.returncode == 8
+    assert "This chip is ESP32, not ESP32-C3" in done.stdout
+    # Only the flash itself tells how large it is.
+    done = flash(board, "/desk", "0x3ff000", text)
+    assert done.returncode == 8, done.stdout
+    assert "will not fit in 4194304 bytes of flash" in done.stdout
+    for arguments in ([text], ["0x10000", text]):
+        done = flash(board, "/desk", *arguments, "--force")
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_what_can_t_be_flashed_is_told_by_the_exit_code(tmp_path: Path, build: Path) -> None:
+def test_what_can_t_be_flashed_is_told_by_the_exit_code(board_of: BoardOf, build: Path) -> None:
     build_in(build)
-    with Lab(tmp_path, {"desk": ""}, http=True) as lab:
-        board = lab.boards["desk"]
-        with socket.create_connection(("127.0.0.1", board.tcp_port)) as client:
-            assert client.recv(1)
-            done = flash(lab, "/desk", build)
-            assert done.returncode == Outcome.BUSY.exit_code
-            name = "{}:{}".format(*client.getsockname())
-            assert f"desk: in use by {name} since" in done.stdout
-        until(lambda: port_of(lab)["state"] == "idle")
-        done = flash(lab, "/shelf", build)
-        assert done.returncode == Outcome.UNREACHABLE.exit_code
-        assert f"has no port shelf; it has: desk ({board.tcp_port})" in done.stderr
-        done = flash(lab, "/desk", build, "--chip", "esp32s3")
-        assert done.returncode == Outcome.REFUSED.exit_code
-        assert "image-1000.bin at 0x1000 is an image of ESP32, but --chip esp32s3" in done.stderr
-        assert board.boots() == ["app"]
+    board = board_of(http=True)
+    with socket.create_connection(("127.0.0.1", board.tcp_port)) as client:
+        assert client.recv(1)
+        done = flash(board, "/desk", build)
+        assert done.returncode == Outcome.BUSY.exit_code
+        name = "{}:{}".format(*client.getsockname())
+        assert f"desk: in use by {name} since" in done.stdout
+    until(lambda: port_of(board)["state"] == "idle")
+    done = flash(board, "/shelf", build)
+    assert done.returncode == Outcome.UNREACHABLE.exit_code
+    assert f"has no port shelf; it has: desk ({board.tcp_port})" in done.stderr
+    done = flash(board, "/desk", build, "--chip", "esp32s3")
+    assert done.returncode == Outcome.REFUSED.exit_code
+    assert "image-1000.bin at 0x1000 is an image of ESP32, but --chip esp32s3" in done.stderr
+    assert board.boots() == ["app"]
 
 
 @pytest.mark.timeout(600)

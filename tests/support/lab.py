@@ -52,6 +52,12 @@ class LabBoard:
         assert self.lab is not None
         return self.lab.service
 
+    @property
+    def http(self) -> str:
+        """HOST:PORT of the gateway's HTTP server."""
+        assert self.lab is not None
+        return self.lab.http
+
     def warnings(self) -> list[str]:
         """Lines of the service's log that an operator would look at."""
         return [line for line in self.service.log if '"level": "warning"' in line]
