@@ -160,8 +160,7 @@ async def test_a_suspended_client_is_answered_from_its_own_view(tmp_path: Path) 
         ):
             await asked(monitor, request, answer)
         await asked(flasher, b"flash" + baudrate(0), baudrate_answer(115200))
-        await until(lambda: w.board.received)
-        assert w.board.received == b"flash"
+        await until(lambda: w.board.received == b"flash")
         assert w.board.lines[n_lines:] == []
         assert w.board.baudrate == 115200
         flasher.close()

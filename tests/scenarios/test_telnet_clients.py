@@ -168,7 +168,7 @@ async def test_nothing_behind_a_fatal_violation_is_carried_out(tmp_path: Path) -
         await client.send(b"a" + too_long + b"b" + control(Control.RTS_ON))
         await client.receive_to_end()
         await w.until_idle()
-        assert w.board.received == b"a"
+        assert [call.value for call in w.board.calls.named("write")] == [b"a"]
         assert RESET not in w.board.lines
 
 
