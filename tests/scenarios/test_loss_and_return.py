@@ -13,6 +13,7 @@ from tests.support.world import (
     PURGE_RECEIVE,
     PURGE_TRANSMIT,
     RESET,
+    STRAP,
     Client,
     ClientError,
     Control,
@@ -292,6 +293,27 @@ async def test_a_board_that_stays_away_is_lost_with_the_reason(tmp_path: Path) -
         assert w.events.count(Logged.LOST) == 2
 
 
+@pytest.mark.parametrize("call", ["write", "read"])
+async def test_a_tty_that_fails_is_opened_again_and_gets_what_was_written(
+    tmp_path: Path, call: str
+) -> None:
+    async with world(tmp_path, KEPT) as w:
+        client = await w.client()
+        w.board.calls.room = 0
+        w.board.calls.fail(call, OSError(5, "Input/output error"))
+        if call == "read":
+            await w.board.write(b"not read")
+            await w.until(lambda: w.logged(Logged.LOST))
+        await client.send(b"not taken")
+        await w.until(lambda: w.logged(Logged.LOST))
+        assert w.said(Logged.LOST, "reason") == ["stopped working: [Errno 5] Input/output error"]
+        w.board.calls.mend()
+        w.board.calls.room = None
+        await w.pass_until(lambda: w.state == State.IN_USE)
+        await w.board.reads(b"not taken")
+        assert w.status.dropped_bytes == 0
+
+
 # --- clients that do not wait for the board
 
 
@@ -415,26 +437,50 @@ async def test_lines_that_are_both_on_come_back_behind_a_reset_that_is_owed(
         assert w.board.lines == [BOTH, IDLE, BOTH, RESET, IDLE, BOTH]
 
 
+@pytest.mark.parametrize(
+    ("into", "stays", "lines"),
+    [
+        (["bootloader", "app"], False, [BOTH, IDLE, RESET, IDLE]),
+        (["app", "bootloader"], True, [BOTH, IDLE, RESET, STRAP, IDLE]),
+    ],
+)
 async def test_the_last_of_several_resets_is_owed_also_for_a_client_that_has_left(
-    tmp_path: Path,
+    tmp_path: Path, into: list[str], stays: bool, lines: list[Lines]
 ) -> None:
     async with world(tmp_path, KEPT) as w:
         client = await w.client()
         await leaves(w)
-        await sends(w, client, *ENTRY)
-        await sends(w, client, *HARD_RESET)
-        assert w.said(Logged.RESET_OWED, "into") == ["bootloader", "app"]
-        client.close()
-        await w.until(lambda: w.status.controls == "")
+        for each in into:
+            await sends(w, client, *(HARD_RESET if each == "app" else ENTRY))
+        assert w.said(Logged.RESET_OWED, "into") == into
+        if not stays:
+            client.close()
+            await w.until(lambda: w.status.controls == "")
         w.board.plug()
-        await w.until_idle()
-        assert w.board.lines == [BOTH, IDLE, RESET, IDLE]
+        await w.pass_until(lambda: w.state in {State.IDLE, State.IN_USE})
+        await w.pass_time(1.0)
+        assert w.board.lines == lines
         # It is done once.
-        await w.client()
+        if not stays:
+            await w.client()
         await leaves(w)
         await returns(w)
         await w.pass_time(5.0)
-        assert w.said(Logged.RESET, "into") == ["app"]
+        assert w.said(Logged.RESET, "into") == into[1:]
+
+
+async def test_bytes_that_wait_behind_an_owed_reset_can_be_purged(tmp_path: Path) -> None:
+    async with world(tmp_path, KEPT) as w:
+        client = await w.client()
+        await leaves(w)
+        await client.send(hard_reset() + b"old")
+        await w.pass_until(lambda: w.status.sent_bytes == 3)
+        w.board.plug()
+        await w.pass_until(lambda: RESET in w.board.lines)
+        await w.run(client.purge(PURGE_TRANSMIT))
+        await client.send(b"new")
+        await w.pass_time(1.0)
+        await w.board.reads(b"new")
 
 
 async def test_a_reset_of_which_the_board_got_the_first_half_is_not_repeated(
@@ -459,7 +505,7 @@ async def test_a_board_that_left_for_its_bootloader_is_owed_a_restart_but_no_sec
         await sends(w, client, *ENTRY[:3])
         assert w.said(Logged.RESET, "into") == ["bootloader"]
         await leaves(w)
-        await sends(w, client, *ENTRY)
+        await sends(w, client, Control.DTR_OFF, *ENTRY)
         await w.pass_time(4.0)
         assert w.logged(Logged.RESET_OWED) == []
         await sends(w, client, *HARD_RESET)
@@ -544,7 +590,7 @@ async def test_a_board_that_does_not_come_back_from_being_lent_is_lost(tmp_path:
         await w.until_idle()
 
 
-async def test_a_board_that_is_away_can_be_lent(tmp_path: Path) -> None:
+async def test_a_board_may_leave_and_return_while_its_tty_is_lent(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt, grace_s: 60") as w:
         async with w.lent():
             w.board.unplug()

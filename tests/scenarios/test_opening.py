@@ -239,6 +239,20 @@ async def test_a_board_that_comes_back_elsewhere_is_found_there(tmp_path: Path) 
             client.close()
 
 
+async def test_a_port_whose_board_is_another_one_now_is_opened_there(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    place = Place()
+    with Board(tmp_path / "b") as second:
+        async with world(tmp_path, "grace_s: 0", locate=place, starting=_at(place)) as w:
+            place.board = second
+            w.rescan()
+            await w.until(lambda: "another device is meant now" in w.status.reason)
+            await w.until_idle()
+            client = await w.client()
+            await client.send(b"for the second")
+            await second.reads(b"for the second")
+
+
 async def test_another_board_is_opened_though_the_former_one_is_held(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     place = Place()

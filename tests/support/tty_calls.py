@@ -60,8 +60,8 @@ class TtyCalls:
     `log` has, oldest first: "open", "exclusive", "settings" (value: "9600 8N1"), "lines" (Lines),
     "break" (bool), "flush" ("input", "output"), "drain", "write" (bytes) and "close". Opening
     raises both lines, as the kernel does. What changes nothing is not recorded: for `hang`, `fail`
-    and `on_call`, "states" is TIOCMGET, "unsent" is TIOCOUTQ where `unsent_bytes` is given; `reads`
-    has the sizes of what was read.
+    and `on_call`, "read" is a read, "states" is TIOCMGET, "unsent" is TIOCOUTQ where
+    `unsent_bytes` is given; `reads` has the sizes of what was read.
     """
 
     def __init__(self) -> None:
@@ -188,9 +188,11 @@ class TtyCalls:
         return sent
 
     def _read(self, really: Callable[[int, int], bytes], descriptor: int, size: int) -> bytes:
+        if descriptor not in self.descriptors:
+            return really(descriptor, size)
+        self._enter("read")
         data = really(descriptor, size)
-        if descriptor in self.descriptors:
-            self.reads.append(len(data))
+        self.reads.append(len(data))
         return data
 
     def _ioctl(
