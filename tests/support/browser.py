@@ -7,7 +7,6 @@ there is neither a thread nor a second process to clean up. Synchronous: whoever
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -16,7 +15,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -324,11 +322,6 @@ class Page:
                 "(document.activeElement.ariaLabel ?? document.activeElement.textContent).trim()"
             )
         )
-
-    def screenshot(self, path: Path) -> None:
-        """A PNG of the window."""
-        shot = self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def _find(selector: str) -> str:

@@ -25,8 +25,3 @@ def client_env(folder: Path) -> dict[str, str]:
     others = os.environ.get("PYTHONPATH")
     path = os.pathsep.join([str(start), str(ROOT), *([others] if others else [])])
     return {"PYTHONPATH": path}
-
-
-def gateway_url(url: str) -> str:
-    """One word changed."""
-    return url.replace("rfc2217://", "gateway://")
