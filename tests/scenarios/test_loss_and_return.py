@@ -158,6 +158,28 @@ async def test_a_break_goes_on_and_purged_bytes_are_gone(tmp_path: Path) -> None
         assert order(w) == ["lines", "settings", "write"]
 
 
+@pytest.mark.xfail(strict=True, reason="the pause is forgotten while the board is away")
+async def test_a_board_that_is_back_is_not_read_while_its_client_reads_nothing(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, KEPT) as w:
+        client = await w.client(receive_buffer_bytes=4096)
+        writing = asyncio.create_task(w.board.write(bytes(8_000_000)))
+        received_bytes = -1
+        while received_bytes != w.status.received_bytes:
+            received_bytes = w.status.received_bytes
+            await turns(200)
+        writing.cancel()
+        w.board.unplug()
+        await client.send(b"x")  # a tty that is not read tells of its end when it is written to
+        await w.until(State.OFFLINE)
+        await returns(w)
+        writing = asyncio.create_task(w.board.write(bytes(8_000_000)))
+        await turns(500)
+        writing.cancel()
+        assert w.status.received_bytes - received_bytes <= 65536  # one read
+
+
 async def test_what_was_being_done_as_the_board_left_is_answered_once(tmp_path: Path) -> None:
     async with world(tmp_path, KEPT) as w:
         client = await w.client()
