@@ -60,3 +60,7 @@ class DevicePermissionError(DeviceError):
 
 class ClientError(GatewayError):
     """Why a client is not served, in one line; for the client."""
+
+
+class PortLostError(ClientError):
+    """An operation on a port will not be done: the port was lost, closed or taken."""

@@ -1,23 +1,22 @@
 """One port at one moment, as status, HTTP, metrics, mDNS and exports describe it.
 
-`ports.running_port.document` builds it from a running port. Its JSON is the schema `port` of
+`running_port.document` builds it from a running port. Its JSON is the schema `port` of
 web/openapi.yaml; `metrics`, `mdns.dns_sd` and `labgrid_export` write their formats from it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from gateway.protocol.reset import Lines
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
-
-if TYPE_CHECKING:
-    from gateway.tty.port_counts import Histogram
 
 #: Every path of the HTTP interface begins with it, but `/`, `/metrics` and `/openapi.json`.
 API: Final = "/api/v1"
@@ -26,12 +25,12 @@ API: Final = "/api/v1"
 class PortState(StrEnum):
     """The state of a port."""
 
-    OPENING = "opening"  # the tty is being opened
+    OPENING = "opening"  # the tty is being opened, for the first time or after RELEASED
     ABSENT = "absent"  # the tty does not exist; opening is retried
     IDLE = "idle"  # open, no client has the port
     NOT_CONNECTED = "not connected"  # idle, and the peer that the port dials is not connected
     IN_USE = "in use"  # open, a client controls the port
-    OFFLINE = "offline"  # the tty has vanished under its clients, which keep the port for a while
+    OFFLINE = "offline"  # the tty has vanished under clients, or is lent; it is waited for
     CLEANUP = "cleanup"  # open; lines and settings are being restored for the next client
     RELEASED = "released"  # closed on request, for a local tool or until a client connects
     BROKEN = "broken"  # the tty exists and does not work; opening is retried
@@ -49,6 +48,50 @@ class ClientState(StrEnum):
 
     CONTROLLER = "controller"  # its bytes and settings reach the board
     SUSPENDED = "suspended"  # another client controls the port for now; it receives output
+
+
+#: From what an ioctl takes on a good host to what makes a client give up, in seconds. Draining what
+#: was written before takes its time on the wire: 64 KiB at 115200 baud are 5.7 s.
+CONTROL_CALL_BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+
+class Histogram:
+    """How many values were at most each of some ascending bounds, and their sum.
+
+    `counts` has one more for what was above all bounds; they are not cumulative.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Histogram:
+        """The same now, for another thread to read."""
+        copied = Histogram(self.bounds)
+        copied.counts = list(self.counts)
+        copied.sum = self.sum
+        return copied
+
+
+class PortCounts:
+    """What has happened since the port is served.
+
+    `resets` counts by what the board was to start (bootloader, app) and by the strategy;
+    `control_calls` how long calls took that may block in the kernel.
+    """
+
+    def __init__(self) -> None:
+        self.opened = 0  # how often the tty was opened
+        self.input_dropped_bytes = 0  # sent by clients for the board, which has not got them
+        self.output_dropped_bytes = 0  # that clients were too slow for
+        self.resets: Counter[tuple[str, str]] = Counter()
+        self.control_calls = Histogram(CONTROL_CALL_BOUNDS_S)
 
 
 @dataclass(frozen=True, slots=True)

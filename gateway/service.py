@@ -25,7 +25,7 @@ from gateway.mdns.dns_sd import PortFacts
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
 from gateway.port_document import PortState, service_json
-from gateway.ports.running_port import RunningPort, document, start_port
+from gateway.running_port import RunningPort, document, start_port
 from gateway.runtime import call_blocking, raise_descriptor_limit, reserved_descriptors
 from gateway.status import SocketInUseError, StatusError, StatusServer
 from gateway.systemd import Counts, ManagerReports, Notifier
@@ -270,12 +270,12 @@ class Service:
     def _rescan(self, name: str) -> None:
         for port in self._ports:
             if port.config.name == name:
-                port.device.look_again()
+                port.port.rescan()
 
     def reopen_logs(self) -> None:
         """Open all log files of boards again by their names: they may have been moved."""
         for port in self._ports:
-            port.device.reopen_log()
+            port.port.reopen_log()
 
     def snapshot(self) -> str:
         """Return the state of all ports as one line of JSON."""

@@ -26,9 +26,9 @@ from gateway.port_document import (
     UsbDocument,
     service_json,
 )
-from gateway.ports.running_port import RunningPort, document, start_port
 from gateway.protocol.board_kinds import UsbIds
-from gateway.tty.serial_tty import TtyLocation
+from gateway.running_port import RunningPort, document, start_port
+from gateway.serialport.tty import TtyLocation
 from tests.support.documents import DESK
 from tests.support.http_lab import check_schema, running
 from tests.support.pty_board import PtyBoard, serving, until

@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import service
+from gateway import running_port, service
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
-from gateway.devices.output_log import OutputLog
 from gateway.errors import DeviceError
-from gateway.ports import running_port
+from gateway.port.output_log import OutputLog
 from gateway.protocol.rfc2217 import Control
 from gateway.service import serve
 from gateway.simulator.host import SimulatedBoard
@@ -229,7 +228,7 @@ async def test_a_signal_ends_the_service_in_its_order(
         config = configuration({"absent": str(tmp_path / "ttyUSB0")})
         serving = asyncio.create_task(serve(config, started=started.append))
         await until(lambda: started)
-        await until(lambda: "device_not_open" in [entry["event"] for entry in logs])
+        await until(lambda: "device_open_failed" in [entry["event"] for entry in logs])
         signal.raise_signal(number)
         signal.raise_signal(number)
         await serving

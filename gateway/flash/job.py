@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.config.document import PortConfig
-from gateway.devices.device import Device
-from gateway.devices.sharing import local_now
 from gateway.flash.esptool import (
     Esptool,
     EsptoolOutput,
@@ -30,7 +29,8 @@ from gateway.flash.esptool import (
 from gateway.flash.plan import FlashPlan, Outcome
 from gateway.flash.store import ImageStore
 from gateway.flash.user import FlashUser, NoBoardError
-from gateway.protocol.reset import Reset
+from gateway.port.port import Port
+from gateway.protocol.reset import Reset, Starts
 
 #: esptool takes 40 MB of memory, and all the CPU of a small computer while it starts.
 _AT_ONCE: Final = 8
@@ -95,7 +95,7 @@ class FlashRequest:
     """
 
     config: PortConfig
-    device: Device
+    port: Port
     plan: FlashPlan
     store: ImageStore
     report: Callable[[dict[str, object]], None]
@@ -137,7 +137,7 @@ class Flasher:
         """Keep a port for one client, from before its images come; NoBoardError if it is taken."""
         if (other := self._reserved.get(name)) is not None:
             raise NoBoardError(Outcome.BUSY, f"{name}: being flashed by {other}")
-        self._reserved[name] = f"{label} since {local_now():%H:%M:%S}"
+        self._reserved[name] = f"{label} since {datetime.now():%H:%M:%S}"
         try:
             yield
         finally:
@@ -150,12 +150,12 @@ class Flasher:
         """
         esptool = await self.esptool()
         name = request.config.name
-        user = FlashUser(request.device, f"esptool for {request.label}")
+        user = FlashUser(request.port, f"esptool for {request.label}")
         if self._slots.locked():
             request.report({"event": "waiting", "for": f"one of {_AT_ONCE} that are being flashed"})
         async with self._slots:
             try:
-                before = request.device.users.names
+                before = request.port.arbiter.controller_names
                 await user.take(disconnect=request.disconnect)
                 self._writing.add(name)
                 request.report({"event": "port", "name": name, "had": before})
@@ -184,7 +184,7 @@ async def _write(
     output = EsptoolOutput(plan)
     try:
         if enters_bootloader:
-            await user.enter_bootloader()
+            await user.start(Starts.BOOTLOADER)
         tty = await asyncio.to_thread(_stable_name, await user.lend(), stable_names)
         files = [request.store.file(number) for number in range(len(plan.images))]
         version = "{}.{}".format(*esptool.version)
@@ -198,7 +198,7 @@ async def _write(
     try:
         await user.take_back()
         if starts_app:
-            await user.reset()
+            await user.start(Starts.APP)
         await user.settle()
     except NoBoardError as error:
         if outcome is Outcome.WRITTEN:

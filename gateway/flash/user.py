@@ -1,39 +1,29 @@
-"""The user of a device whose board is being flashed: gets it, lends its tty out, gives it back.
+"""The claim under which a board is flashed: gets the port, lends its tty out, gives it back.
 
-It comes by the port's sharing rule as any client does, and who has the port is told as by any. Its
-tty is closed for esptool meanwhile; who watches is kept, and goes on afterwards. What is done with
-the tty is `job`'s matter.
+It comes by the port's sharing rule as any client does. The tty is closed for esptool meanwhile;
+observers are kept, and go on afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, Final
 
 from gateway import clock
-from gateway.devices.device import Device, DeviceState
-from gateway.devices.sharing import DeviceUser
-from gateway.devices.visitor import Visitor
 from gateway.errors import ClientError, DeviceError
 from gateway.flash.plan import Outcome
+from gateway.port.claim import GRANT_LIMIT_S, Claim
+from gateway.port.port import Port
+from gateway.port_document import PortState
 from gateway.protocol.board_kinds import BoardKind, kind_of
-
-#: How long a control call of the kernel may take, and a board to go through a reset.
-_STEP_LIMIT_S = 15.0
-
-#: The longest that others need to give the device back: what they have sent is let out for 10 s.
-_TAKE_LIMIT_S = 15.0
-
-#: Between two looks at a board that is away, which can't be waited for.
-_POLL_S = 0.05
-
+from gateway.protocol.reset import Starts
 
 #: A hub is asked every 0.25 s at the slowest whether a device has gone.
-_LEAVES_WITHIN_S = 0.5
-_LEAVES_BUS = frozenset({BoardKind.USB_JTAG, BoardKind.USB_OTG})
+_LEAVES_WITHIN_S: Final = 0.5
+_LEAVES_BUS: Final = frozenset({BoardKind.USB_JTAG, BoardKind.USB_OTG})
 
-_NO_BOARD = frozenset({DeviceState.ABSENT, DeviceState.BROKEN, DeviceState.STOPPED})
+_NO_BOARD: Final = frozenset({PortState.ABSENT, PortState.BROKEN, PortState.STOPPED})
 
 
 class NoBoardError(ClientError):
@@ -44,145 +34,107 @@ class NoBoardError(ClientError):
         self.outcome = outcome
 
 
-class FlashUser(Visitor):
-    """See the module; made and used on the loop.
+class FlashUser:
+    """See the module. `lost` is done when the port has been taken away: its result says why."""
 
-    `lost` is done when the device has been taken away: its result says why.
-    """
-
-    def __init__(self, device: Device, label: str) -> None:
-        super().__init__(device, label)
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._others: list[DeviceUser] = []  # who drove it together with us
-        self._lent = False
+    def __init__(self, port: Port, label: str) -> None:
+        self._port = port
+        self._claim = port.claim(label)
+        self._others: list[Claim] = []  # that controlled the port together with us
+        self.lost = self._claim.lost
 
     async def take(self, *, disconnect: bool = False) -> None:
-        """Get the device; NoBoardError when it is not to be had.
+        """Get the port; NoBoardError when it is not to be had.
 
         With `disconnect` its clients are disconnected, whatever its sharing rule.
         """
-        if disconnect and self._device.users:
-            await self._send_all_away()
-        if self._device.state in _NO_BOARD:  # it is not waited for, whatever `on_absent` says
-            raise NoBoardError(
-                Outcome.ABSENT,
-                f"{self._device.name}: {self._device.state.value}: {self._device.reason}",
-            )
-        self._device.attach(self)
+        port = self._port
+        if disconnect and port.arbiter:
+            await self._disconnect_clients()
+        if port.state in _NO_BOARD:  # it is not waited for, whatever `on_absent` says
+            raise NoBoardError(Outcome.ABSENT, f"{port.name}: {port.state_text}")
         try:
-            async with clock.timeout(_TAKE_LIMIT_S):
-                await asyncio.shield(self._has_it)
+            await self._claim.acquire()
         except ClientError as error:
-            raise NoBoardError(self._why_refused(), str(error)) from None
-        except TimeoutError:
-            raise NoBoardError(
-                Outcome.BUSY, f"{self._device.name}: {self._device.state.value}"
-            ) from None
-        # Those with whom a `shared` device would be driven get no word through meanwhile.
-        self._others = [user for user in self._device.users.drivers if user is not self]
-        for user in self._others:
-            user.muted(self.label)
+            outcome = Outcome.ABSENT if port.state in _NO_BOARD else Outcome.BUSY
+            raise NoBoardError(outcome, str(error)) from None
+        # On a `shared` port: no byte of others goes to the board meanwhile.
+        self._others = [claim for claim in port.arbiter.controllers if claim is not self._claim]
+        for claim in self._others:
+            port.suspend_claim(claim, self._claim.label)
 
     async def lend(self) -> str:
-        """Close the tty and tell where it is. NoBoardError if the board is gone."""
-        await self._until_there()
-        closed = asyncio.get_running_loop().create_future()
-
-        def was_closed() -> None:
-            if not closed.done():
-                closed.set_result(None)
-
-        self._lent = True
-        self._device.lend(f"lent to {self.label}", was_closed)
-        await self._step(closed)
+        """Close the tty and return where it is. NoBoardError if the board is gone."""
+        await self._until_online()
+        closed = asyncio.ensure_future(self._port.lend(f"lent to {self._claim.label}"))
         try:
-            return self._device.tty_path
+            await self._done(closed)
+        finally:
+            closed.cancel()
+        try:
+            return self._port.tty_path
         except DeviceError as error:
-            raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {error}") from None
+            raise NoBoardError(Outcome.ABSENT, f"{self._port.name}: {error}") from None
 
     async def take_back(self) -> None:
         """Open the tty again and wait for the board. NoBoardError if it does not come."""
-        if self._lent:
-            self._lent = False
-            self._device.take_back()
-        await self._until_there()
+        self._port.take_back()
+        await self._until_online()
 
-    async def enter_bootloader(self) -> None:
-        """Let the gateway reset the board; NoBoardError if the board is gone."""
-        await self._until_there()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._device.enter_bootloader(lambda: None if done.done() else done.set_result(None))
-        await self._step(done)
-
-    async def reset(self) -> None:
-        """Let the gateway start the board's app; NoBoardError if the board is gone."""
-        await self._until_there()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._device.reset(lambda: None if done.done() else done.set_result(None))
-        await self._step(done)
+    async def start(self, starts: Starts) -> None:
+        """Reset the board into its app or its bootloader; NoBoardError if the board is gone."""
+        await self._until_online()
+        await self._done(self._port.start_board(starts))
 
     async def settle(self) -> None:
         """Wait for a board with native USB, which leaves the bus some time after its reset.
 
         NoBoardError if it does not come back.
         """
-        if kind_of(self._device.usb_ids) in _LEAVES_BUS:
-            await asyncio.wait({self.lost}, timeout=_LEAVES_WITHIN_S)
-        await self._until_there()
+        if kind_of(self._port.usb_ids) in _LEAVES_BUS:
+            with contextlib.suppress(TimeoutError):
+                async with clock.timeout(_LEAVES_WITHIN_S):
+                    await asyncio.wait({self.lost})
+        await self._until_online()
 
     def leave(self) -> None:
-        """Give the device back, whatever has happened; those who had it go on."""
-        if self._lent:
-            self._lent = False
-            self._device.take_back()
-        if not self.lost.done() and self._device.state is not DeviceState.STOPPED:
-            for user in self._others:
-                if user in self._device.users.drivers:
-                    user.resumed()
-            self._device.detach(self)
+        """Give the port back, whatever has happened; other clients go on."""
+        port = self._port
+        port.take_back()
+        if not self.lost.done() and port.state is not PortState.STOPPED:
+            for claim in self._others:
+                if claim in port.arbiter.controllers:
+                    port.resume_claim(claim)
+            self._claim.leave()
         self.lost.cancel()
-        self._has_it.cancel()
 
-    # What the device reports (sharing.DeviceUser), as far as a visitor does more than know of it.
-
-    def refused(self, error: ClientError) -> None:
-        """It is not to be had."""
-        self._has_not("refused")
-        super().refused(error)
-
-    def device_lost(self, error: DeviceError) -> None:
-        """It has been taken away."""
-        self._has_not(str(error))
-
-    def _has_not(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(reason)
-
-    async def _send_all_away(self) -> None:
+    async def _disconnect_clients(self) -> None:
+        port = self._port
         with contextlib.suppress(ClientError):  # resumed by others meanwhile
-            await self._device.release(f"for {self.label}", force=True)
-        self._device.resume()
+            await port.release(f"for {self._claim.label}", force=True)
+        port.resume()
         with contextlib.suppress(TimeoutError):
-            async with clock.timeout(_STEP_LIMIT_S):
-                await self._device.idle.wait()
+            async with clock.timeout(GRANT_LIMIT_S):
+                await port.idle.wait()
 
-    def _why_refused(self) -> Outcome:
-        return Outcome.ABSENT if self._device.state in _NO_BOARD else Outcome.BUSY
-
-    async def _until_there(self) -> None:
-        """Wait while the board is away; bounded, for the device gives it up."""
-        while self._device.state is DeviceState.AWAY and not self.lost.done():
-            await asyncio.wait({self.lost}, timeout=_POLL_S)
+    async def _until_online(self) -> None:
+        """Wait while the board is away; bounded, for the port gives it up."""
+        while self._port.state is PortState.OFFLINE and not self.lost.done():
+            changed = asyncio.ensure_future(self._port.changed())
+            either: set[asyncio.Future[Any]] = {changed, self.lost}
+            try:
+                await asyncio.wait(either, return_when="FIRST_COMPLETED")
+            finally:
+                changed.cancel()
         if self.lost.done():
-            raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {self.lost.result()}")
-        if self._device.state in _NO_BOARD:  # its entry of the YAML has changed
-            raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {self._device.state.value}")
+            raise NoBoardError(Outcome.ABSENT, f"{self._port.name}: {self.lost.result()}")
+        if self._port.state in _NO_BOARD:  # its entry of the YAML has changed
+            raise NoBoardError(Outcome.ABSENT, f"{self._port.name}: {self._port.state.value}")
 
-    async def _step(self, done: asyncio.Future[None]) -> None:
-        """Wait until it is done; NoBoardError when the device is lost meanwhile."""
-        either: set[asyncio.Future[Any]] = {done, self.lost}
-        await asyncio.wait(either, timeout=_STEP_LIMIT_S, return_when="FIRST_COMPLETED")
-        if self.lost.done():
-            raise NoBoardError(Outcome.ABSENT, f"{self._device.name}: {self.lost.result()}")
-        if not done.done():
-            raise NoBoardError(Outcome.FAILED, f"{self._device.name}: the kernel does not answer")
+    async def _done(self, operation: asyncio.Future[Any]) -> None:
+        """Wait until it is done; NoBoardError when the port is lost meanwhile."""
+        try:
+            await self._claim.within(operation)
+        except ClientError as error:
+            outcome = Outcome.ABSENT if self.lost.done() else Outcome.FAILED
+            raise NoBoardError(outcome, str(error)) from None

@@ -18,7 +18,7 @@ from gateway import clock
 from gateway.config.document import GatewayConfig, PortConfig, pool_member_name
 from gateway.config.usb_match import DeviceChoice, UsbMatch, UsbTty
 from gateway.errors import DeviceAbsentError, DeviceError
-from gateway.tty.serial_tty import TtyLocation
+from gateway.serialport.tty import TtyLocation
 from gateway.usb.hotplug import UdevMonitor, Watcher, open_udev_monitor
 from gateway.usb.pools import PoolStore, PoolTable, Served, today
 from gateway.usb.sysfs import Sysfs, existing, in_order

@@ -22,11 +22,11 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 from gateway.config.document import ConnectionLimits
 from gateway.errors import ClientError, DeviceError
 from gateway.net.client_socket import peer_host
+from gateway.port.claim import Claim
 from gateway.port_document import API
-from gateway.ports.running_port import RunningPort
-from gateway.sessions.client_output import ClientOutput
-from gateway.sessions.client_watch import ClientWatch
-from gateway.sessions.seat import Seat
+from gateway.running_port import RunningPort
+from gateway.session.liveness import Liveness
+from gateway.session.output import Output
 from gateway.web.connection import HttpHandler, PacedConnection, StrictFrames
 from gateway.web.console_command import CommandError, carry_out
 from gateway.web.flash import FLASHER
@@ -116,7 +116,7 @@ async def _close_all(app: web.Application) -> None:
 
 
 class Console:
-    """One client. Implements `sharing.DeviceUser`, and what looks after clients."""
+    """One client (claim.ClaimOwner, liveness.Watched, output.OutputOwner)."""
 
     def __init__(
         self,
@@ -126,20 +126,19 @@ class Console:
         log: structlog.typing.FilteringBoundLogger,
         flashed_by: Callable[[], str],
     ) -> None:
-        device, limits = port.device, port.config.limits
-        self.label = label
-        self.origin = ""
+        limits = port.config.limits
         self.received_bytes = 0
         self.sent_bytes = 0
         self._socket = socket
         self._way_in = port.way_in
         self._flashed_by = flashed_by
-        self._device = device
+        self._port = port.port
         self._log = log.bind(client=label)
-        # Who opens a console has the log beside it.
-        self._output = ClientOutput(device, self, replace(limits, replay=False))
-        self._watch = ClientWatch(self, limits.idle_timeout_s)
-        self._seat = Seat(device)
+        self._claim = Claim(port.port, label, self)
+        # The page shows the past beside it.
+        self._output = Output(self._claim, self, replace(limits, replay=False))
+        self._claim.deliver = self._output.add
+        self._liveness = Liveness(self, self._claim, limits.idle_timeout_s)
         self._is_attached = False
         self._is_ours = asyncio.Event()  # the device is, or the end has come
         self._may_write = asyncio.Event()
@@ -158,12 +157,12 @@ class Console:
         """From the moment that it is connected to its end."""
         self._transport = transport
         # A person at a browser is not the tool that was replaced on the same machine.
-        self.origin = f"{peer_host(transport)} (web)"
+        self._claim.origin = f"{peer_host(transport)} (web)"
         self._frames = frames
         transport.hold()
-        self._device.attach(self)
+        self._claim.request()
         if not self._is_ours.is_set():
-            self._way_in.rival_came(peer_host(transport))
+            self._way_in.on_contender(peer_host(transport))
         reading = asyncio.create_task(self._read())
         writing = asyncio.create_task(self._write())
         try:
@@ -190,50 +189,55 @@ class Console:
             if left := self._output.stop():
                 self._post(left)
         self._code, self._reason = code, reason
-        self._post({"type": "closed", "error": f"{self._device.name}: {reason}"})
-        self._watch.stop()
+        self._post({"type": "closed", "error": f"{self._port.name}: {reason}"})
+        self._liveness.stop()
         self._is_ours.set()
         self._may_write.set()
-        self._seat.leave(self)
+        self._claim.leave()
 
-    # What the device reports (sharing.DeviceUser).
+    # What the port reports (claim.ClaimOwner).
 
     @property
     def is_leaving(self) -> bool:
         """False: when a client has left, so has its console."""
         return False
 
-    def attached(self) -> None:
-        """It is ours."""
+    @property
+    def is_amid_command(self) -> bool:
+        """False: a message is whole."""
+        return False
+
+    def granted(self) -> None:
+        """The port is ours."""
         assert self._transport is not None  # noqa: S101 - we run
         self._is_attached = True
         self._log.info("client_connected")
-        self._watch.start(self._transport)
+        self._liveness.start(self._transport)
         self._output.start()
-        self._post({"type": "attached"})
+        self._post({"type": "granted"})
         self._is_ours.set()
 
     def refused(self, error: ClientError) -> None:
         """It is not to be had."""
         self._log.warning("client_refused", reason=str(error))
-        reason = str(error).removeprefix(f"{self._device.name}: ")
+        reason = str(error).removeprefix(f"{self._port.name}: ")
         self.close(reason, code=_REFUSED)
 
-    def muted(self, by: str) -> None:
-        """Another drives the board."""
-        self._seat.mute()
+    def suspended(self, by: str) -> None:
+        """Another client controls the port."""
         self._may_write.set()
-        self._log.info("client_muted", by=by)
-        self._post({"type": "muted", "notice": f"{by} drives the port, your input is dropped"})
+        self._log.info("client_suspended", by=by)
+        self._post(
+            {"type": "suspended", "notice": f"{by} controls the port, your input is dropped"}
+        )
 
     def resumed(self) -> None:
-        """The board is ours again."""
-        self._seat.resume()
-        self._log.info("client_resumed", dropped_bytes=self._seat.dropped_bytes)
-        self._post({"type": "resumed", "notice": "the port is yours again"})
+        """The port is ours again."""
+        self._log.info("client_resumed", dropped_bytes=self._claim.dropped_bytes)
+        self._post({"type": "resumed", "notice": "control returned to you"})
 
     def replaced(self, by: str) -> None:
-        """Another gets the board."""
+        """Another client gets the port."""
         self.close(f"{by} takes the port over")
 
     def data_received(self, data: bytes) -> None:
@@ -248,8 +252,8 @@ class Console:
         """The board has caught up."""
         self._may_write.set()
 
-    def device_lost(self, error: DeviceError) -> None:
-        """The board is gone."""
+    def port_lost(self, error: DeviceError) -> None:
+        """The port is gone."""
         self.close(str(error))
 
     # What the output comes to (client_output.OutputOwner), and what looks after the client.
@@ -303,12 +307,12 @@ class Console:
             for at in range(0, len(message.data), _PIECE_BYTES):
                 await self._may_write.wait()
                 if not self._closed:
-                    self._seat.write(message.data[at : at + _PIECE_BYTES])
+                    self._claim.write(message.data[at : at + _PIECE_BYTES])
         elif message.type is WSMsgType.TEXT:
             try:
                 if len(message.data) > MAX_COMMAND_CHARS:
                     raise CommandError(f"a command has at most {MAX_COMMAND_CHARS} characters")
-                answer = await carry_out(self._seat, self._device, message.data, self._flashed_by())
+                answer = await carry_out(self._claim, message.data, self._flashed_by())
             except CommandError as error:
                 answer = {"type": "refused", "notice": str(error)}
             self._post(answer)

@@ -5,18 +5,17 @@ How it comes and is answered is `console`'s matter.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from typing import Any, Final
 
 from gateway import clock
-from gateway.devices.device import Device
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, PortLostError
 from gateway.inputs import parse_json
+from gateway.port.claim import Claim
+from gateway.protocol.reset import Starts
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
-from gateway.sessions.seat import Seat
 
 #: How long one may take; then the next is heard all the same.
 _LIMIT_S: Final = 15.0
@@ -30,9 +29,7 @@ class CommandError(GatewayError):
     """For the client: why something is not done."""
 
 
-async def carry_out(
-    seat: Seat, device: Device, text: str, flashed_by: str = ""
-) -> dict[str, object]:
+async def carry_out(claim: Claim, text: str, flashed_by: str = "") -> dict[str, object]:
     """Do what a message asks for; returns the answer. Raises CommandError.
 
     `flashed_by` names the flasher while the board is flashed, on a `shared` port for instance.
@@ -51,25 +48,18 @@ async def carry_out(
     is_kept = _is_kept(kind, values)
     if flashed_by and not is_kept:
         raise CommandError(f"{kind}: the board is being flashed by {flashed_by}")
-    if seat.is_muted and not is_kept:
+    if claim.is_suspended and not is_kept:
         raise CommandError(f"{kind}: {_NOT_IN_CONTROL}")
-    done = asyncio.Event()
-    was_suspended = False
-
-    def finished() -> None:
-        nonlocal was_suspended
-        was_suspended = seat.is_muted
-        done.set()
-
-    _COMMANDS[kind](seat, device, values, finished)
     try:
         async with clock.timeout(_LIMIT_S):
-            await done.wait()
+            await _COMMANDS[kind](claim, values)
     except TimeoutError:
         raise CommandError(f"{kind}: not done within {_LIMIT_S:.0f} s") from None
-    if was_suspended and not is_kept:
+    except PortLostError as error:
+        raise CommandError(f"{kind}: {error}") from None
+    if claim.is_suspended and not is_kept:
         raise CommandError(f"{kind}: perhaps not done: {_NOT_IN_CONTROL}")
-    return {"type": "done", "of": kind, **_in_force(seat)}
+    return {"type": "done", "of": kind, **_in_force(claim)}
 
 
 def _is_kept(kind: str, values: dict[str, Any]) -> bool:
@@ -81,8 +71,8 @@ def _is_kept(kind: str, values: dict[str, Any]) -> bool:
     return kind == "settings" or (kind == "break" and values.get("on") is False)
 
 
-def _in_force(seat: Seat) -> dict[str, object]:
-    status = seat.status
+def _in_force(claim: Claim) -> dict[str, object]:
+    status = claim.status
     return {
         "settings": str(status.settings),
         "baud": status.settings.baudrate,
@@ -91,44 +81,43 @@ def _in_force(seat: Seat) -> dict[str, object]:
     }
 
 
-_Done = Callable[[], None]
-
-
-def _apply(seat: Seat, _: Device, values: dict[str, Any], done: _Done) -> None:
-    settings: SerialSettings = seat.status.settings
+async def _apply(claim: Claim, values: dict[str, Any]) -> None:
+    settings: SerialSettings = claim.status.settings
     changes: dict[str, Any] = {}
     for name, value in values.items():
         try:
             changes[name] = _SETTINGS[name](value)
         except (ValueError, TypeError):
             raise CommandError(f"settings: {name} can't be {str(value)[:40]!r}") from None
-    seat.apply(replace(settings, **changes), done)
+    await claim.set_settings(replace(settings, **changes))
 
 
-def _set_lines(seat: Seat, _: Device, values: dict[str, Any], done: _Done) -> None:
+async def _set_lines(claim: Claim, values: dict[str, Any]) -> None:
     for name in ("dtr", "rts"):
         if not isinstance(values.get(name, False), bool):
             raise CommandError(f"lines: {name} must be true or false")
-    seat.set_lines(done, **values)
+    await claim.set_lines(**values)
 
 
-def _set_break(seat: Seat, _: Device, values: dict[str, Any], done: _Done) -> None:
+async def _set_break(claim: Claim, values: dict[str, Any]) -> None:
     if not isinstance(values.get("on"), bool):
         raise CommandError("break: on must be true or false")
-    seat.set_break(values["on"], done)
+    await claim.set_break(values["on"])
 
 
-def _reset(_: Seat, device: Device, __: dict[str, Any], done: _Done) -> None:
-    _play(device, device.reset, done)
+async def _reset(claim: Claim, _: dict[str, Any]) -> None:
+    await _start(claim, Starts.APP)
 
 
-def _enter_bootloader(_: Seat, device: Device, __: dict[str, Any], done: _Done) -> None:
-    _play(device, device.enter_bootloader, done)
+async def _enter_bootloader(claim: Claim, _: dict[str, Any]) -> None:
+    await _start(claim, Starts.BOOTLOADER)
 
 
-def _play(device: Device, play: Callable[[_Done], None], done: _Done) -> None:
-    # Where several drive a port: never between two halves of what another has asked for.
-    device.when_lines_settled(lambda: play(done))
+async def _start(claim: Claim, starts: Starts) -> None:
+    # Where several control a port: never between two halves of what another has asked for.
+    await claim.port.lines_settled()
+    if not claim.is_suspended:
+        await claim.port.start_board(starts)
 
 
 def _number(low: int, high: int) -> Callable[[object], int]:

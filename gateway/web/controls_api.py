@@ -5,21 +5,22 @@ Clients of a port are not disturbed unless the request says `force`, and a flash
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from gateway import clock
-from gateway.devices.device import Device
-from gateway.devices.sharing import Arrival
 from gateway.errors import ClientError, DeviceError
+from gateway.port.arbiter import OnContender
+from gateway.port.claim import GRANT_LIMIT_S
+from gateway.port.port import Port
 from gateway.port_document import API
-from gateway.ports.running_port import RunningPort
 from gateway.protocol.reset import Starts
-from gateway.web.board_visit import STEP_LIMIT_S, Visit, beside_its_users
+from gateway.running_port import RunningPort
 from gateway.web.flash import FLASHER
 from gateway.web.http_access import BYTES
 from gateway.web.http_answers import (
@@ -59,25 +60,22 @@ def add_routes(app: web.Application) -> None:
 
 async def reset_board(request: web.Request) -> web.Response:
     """Reset the board into its app."""
-    return await _play(request, lambda device: device.reset, Starts.APP)
+    return await _start(request, Starts.APP)
 
 
 async def enter_bootloader(request: web.Request) -> web.Response:
     """Reset the board into its bootloader."""
-    return await _play(request, lambda device: device.enter_bootloader, Starts.BOOTLOADER)
+    return await _start(request, Starts.BOOTLOADER)
 
 
 async def disconnect_clients(request: web.Request) -> web.Response:
     """End the connections of all clients of the port."""
     port = port_asked_for(request)
-    device = port.device
     force = await _force(request)
     _check_not_flashed(request, port)
-    if device.users and not force:
-        raise _in_use(device)
-    error = DeviceError(f"disconnected by {client_name(request)}")
-    for user in tuple(device.users):
-        user.device_lost(error)
+    if port.port.arbiter and not force:
+        raise _in_use(port.port)
+    port.port.disconnect_clients(f"disconnected by {client_name(request)}")
     return answer(document_of(port))
 
 
@@ -92,10 +90,10 @@ async def release_tty(request: web.Request) -> web.Response:
     _check_not_flashed(request, port)
     with _conflicts():
         try:
-            async with clock.timeout(STEP_LIMIT_S):
-                await port.device.release(reason, force=force)
+            async with clock.timeout(GRANT_LIMIT_S):
+                await port.port.release(reason, force=force)
         except TimeoutError:
-            raise ClientError(f"{port.device.name}: the kernel does not close it") from None
+            raise ClientError(f"{port.port.name}: the kernel does not close it") from None
     return answer(document_of(port))
 
 
@@ -103,7 +101,7 @@ async def resume_tty(request: web.Request) -> web.Response:
     """Take the tty back."""
     port = port_asked_for(request)
     await read_options(request, ())
-    port.device.resume()
+    port.port.resume()
     return answer(document_of(port))
 
 
@@ -111,20 +109,21 @@ async def resume_tty(request: web.Request) -> web.Response:
 async def write_to_board(request: web.Request) -> web.Response:
     """Send bytes to the board; answered when they have left."""
     port = port_asked_for(request)
-    device = port.device
+    board = port.port
     force = is_true(request, "force")
     data = await read_body(request, MAX_WRITE_BYTES)
     _check_not_flashed(request, port)
     with _conflicts():
-        if not device.users or device.users.arrival is Arrival.JOINS:
-            async with Visit(device, client_name(request)) as visit:
-                device.write(data)
-                await visit.step(device.when_sent, _time_for(device, data))
+        if not board.arbiter or board.arbiter.on_contender is OnContender.JOIN:
+            async with board.claim(client_name(request)) as claim:
+                claim.write(data)
+                await claim.drained(_time_for(board, data))
         elif force:
-            device.write(data)
-            await beside_its_users(device, device.when_sent, _time_for(device, data))
+            limit_s = _time_for(board, data)
+            board.write(data)
+            await within(board, board.drained(), limit_s)
         else:
-            raise _in_use(device)
+            raise _in_use(board)
     return answer(document_of(port))
 
 
@@ -137,31 +136,36 @@ def _conflicts() -> Iterator[None]:
         raise HttpError(HTTPStatus.CONFLICT, str(error)) from error
 
 
-async def _play(
-    request: web.Request,
-    control: Callable[[Device], Callable[[Callable[[], None]], None]],
-    starts: Starts,
-) -> web.Response:
+async def _start(request: web.Request, starts: Starts) -> web.Response:
     port = port_asked_for(request)
-    device = port.device
+    board = port.port
     force = await _force(request)
     _check_not_flashed(request, port)
-    play = control(device)
     with _conflicts():
-        if not device.users:
-            # What it asks for is what the board shall be left in.
-            async with Visit(device, client_name(request), resets_at_end=False) as visit:
-                device.check_reset(starts)
-                await visit.step(play)
+        if not board.arbiter:
+            async with board.claim(client_name(request)) as claim:
+                claim.resets_at_end = False  # what is asked for is what the board is left in
+                board.check_start(starts)
+                await claim.start(starts)
         elif force:
-            device.check_reset(starts)
-            # Behind what a client has asked of the lines so far, never between two halves of it.
-            await beside_its_users(
-                device, lambda done: device.when_lines_settled(lambda: play(done))
-            )
+            board.check_start(starts)
+            # After what a client has asked of the lines so far, never between two halves of it.
+            await within(board, board.lines_settled())
+            await within(board, board.start_board(starts))
         else:
-            raise _in_use(device)
+            raise _in_use(board)
     return answer(document_of(port))
+
+
+async def within(
+    port: Port, operation: asyncio.Future[Any], limit_s: float = GRANT_LIMIT_S
+) -> None:
+    """Wait for an operation on a port that clients have; ClientError if it is not done."""
+    try:
+        async with clock.timeout(limit_s):
+            await operation
+    except TimeoutError:
+        raise ClientError(f"{port.name}: not done within {limit_s:.0f} s") from None
 
 
 def _check_not_flashed(request: web.Request, port: RunningPort) -> None:
@@ -181,9 +185,9 @@ def _is_true(value: object) -> bool:
     return value
 
 
-def _in_use(device: Device) -> HttpError:
-    return HttpError(HTTPStatus.CONFLICT, f"{device.name}: {device.users.in_use}")
+def _in_use(port: Port) -> HttpError:
+    return HttpError(HTTPStatus.CONFLICT, f"{port.name}: {port.arbiter.in_use}")
 
 
-def _time_for(device: Device, data: bytes) -> float:
-    return _WRITE_LIMIT_S + _BITS_A_BYTE * len(data) / device.status.settings.baudrate
+def _time_for(port: Port, data: bytes) -> float:
+    return _WRITE_LIMIT_S + _BITS_A_BYTE * len(data) / max(port.status.settings.baudrate, 1)

@@ -37,7 +37,7 @@ from gateway.flash.plan import (
 from gateway.flash.store import ImageStore, ImageStores, NoRoomError, NotStoredError
 from gateway.flash.user import NoBoardError
 from gateway.port_document import API
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.web.http_access import BYTES
 from gateway.web.http_answers import (
     LAB,
@@ -115,7 +115,7 @@ async def _flash(request: web.Request, port: RunningPort) -> web.StreamResponse:
             chip = await asyncio.to_thread(check_images, plan, store.read)
             plan = replace(plan, options=replace(plan.options, chip=chip))
             asked = FlashRequest(
-                port.config, port.device, plan, store, events.add, requester, disconnect=disconnect
+                port.config, port.port, plan, store, events.add, requester, disconnect=disconnect
             )
             flashing = asyncio.ensure_future(flasher.flash(asked))
             request.app[FLASHING].add(flashing)

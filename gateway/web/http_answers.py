@@ -32,7 +32,7 @@ from gateway.config.document import ConnectionLimits, peer_holder
 from gateway.inputs import parse_json
 from gateway.net.access import Rejection
 from gateway.net.client_socket import peer_name
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.turns import Turns
 from gateway.web.http_access import JSON, SAFE_METHODS, AccessError, Policy, own_names
 

@@ -29,9 +29,8 @@ from prometheus_client.registry import Collector
 
 from gateway import clock
 from gateway.net.access import Rejection
-from gateway.port_document import UNKNOWN_USB, ClientState, PortDocument
-from gateway.ports.running_port import document
-from gateway.tty.port_counts import Histogram
+from gateway.port_document import UNKNOWN_USB, ClientState, Histogram, PortDocument
+from gateway.running_port import document
 from gateway.web.http_answers import LAB, Lab, SharedBuild, send
 
 #: Between two measurements of the loop's lag: two timers a second cost nothing.

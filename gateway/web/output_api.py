@@ -22,10 +22,10 @@ from aiohttp import hdrs, web
 
 from gateway import clock
 from gateway.config.document import ConnectionLimits
-from gateway.devices.recorder import Piece
 from gateway.errors import GatewayError
+from gateway.port.recorder import Piece
 from gateway.port_document import API, utc_text
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.runtime import start_process
 from gateway.web.http_access import JSON
 from gateway.web.http_answers import (

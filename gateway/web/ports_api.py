@@ -18,9 +18,9 @@ from aiohttp import hdrs, web
 
 from gateway import clock
 from gateway.config.document import ConnectionLimits
-from gateway.devices.recorder import Recorder
+from gateway.port.recorder import Recorder
 from gateway.port_document import API, not_served_json
-from gateway.ports.running_port import RunningPort, document
+from gateway.running_port import RunningPort, document
 from gateway.web.http_access import JSON
 from gateway.web.http_answers import (
     LAB,

@@ -21,7 +21,7 @@ from gateway.config.document import Address, ConnectionLimits, HttpConfig
 from gateway.net.acceptor import Acceptor
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext, TlsContexts, TlsFileError
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.runtime import call_blocking
 from gateway.web import console, controls_api, flash, metrics, output_api, page, ports_api
 from gateway.web.connection import HttpHandler, PacedConnection

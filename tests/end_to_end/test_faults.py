@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from gateway.devices.device import DeviceState
+from gateway.port_document import PortState
 from gateway.simulator.board import PROMPT, pattern
 from tests.support.delay_proxy import DelayProxy
 from tests.support.lab import Lab, LabBoard
@@ -195,7 +195,7 @@ async def test_what_a_client_sent_before_it_closed_arrives_before_the_port_is_fr
                 # reset, which may overtake the bytes.
                 client.stop_sending()
                 await until(lambda: proxy.held_ends() == (0, 0))
-                assert served.device.state is not DeviceState.IDLE
+                assert served.port.state is not PortState.IDLE
                 board.start_reading()
                 await client.receive_to_end()
             await served.until_idle()

@@ -19,7 +19,7 @@ from gateway.config.document import OnConnect, Sharing
 from gateway.net.access import Rejection
 from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import Lines
-from gateway.sessions.request_queue import Conversation
+from gateway.session.requests import Conversation
 from tests.scenarios.test_first_bytes import COMMANDS
 from tests.support.browser import Browser
 from tests.support.peers import program
@@ -92,8 +92,8 @@ def check_untouched(board: PtyBoard, served: Served, lines: list[Lines]) -> None
     """Nothing has come to the board, and nobody has had it."""
     assert bytes(board.received) == b""
     assert board.lines == lines
-    assert served.device.sessions == 0
-    assert served.device.status.settings.baudrate == 115200
+    assert served.port.sessions == 0
+    assert served.port.status.settings.baudrate == 115200
 
 
 @CONVERSATIONS
@@ -212,7 +212,7 @@ async def test_a_web_page_takes_no_port_from_its_client(board: PtyBoard) -> None
             await owner.receive_wire(GREETED_ACCEPTS_COM_PORT)
             await asyncio.to_thread(attack, served.tcp_port)
             await until(lambda: len(served.sessions) == 1)
-            assert served.device.users.names == owner.name
-            assert served.device.sessions == 1
+            assert served.port.arbiter.controller_names == owner.name
+            assert served.port.sessions == 1
             await owner.settled()
             assert owner.data == b""

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from gateway.config.document import PortConfig
-from gateway.devices.device import Device, DeviceState
 from gateway.flash.esptool import COMMAND_VARIABLE
 from gateway.flash.job import (
     MAX_WAITING_LINES,
@@ -28,9 +27,11 @@ from gateway.flash.job import (
 )
 from gateway.flash.plan import FlashImage, FlashOptions, FlashPlan, Outcome
 from gateway.flash.store import ImageStores
+from gateway.port.port import Port
+from gateway.port_document import PortState
 from gateway.protocol.reset import RESET, STRAP, Reset, ResetChoice
 from tests.support.fake_esptool import HANGS, WRITES, FakeEsptool
-from tests.support.pty_board import PtyBoard, device_of, port_config, until
+from tests.support.pty_board import PtyBoard, port_config, port_of, until
 
 PLAN = FlashPlan((FlashImage(0x1000, 32768, "0" * 64, "bootloader.bin"),))
 
@@ -40,7 +41,7 @@ class Bench:
     """A board, its device, and a flasher."""
 
     board: PtyBoard
-    device: Device
+    device: Port
     flasher: Flasher
     folder: Path
     events: list[dict[str, object]]
@@ -61,9 +62,9 @@ class Bench:
 
 @asynccontextmanager
 async def bench_on(board: PtyBoard, folder: Path, **resets: Any) -> AsyncIterator[Bench]:
-    device = device_of(board, resets=ResetChoice(**resets))
+    device = port_of(board, resets=ResetChoice(**resets))
     device.start()
-    await until(lambda: device.state is DeviceState.IDLE)
+    await until(lambda: device.state is PortState.IDLE)
     images = folder / "images"
     images.mkdir()
     names = folder / "by-path"
@@ -72,7 +73,7 @@ async def bench_on(board: PtyBoard, folder: Path, **resets: Any) -> AsyncIterato
     config = replace(port_config(), resets=ResetChoice(**resets))
     try:
         yield Bench(board, device, flasher, images, [], config)
-        await until(lambda: device.state is DeviceState.IDLE)  # whatever has happened
+        await until(lambda: device.state is PortState.IDLE)  # whatever has happened
         assert not list(images.iterdir())
     finally:
         await device.stop()
@@ -171,7 +172,7 @@ async def test_a_board_that_is_taken_away_is_incomplete(tmp_path: Path, fake: Fa
 async def test_a_board_that_does_not_come_back_is_not_reset(
     tmp_path: Path, fake: FakeEsptool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.tty.lendable_port._RETURN_LIMIT_S", 0.2)
+    monkeypatch.setattr("gateway.port.port._LENT_RETURN_S", 0.2)
     with PtyBoard(tmp_path) as board:
         async with bench_on(board, tmp_path) as bench:
             real = bench.device.take_back

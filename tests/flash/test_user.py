@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from gateway.config.document import OnAbsent, Sharing
-from gateway.devices.device import Device, DeviceState
 from gateway.flash.plan import Outcome
 from gateway.flash.user import FlashUser, NoBoardError
-from tests.devices.test_device import User
-from tests.support.pty_board import LoopClock, PtyBoard, device_of, until
+from gateway.port.port import Port
+from gateway.port_document import PortState
+from gateway.protocol.reset import Starts
+from tests.support.claim_user import User
+from tests.support.pty_board import LoopClock, PtyBoard, port_of, until
 
 LABEL = "flash of ann@desk"
 
@@ -24,20 +26,20 @@ async def started(
     board: PtyBoard,
     sharing: Sharing = Sharing.EXCLUSIVE,
     on_absent: OnAbsent = OnAbsent.REFUSE,
-) -> AsyncIterator[Device]:
-    device = device_of(board, sharing=sharing, on_absent=on_absent)
+) -> AsyncIterator[Port]:
+    device = port_of(board, sharing=sharing, on_absent=on_absent)
     device.start()
-    await until(lambda: device.state is not DeviceState.OPENING)
+    await until(lambda: device.state is not PortState.OPENING)
     try:
         yield device
     finally:
         await device.stop()
 
 
-async def with_client(device: Device) -> User:
+async def with_client(device: Port) -> User:
     client = User("10.0.0.5:51234")
-    device.attach(client)
-    await until(lambda: client.said == ["attached"])
+    client.ask(device)
+    await until(lambda: client.said == ["granted"])
     return client
 
 
@@ -48,15 +50,15 @@ async def test_the_tty_is_closed_while_it_is_lent_and_the_port_is_free_afterward
         async with started(board) as device:
             user = FlashUser(device, LABEL)
             await user.take()
-            assert device.users.names == LABEL
+            assert device.arbiter.controller_names == LABEL
             assert await user.lend() == board.location.path
-            assert device.state.value == "away"
+            assert device.state.value == "offline"
             assert device.reason == f"lent to {LABEL}"
             await user.take_back()
             assert device.state.value == "in use"
-            await user.reset()
+            await user.start(Starts.APP)
             user.leave()
-            await until(lambda: device.state is DeviceState.IDLE)
+            await until(lambda: device.state is PortState.IDLE)
 
 
 async def test_an_exclusive_port_is_not_taken_from_its_client_unless_by_force(
@@ -70,13 +72,13 @@ async def test_an_exclusive_port_is_not_taken_from_its_client_unless_by_force(
                 await user.take()
             assert refused.value.outcome is Outcome.BUSY
             user.leave()
-            assert client.has_device
+            assert client.has_port
             forced = FlashUser(device, LABEL)
             await forced.take(disconnect=True)
             assert client.said[1:] == [f"lost: released for {LABEL}"]
-            assert device.users.names == LABEL
+            assert device.arbiter.controller_names == LABEL
             forced.leave()
-            await until(lambda: device.state is DeviceState.IDLE)
+            await until(lambda: device.state is PortState.IDLE)
 
 
 async def test_a_client_of_a_takeover_port_is_told_who_takes_it(tmp_path: Path) -> None:
@@ -85,8 +87,8 @@ async def test_a_client_of_a_takeover_port_is_told_who_takes_it(tmp_path: Path) 
             client = await with_client(device)
             user = FlashUser(device, LABEL)
             taking = asyncio.ensure_future(user.take())
-            await until(lambda: client.said == ["attached", f"replaced by {LABEL}"])
-            device.detach(client)
+            await until(lambda: client.said == ["granted", f"replaced by {LABEL}"])
+            client.leave()
             await taking
             user.leave()
 
@@ -97,12 +99,12 @@ async def test_a_client_of_a_preempt_port_watches_meanwhile_and_goes_on(tmp_path
             client = await with_client(device)
             user = FlashUser(device, LABEL)
             await user.take()
-            assert client.said == ["attached", f"muted by {LABEL}"]
+            assert client.said == ["granted", f"suspended by {LABEL}"]
             await user.lend()
-            assert device.users.watchers == client.label
+            assert device.arbiter.observer_names == client.label
             await user.take_back()
             user.leave()
-            await until(lambda: client.said == ["attached", f"muted by {LABEL}", "resumed"])
+            await until(lambda: client.said == ["granted", f"suspended by {LABEL}", "resumed"])
             await board.write(b"the app runs")
             await until(lambda: client.received == b"the app runs")
 
@@ -114,11 +116,11 @@ async def test_clients_of_a_shared_port_watch_meanwhile_too(tmp_path: Path) -> N
             user = FlashUser(device, LABEL)
             await user.take()
             await user.lend()
-            assert client.said == ["attached", f"muted by {LABEL}"]
+            assert client.said == ["granted", f"suspended by {LABEL}"]
             await user.take_back()
             user.leave()
             assert client.said[2:] == ["resumed"]
-            assert device.users.names == client.label
+            assert device.arbiter.controller_names == client.label
 
 
 @pytest.mark.parametrize("sharing", list(Sharing))
@@ -131,16 +133,16 @@ async def test_nobody_takes_a_port_over_whose_board_is_being_written(
             await user.take()
             await user.lend()
             client = User()
-            device.attach(client)
+            client.ask(device)
             if sharing is Sharing.EXCLUSIVE:
                 await until(lambda: client.said)
                 assert client.said[0].startswith(f"refused: desk: in use by {LABEL} since")
             assert not user.lost.done()
-            assert LABEL in device.users.names
+            assert LABEL in device.arbiter.controller_names
             await user.take_back()
             user.leave()
             if sharing is not Sharing.EXCLUSIVE:
-                await until(lambda: "attached" in client.said)
+                await until(lambda: "granted" in client.said)
 
 
 async def test_a_board_that_is_absent_is_not_waited_for(tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ async def test_a_device_that_is_taken_away_says_why(tmp_path: Path) -> None:
                 await user.take_back()
             user.leave()
             device.resume()
-            await until(lambda: device.state is DeviceState.IDLE)
+            await until(lambda: device.state is PortState.IDLE)
 
 
 async def test_one_that_leaves_without_taking_back_leaves_no_dead_port(tmp_path: Path) -> None:
@@ -175,9 +177,9 @@ async def test_one_that_leaves_without_taking_back_leaves_no_dead_port(tmp_path:
             await user.take()
             await user.lend()
             user.leave()
-            await until(lambda: device.state is DeviceState.IDLE)
+            await until(lambda: device.state is PortState.IDLE)
             client = await with_client(device)
-            assert client.has_device
+            assert client.has_port
 
 
 async def test_a_port_that_was_released_to_somebody_is_theirs(tmp_path: Path) -> None:
@@ -200,13 +202,13 @@ async def test_a_port_that_is_taken_out_of_the_yaml_meanwhile_is_gone(tmp_path: 
                 user = FlashUser(device, LABEL)
                 await user.take()
                 await user.lend()
-                assert device.state is DeviceState.AWAY
+                assert device.state is PortState.OFFLINE
                 await device.stop("its entry has changed")
                 with pytest.raises(NoBoardError, match="desk: its entry has changed") as gone:
                     await user.take_back()
                 assert gone.value.outcome is Outcome.ABSENT
                 with pytest.raises(NoBoardError, match="desk: its entry has changed"):
-                    await user.reset()
+                    await user.start(Starts.APP)
                 user.leave()
                 again = FlashUser(device, LABEL)
                 with pytest.raises(NoBoardError, match="desk: stopped"):

@@ -36,7 +36,7 @@ FLOOD = random.Random(3).randbytes(3_000_000)
 async def opened(w: World) -> AsyncIterator[Terminal]:
     """A console that has the port."""
     async with http_client([w.port]) as client, console(client) as terminal:
-        await w.run(terminal.notice("attached"))
+        await w.run(terminal.notice("granted"))
         yield terminal
 
 
@@ -109,7 +109,7 @@ async def test_a_suspended_console_observes_and_its_input_is_counted(tmp_path: P
         w.board.start_reading()
         await terminal.ask(type="settings", baudrate=74880)
         flasher = await w.client()
-        await terminal.notice("muted")
+        await terminal.notice("suspended")
         assert w.status.settings == "115200 8N1"
         assert w.status.observes == name_of(terminal)
         await terminal.socket.send_bytes(b"dropped")

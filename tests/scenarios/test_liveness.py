@@ -132,7 +132,7 @@ async def test_a_client_gets_the_port_of_a_dead_one_at_its_address(
                 await w.board.write(b"into the void")
             newcomer = await w.client()
         assert w.status.controls == newcomer.name
-        assert w.ends(dead) == ["no answer while another client came from its address"]
+        assert w.ends(dead) == ["no answer while another client connected from its address"]
         await w.board.write(b"hello")
         await newcomer.receive(lambda: newcomer.data.endswith(b"hello"))
 

@@ -121,7 +121,7 @@ def test_new_device_knows_nothing_of_the_old_ones_lines(chip: str) -> None:
 
 
 @pytest.mark.parametrize(("chip", "n_restarts"), [("esp32s2", 1), ("esp32c3", 0), ("esp32", 0)])
-def test_only_a_device_of_software_is_told_the_rate(chip: str, n_restarts: int) -> None:
+def test_only_a_port_of_software_is_told_the_rate(chip: str, n_restarts: int) -> None:
     attached = attachment(f"sim://{chip}")
     attached.set_baudrate(2000 * MS, TOUCH_BAUDRATE)
     events = attached.logic.handle_timer(2000 * MS)

@@ -20,9 +20,9 @@ from unittest import mock
 from gateway.protocol.reset import IDLE, Lines
 from gateway.protocol.rfc2217 import Linestate, Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tty.control_thread import ControlThread
-from gateway.tty.serial_states import EventCounts, PortStates
-from gateway.tty.serial_tty import Tty, TtyLocation
+from gateway.serialport.states import EventCounts, PortStates
+from gateway.serialport.tty import Tty, TtyLocation
+from gateway.serialport.worker import Worker
 
 T = TypeVar("T")
 
@@ -222,7 +222,7 @@ def boards_for_ttys(boards: dict[str, FuzzBoard]) -> Iterator[None]:
         return _BoardTty(boards[location.path], location, *arguments, **named)
 
     with contextlib.ExitStack() as patches:
-        for original, replacement in ((Tty, tty), (ControlThread, _LoopThread)):
+        for original, replacement in ((Tty, tty), (Worker, _LoopThread)):
             for module in _importers(original):
                 patches.enter_context(mock.patch.object(module, original.__name__, replacement))
         yield

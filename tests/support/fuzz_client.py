@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from gateway.sessions.session import Session
+from gateway.session.session import Session
 
 #: As Linux numbers the states of a TCP connection.
 _ESTABLISHED, _CLOSE_WAIT = 1, 8

@@ -19,12 +19,13 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway import clock
-from gateway.devices.device import Device, DeviceState
 from gateway.net.access import AcceptOptions
-from gateway.ports.listener import Listener
+from gateway.port.port import Port
+from gateway.port_document import PortState
 from gateway.protocol.reset import IDLE
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tty.serial_tty import TtyLocation
+from gateway.serialport.tty import TtyLocation
+from gateway.session.listener import Listener
 from tests.support.fuzz_board import FuzzBoard, boards_for_ttys
 from tests.support.fuzz_case import Action, Case, Step, sent_bytes
 from tests.support.fuzz_client import FuzzClient
@@ -74,7 +75,7 @@ class FuzzWorld:
     def __init__(
         self,
         boards: dict[str, FuzzBoard],
-        devices: dict[str, Device],
+        devices: dict[str, Port],
         listeners: dict[str, Listener],
         logs: list[MutableMapping[str, Any]],
     ) -> None:
@@ -115,8 +116,7 @@ class FuzzWorld:
             self._check_errors()
             _require(client.unread_bytes <= unread_limit_bytes, "too much is kept for the client")
             _require(
-                device.state is not DeviceState.IN_USE
-                or device.unsent_bytes <= _UNSENT_LIMIT_BYTES,
+                device.state is not PortState.IN_USE or device.unsent_bytes <= _UNSENT_LIMIT_BYTES,
                 "too much is kept for the board",
             )
         client.leave()
@@ -179,10 +179,10 @@ class FuzzWorld:
             case _:
                 plain[step.action]()
 
-    async def _until_idle(self, device: Device) -> None:
+    async def _until_idle(self, device: Port) -> None:
         deadline = asyncio.get_running_loop().time() + _END_LIMIT_S
         listener = self._listeners[device.name]
-        while device.state is not DeviceState.IDLE or listener._sessions:
+        while device.state is not PortState.IDLE or listener._sessions:
             _require(
                 asyncio.get_running_loop().time() < deadline,
                 f"the device is {device.state.value} long after its client has left",
@@ -193,7 +193,7 @@ class FuzzWorld:
         if self._errors:
             raise FuzzFailure(self._errors[0])
 
-    def _check_board(self, board: FuzzBoard, device: Device) -> None:
+    def _check_board(self, board: FuzzBoard, device: Port) -> None:
         _require(board.lines == IDLE, f"the lines are left at {board.lines}")
         _require(not board.break_on, "a break is left on")
         left = device.status.settings
@@ -265,7 +265,7 @@ async def fuzz_world() -> AsyncIterator[FuzzWorld]:
         for name in boards:
             log = structlog.get_logger().bind(device=name)
             config = port_config(name)
-            devices[name] = Device(config, partial(TtyLocation, f"/dev/{name}"), log)
+            devices[name] = Port(config, partial(TtyLocation, f"/dev/{name}"), log)
             listeners[name] = Listener(config, devices[name], access_server, log, AcceptOptions())
             devices[name].start()
         await asyncio.sleep(_SETTLE_S)

@@ -402,7 +402,7 @@ class HttpFuzzWorld:
 
     def resume(self) -> None:
         """Have the port served again, if a request has released it."""
-        self._served.device.resume()
+        self._served.port.resume()
 
     async def send(self, case: HttpCase) -> bytes:
         """What is answered, the first of it where it does not end."""

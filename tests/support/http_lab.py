@@ -17,7 +17,7 @@ import jsonschema
 from gateway.config.document import HttpConfig
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.web import http_answers
 from gateway.web.http_access import Policy
 from gateway.web.page import interface
@@ -133,7 +133,7 @@ def resolved(part: Any) -> Any:
 
 def running(*served: Served) -> list[RunningPort]:
     """The ports as the service has them."""
-    return [RunningPort(each.listener._config, each.device, each.listener, None) for each in served]
+    return [RunningPort(each.listener._config, each.port, each.listener, None) for each in served]
 
 
 @asynccontextmanager

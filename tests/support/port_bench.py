@@ -6,6 +6,7 @@ fail, as an ioctl on a USB device does that has just vanished.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,8 +18,9 @@ from gateway.errors import DeviceError
 from gateway.protocol.reset import Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.tty.serial_port import PortOpener, SerialPort
-from gateway.tty.serial_tty import Tty, TtyLocation
+from gateway.serialport.states import PortStates
+from gateway.serialport.transport import Opening, SerialTransport
+from gateway.serialport.tty import Tty, TtyLocation
 from tests.support.bare_pty import LIMIT_S, BarePty
 from tests.support.loops import watched_descriptors
 from tests.support.pty_board import turns, until
@@ -97,7 +99,47 @@ class WatchedTty(Tty):
         return super()._unsent_in_kernel() if self.unsent_bytes is None else self.unsent_bytes
 
 
-class PortBench:
+class BenchPort:
+    """What the gateway asks of a transport, under the names of the operations."""
+
+    def __init__(self, transport: SerialTransport) -> None:
+        self._transport = transport
+        self._tty = transport.tty
+        self.write = transport.write
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+        self.take_unsent = transport.take_unsent
+        self.purge = transport.purge
+        self.close = transport.close
+        self.lose = transport.fail
+        self.worker = transport._worker
+
+    @property
+    def settings(self) -> SerialSettings:
+        return self._tty.in_force
+
+    @property
+    def unsent_bytes(self) -> int:
+        size: int = self._transport.get_write_buffer_size()
+        return size
+
+    def apply(self, settings: SerialSettings, done: Callable[[SerialSettings], None]) -> None:
+        self._transport.call_in_order(lambda: self._tty.apply(settings), done, holds_reading=True)
+
+    def set_lines(self, lines: Lines, done: Callable[[], None]) -> None:
+        self._transport.call_in_order(lambda: self._tty.set_lines(lines), lambda _: done())
+
+    def set_break(self, on: bool, done: Callable[[], None]) -> None:
+        self._transport.call_in_order(lambda: self._tty.set_break(on), lambda _: done())
+
+    def when_sent(self, done: Callable[[], None]) -> None:
+        self._transport.call_in_order(lambda: None, lambda _: done())
+
+    def read_states(self, done: Callable[[PortStates], None]) -> None:
+        self._transport.read_states(done)
+
+
+class PortBench(asyncio.Protocol):
     """The port, its owner's ears, and the board."""
 
     def __init__(self, board: BarePty) -> None:
@@ -107,27 +149,27 @@ class PortBench:
         self.received = bytearray()  # by the port's owner
         self.sent = bytearray()  # by the port, as far as the board has read
         self.lost: list[DeviceError] = []
-        self.opened: SerialPort | None = None
+        self.opened: BenchPort | None = None
         self.on_resume: Callable[[], None] = lambda: None
 
     @property
-    def port(self) -> SerialPort:
+    def port(self) -> BenchPort:
         assert self.opened is not None
         return self.opened
 
     def open(self) -> None:
-        opener = PortOpener(self)
-        opener.open(self.tty, self._opened, self._failed)
-        opener.end()
+        opening = Opening(self, lambda _: None)
+        opening.begin(self.tty, self._opened, self._failed)
+        opening.end()
 
-    def _opened(self, port: SerialPort) -> None:
-        self.opened = port
+    def _opened(self, transport: SerialTransport) -> None:
+        self.opened = BenchPort(transport)
         self.events.append("opened")
 
     def _failed(self, error: DeviceError) -> None:
         self.events.append(error)
 
-    # What the port reports (serial_port.PortOwner).
+    # What the transport reports (asyncio.Protocol).
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -139,8 +181,9 @@ class PortBench:
         self.events.append("resume")
         self.on_resume()
 
-    def port_lost(self, error: DeviceError) -> None:
-        self.lost.append(error)
+    def connection_lost(self, exc: Exception | None) -> None:
+        assert isinstance(exc, DeviceError)
+        self.lost.append(exc)
         self.events.append("lost")
 
     # What tests do and wait for.

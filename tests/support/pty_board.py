@@ -23,15 +23,16 @@ from gateway.config.document import (
     Sharing,
 )
 from gateway.config.usb_match import DeviceChoice
-from gateway.devices.device import Device, DeviceState
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContext
-from gateway.ports.listener import Listener
+from gateway.port.port import Port
+from gateway.port_document import PortState
 from gateway.protocol.access_server import AccessServer
 from gateway.protocol.reset import ResetChoice
 from gateway.protocol.serial_settings import SerialSettings
-from gateway.sessions.request_queue import Conversation
-from gateway.sessions.session import Session, SessionState
+from gateway.session.listener import Listener
+from gateway.session.requests import Conversation
+from gateway.session.session import Session, SessionState
 from tests.support.clock import ControlledClock
 from tests.support.tty_board import LIMIT_S, LoopClock, PtyBoard, turns, until
 
@@ -41,9 +42,9 @@ __all__ = [
     "PtyBoard",
     "Served",
     "access_server",
-    "device_of",
     "pass_silence",
     "port_config",
+    "port_of",
     "serving",
     "turns",
     "until",
@@ -67,7 +68,7 @@ class Served:
     """A board behind a listener."""
 
     board: PtyBoard
-    device: Device
+    port: Port
     listener: Listener
     admission: Admission
 
@@ -100,7 +101,7 @@ class Served:
 
     async def until_idle(self) -> None:
         """Wait until nobody is connected and the device can be had."""
-        await until(lambda: not self.sessions and self.device.state is DeviceState.IDLE)
+        await until(lambda: not self.sessions and self.port.state is PortState.IDLE)
 
 
 def port_config(
@@ -132,7 +133,7 @@ def access_server() -> Conversation:
     return AccessServer("gateway under test")
 
 
-def device_of(
+def port_of(
     board: PtyBoard,
     name: str = "desk",
     settings: SerialSettings | None = None,
@@ -145,7 +146,7 @@ def device_of(
     opening: Opening = Opening.ALWAYS,
     on_absent: OnAbsent = OnAbsent.REFUSE,
     resets: ResetChoice | None = None,
-) -> Device:
+) -> Port:
     """A device for a board, not started."""
     log = structlog.get_logger().bind(device=name)
     config = port_config(name, on_connect=on_connect, on_disconnect=on_disconnect)
@@ -159,7 +160,7 @@ def device_of(
         on_absent=on_absent,
         resets=resets or config.resets,
     )
-    return Device(config, lambda: board.location, log)
+    return Port(config, lambda: board.location, log)
 
 
 @asynccontextmanager
@@ -184,7 +185,7 @@ async def serving(
 
     Asserts in the end that no callback has raised.
     """
-    device = device_of(
+    port = port_of(
         board,
         name,
         settings,
@@ -198,11 +199,11 @@ async def serving(
     log = structlog.get_logger().bind(device=name)
     config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
     admission = admission or Admission()
-    listener = Listener(config, device, converse, log, AcceptOptions(admission, tls))
-    device.start()
-    await until(lambda: device.state in {DeviceState.IDLE, DeviceState.RELEASED})
+    listener = Listener(config, port, converse, log, AcceptOptions(admission, tls))
+    port.start()
+    await until(lambda: port.state in {PortState.IDLE, PortState.RELEASED})
     await listener.start()
     try:
-        yield Served(board, device, listener, admission)
+        yield Served(board, port, listener, admission)
     finally:
-        await asyncio.gather(listener.stop("the test is over"), device.stop())
+        await asyncio.gather(listener.stop("the test is over"), port.stop())

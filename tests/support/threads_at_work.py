@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from gateway.net import name_lookup
-from gateway.tty.control_thread import ControlThread
+from gateway.serialport.worker import Worker
 
 #: For a thread that a test keeps from ending in a way that `hangs` does not know.
 _LONGEST_S = 1.0
@@ -47,6 +47,6 @@ def _is_at_work(thread: threading.Thread) -> bool:
     if target is name_lookup._work or getattr(target, "__module__", "") == "gateway.runtime":
         return True
     control = getattr(target, "__self__", None)
-    if not isinstance(control, ControlThread):
+    if not isinstance(control, Worker):
         return False
     return control._stopped or (control._running is not None and not control._ended)

@@ -24,7 +24,7 @@ from typing import Self
 from gateway import clock
 from gateway.protocol.board_kinds import UsbIds
 from gateway.protocol.reset import Lines
-from gateway.tty.serial_tty import LineSetter, TtyLocation
+from gateway.serialport.tty import LineSetter, TtyLocation
 from tests.support.clock import ControlledClock
 from tests.support.resolver import Resolver
 from tests.support.threads_at_work import ThreadsAtWork

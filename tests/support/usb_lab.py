@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from gateway.config.document import GatewayConfig
 from gateway.config.reader import parse_config
-from gateway.devices.device import Device, DeviceState
+from gateway.port.port import Port
+from gateway.port_document import PortState
 from gateway.service import Service
 from gateway.usb.inventory import UsbSource
 from gateway.usb.sysfs import Sysfs
@@ -55,9 +55,9 @@ class UsbLab:
         self.usb.unplug(location)
         self.monitor.push(*(("remove", name) for name in names))
 
-    def device(self, name: str) -> Device:
+    def device(self, name: str) -> Port:
         """The device of a port."""
-        return next(port.device for port in self.service._ports if port.config.name == name)
+        return next(port.port for port in self.service._ports if port.config.name == name)
 
     def tcp_port(self, name: str) -> int:
         """Where a port listens."""
@@ -67,7 +67,7 @@ class UsbLab:
 
     def states(self) -> dict[str, str]:
         """The state of each port's device."""
-        return {port.config.name: port.device.state.value for port in self.service._ports}
+        return {port.config.name: port.port.state.value for port in self.service._ports}
 
     def opened(self) -> dict[str, str]:
         """Where each port's device is plugged in, of those that are open."""
@@ -77,9 +77,9 @@ class UsbLab:
             for path in self.usb.tty_paths(location)
         }
         return {
-            port.config.name: locations[_open_path(port.device)]
+            port.config.name: locations[_open_path(port.port)]
             for port in self.service._ports
-            if port.device.state is DeviceState.IDLE
+            if port.port.state is PortState.IDLE
         }
 
     async def until_open(self, *names: str) -> None:
@@ -111,7 +111,7 @@ async def usb_lab(folder: Path) -> AsyncIterator[UsbLab]:
             await lab.service.stop()
 
 
-def _open_path(device: Device) -> str:
-    port: Any = device._port
-    path: str = port._location.path
-    return path
+def _open_path(device: Port) -> str:
+    location = device._tty._location
+    assert location is not None
+    return location.path

@@ -51,18 +51,18 @@ from structlog.testing import capture_logs
 from gateway import clock as gateway_clock
 from gateway.config.document import PortConfig
 from gateway.config.reader import parse_config
-from gateway.devices import sharing
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError
 from gateway.flash.user import FlashUser
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContexts
+from gateway.port import arbiter
+from gateway.port.claim import TaskClaim
 from gateway.port_document import ClientState
-from gateway.ports.running_port import RunningPort, document, start_port
 from gateway.protocol.board_kinds import UsbIds
-from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
+from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines, Starts
 from gateway.protocol.rfc2217 import Control
-from gateway.tty.serial_tty import TtyLocation
-from gateway.web.board_visit import Visit
+from gateway.running_port import RunningPort, document, start_port
+from gateway.serialport.tty import TtyLocation
 from tests.support.clock import ControlledClock
 from tests.support.tcp_client import (
     GREETED_ACCEPTS_COM_PORT,
@@ -139,15 +139,15 @@ class Logged:
     """Log events."""
 
     OPENED = "device_opened"
-    OPEN_FAILED = "device_not_open"
+    OPEN_FAILED = "device_open_failed"
     LOST = "device_lost"
     RELEASED = "device_released"
     RESUMED = "device_resumed"
     DROPPED = "unsent_dropped"
     RESET = "board_reset"
-    RESET_OWED = "board_reset_waits"
+    RESET_OWED = "board_reset_postponed"
     NOT_RESET = "board_not_reset"
-    STRATEGY = "reset_chosen"
+    STRATEGY = "reset_strategy_selected"
     REST_NOT_USED = "rest_not_used"
     SETTINGS_REFUSED = "settings_refused"
     CONNECTED = "client_connected"
@@ -171,9 +171,9 @@ class Notice:
     def suspended(by: TcpClient | str) -> bytes:
         """Another client controls the port."""
         name = by if isinstance(by, str) else by.name
-        return f"--- desk: {name} drives the port, your input is dropped ---\r\n".encode()
+        return f"--- desk: {name} controls the port, your input is dropped ---\r\n".encode()
 
-    RESUMED = b"yours again ---"
+    RESUMED = b"control returned to you ---"
 
     @staticmethod
     def taken_over(by: TcpClient) -> bytes:
@@ -359,17 +359,16 @@ class Status:
 class Claim:
     """A port had for a task of the gateway's own, as a request over HTTP has it."""
 
-    def __init__(self, port: RunningPort, visit: Visit) -> None:
-        self._device = port.device
-        self._visit = visit
+    def __init__(self, claim: TaskClaim) -> None:
+        self._claim = claim
 
     async def reset(self) -> None:
         """Start the board's app."""
-        await self._visit.step(self._device.reset)
+        await self._claim.start(Starts.APP)
 
     async def enter_bootloader(self) -> None:
         """Start the board's bootloader."""
-        await self._visit.step(self._device.enter_bootloader)
+        await self._claim.start(Starts.BOOTLOADER)
 
 
 class World:
@@ -437,19 +436,19 @@ class World:
     @property
     def recorded(self) -> bytes:
         """What is kept in memory of the board's output."""
-        return self.port.device.recorder.tail()
+        return self.port.port.recorder.tail()
 
     async def release(self, reason: str = "for a local tool", *, force: bool = False) -> None:
         """Leave the tty to a local tool, as `esp-gateway release` does."""
-        await self.port.device.release(reason, force=force)
+        await self.port.port.release(reason, force=force)
 
     def resume(self) -> None:
         """Take it back."""
-        self.port.device.resume()
+        self.port.port.resume()
 
     def rescan(self) -> None:
         """Something has been plugged in or out somewhere: udev has told of it."""
-        self.port.device.look_again()
+        self.port.port.rescan()
 
     async def stop(self, reason: str = "the gateway is shutting down") -> None:
         """Stop serving the port."""
@@ -463,8 +462,9 @@ class World:
 
         `cleans_up` False leaves out what `on_disconnect` asks for.
         """
-        async with Visit(self.port.device, label, resets_at_end=cleans_up) as visit:
-            yield Claim(self.port, visit)
+        async with self.port.port.claim(label) as claim:
+            claim.resets_at_end = cleans_up
+            yield Claim(claim)
 
     @asynccontextmanager
     async def lent(self, label: str = "esptool for 10.0.0.9") -> AsyncIterator[str]:
@@ -472,7 +472,7 @@ class World:
 
         Inside, the tty is closed and its path is given.
         """
-        user = FlashUser(self.port.device, label)
+        user = FlashUser(self.port.port, label)
         try:
             await user.take()
             yield await user.lend()
@@ -654,7 +654,7 @@ def moving(clock: LoopClock) -> Iterator[None]:
 
 def set_wall_clock(monkeypatch: pytest.MonkeyPatch, now: Callable[[], datetime]) -> None:
     """Let it be another time of day in the lab."""
-    monkeypatch.setattr(sharing, "local_now", now)
+    monkeypatch.setattr(arbiter, "local_now", now)
 
 
 def hard_reset() -> bytes:

@@ -1,6 +1,6 @@
 """Mutation testing: break lines of the gateway, one at a time, and see whether a test fails.
 
-    python -m tests.tools.mutation --seed 1 protocol=50 sessions=50
+    python -m tests.tools.mutation --seed 1 protocol=50 session=50
 
 A random sample: for each package, places are drawn over all its modules, at least one of each, and
 for each place one mutation. Most are cosmic-ray's; the removal of a statement is added. Mutants
@@ -47,8 +47,8 @@ EQUIVALENT: Final = Path(__file__).parent / "mutation-equivalent.toml"
 #: Mutants by package of the core, and the folders whose tests may kill them besides the package's
 #: own. Names of both layouts: only packages and folders that exist count.
 CORE: Final = {
-    **dict.fromkeys(("protocol", "session", "sessions", "port", "devices", "net"), 50),
-    **dict.fromkeys(("ports", "serialport", "tty"), 20),
+    **dict.fromkeys(("protocol", "session", "port", "net"), 50),
+    **dict.fromkeys(("serialport",), 20),
 }
 DEFAULT: Final = [f"{name}={n}" for name, n in CORE.items() if (ROOT / "gateway" / name).is_dir()]
 TEST_FOLDERS: Final = [

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.devices.end_of_use import EndOfUse
+from gateway.port.port import Port
 from gateway.protocol import telnet
 from gateway.protocol.telnet import Telnet
-from gateway.sessions.request_queue import RequestQueue
-from gateway.sessions.session import Session
+from gateway.session.requests import Requests
+from gateway.session.session import Session
 from tests.support.fuzz_case import Action, Case, Step, from_text, shrink, to_text
 from tests.support.fuzz_generator import CORPUS, floods, load_corpus, make_case
 from tests.support.fuzz_world import fuzz_world
@@ -112,7 +112,12 @@ def test_a_byte_that_is_lost_at_a_cut_is_found(
 
 
 def test_lines_that_are_left_on_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EndOfUse, "_bring_back", lambda _self, done: done())
+
+    async def clean_up(self: Port, *, resets: bool, has_left: bool) -> None:
+        await self.drained()
+        self._become_idle()
+
+    monkeypatch.setattr(Port, "_clean_up", clean_up)
     reason = planted_defect_is_found(tmp_path)
     assert "are left at" in reason or "is left on" in reason
 
@@ -130,7 +135,7 @@ def test_a_session_that_never_ends_is_found(
 
 
 def test_a_queue_that_does_not_wait_for_the_board_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RequestQueue, "board_busy", lambda _self: None)
+    monkeypatch.setattr(Requests, "board_busy", lambda _self: None)
     assert fuzz.play_once(FLOODS["data for a board that takes none"]) is not None
 
 

@@ -77,8 +77,8 @@ async def test_a_board_that_is_there_at_the_start_is_served_from_the_start(lab: 
             "name: uart, tcp: 0, device: {location: '1-1:1.1'}",
         )
         await lab.until_open("jtag", "uart")
-    assert "device_not_open" not in {log["event"] for log in logs}
-    paths = {name: lab.device(name)._port._location.path for name in lab.opened()}  # type: ignore[union-attr]
+    assert "device_open_failed" not in {log["event"] for log in logs}
+    paths = {name: lab.device(name)._tty._location.path for name in lab.opened()}  # type: ignore[union-attr]
     assert paths == dict(zip(("jtag", "uart"), lab.usb.tty_paths("1-1"), strict=True))
 
 
@@ -93,7 +93,7 @@ async def test_a_client_is_kept_when_its_board_comes_back_under_another_name(
         os.write(lab.usb.master("1-1"), b"before")
         await client.receive_data(b"before")
         lab.unplug("1-1")
-        await lab.until_states(["c3"], "away")
+        await lab.until_states(["c3"], "offline")
         lab.usb.plug(CH340, "1-7")
         (lab.usb.dev / "ttyACM0").symlink_to("/dev/null")  # held by somebody else
         lab.plug(USB_JTAG, "1-1")
@@ -177,12 +177,12 @@ async def test_a_client_that_has_left_no_longer_waits(lab: UsbLab) -> None:
     await lab.start("name: desk, tcp: 0, on_absent: wait, device: {location: 1-1}")
     await lab.until_states(["desk"], "absent")
     client = await TcpClient.connect(lab.tcp_port("desk"))
-    await until(lambda: lab.device("desk")._waiting)
+    await until(lambda: lab.device("desk").arbiter.has_waiting)
     client.close()
     with LoopClock() as clock:
         await turns(5)
         await clock.advance(1.1)
-        await until(lambda: not lab.device("desk")._waiting)
+        await until(lambda: not lab.device("desk").arbiter.has_waiting)
         await clock.advance(1.1)
 
 
@@ -420,8 +420,8 @@ def held_bytes() -> int:
 async def test_plugging_in_and_out_leaves_nothing_behind(
     lab: UsbLab, warm_up: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.tty.retry_plan.LOSSES", 1_000_000)  # each cycle is a loss
-    monkeypatch.setattr("gateway.sessions.session._LINGER_S", 0.0)
+    monkeypatch.setattr("gateway.port.board_tty.LOSSES", 1_000_000)  # each cycle is a loss
+    monkeypatch.setattr("gateway.session.session._LINGER_S", 0.0)
     pool = f"name: shelf, tcp: {FIRST}-{FIRST + 9}, device: {{usb: '10c4:*'}}"
     await lab.start("name: desk, tcp: 0, grace_s: 0, device: {usb: '1a86:*'}", pool)
     with capture_logs() as logs:

@@ -16,9 +16,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.config.document import ClientLimits, ConnectionLimits, Sharing, SlowClient
-from gateway.devices.device import DeviceState
-from gateway.ports.running_port import RunningPort
-from gateway.protocol.reset import IDLE, RESET
+from gateway.port_document import PortState
+from gateway.protocol.reset import BOTH, IDLE, RESET
+from gateway.running_port import RunningPort
 from gateway.web import connection
 from gateway.web import console as module
 from gateway.web.connection import HttpHandler
@@ -106,7 +106,7 @@ async def console_of(board: PtyBoard, **options: Any) -> AsyncIterator[tuple[Ser
         http_client(running(served)) as client,
         console(client) as terminal,
     ):
-        await terminal.notice("attached")
+        await terminal.notice("granted")
         yield served, terminal
 
 
@@ -125,7 +125,7 @@ async def test_bytes_go_both_ways(tmp_path: Path) -> None:
             await terminal.hear(b"\x00\xffboot")
             await terminal.socket.send_bytes(b"\xff\x00\r")
             await until(lambda: board.received == b"\xff\x00\r")
-            assert served.device.users.names.endswith(" (web)")
+            assert served.port.arbiter.controller_names.endswith(" (web)")
             await terminal.socket.close()
             await served.until_idle()
 
@@ -158,8 +158,8 @@ async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(tmp_pat
             with await quiet_client(served) as dead:
                 dead.fall_silent()
                 async with console(client) as terminal:
-                    await terminal.notice("attached")
-                    assert served.device.users.names.endswith(" (web)")
+                    await terminal.notice("granted")
+                    assert served.port.arbiter.controller_names.endswith(" (web)")
 
 
 async def test_a_client_that_lives_keeps_its_port_from_it(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> No
             board.start_reading()
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.send(RFC2217_CLIENT)
-                notice = await terminal.notice("muted")
-                assert notice["notice"] == f"{user.name} drives the port, your input is dropped"
+                notice = await terminal.notice("suspended")
+                assert notice["notice"] == f"{user.name} controls the port, your input is dropped"
                 await terminal.socket.send_bytes(b"dropped")
                 await board.write(b"seen by both")
                 await terminal.hear(b"seen by both")
@@ -195,7 +195,7 @@ async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control
         async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.send(RFC2217_CLIENT)
-                await terminal.notice("muted")
+                await terminal.notice("suspended")
                 before = len(board.lines)
                 for command in (
                     {"type": "break", "on": True},
@@ -209,11 +209,11 @@ async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control
                 # Settings wait for control to return.
                 await terminal.socket.send_json({"type": "settings", "baudrate": 9600})
                 assert (await terminal.notice("done"))["baud"] == 9600
-                assert served.device.status.settings.baudrate == 115200
+                assert served.port.status.settings.baudrate == 115200
                 assert board.lines[before:] == []
             await terminal.notice("resumed")
-            await until(lambda: served.device.status.settings.baudrate == 9600)
-            assert not served.device.status.break_on
+            await until(lambda: served.port.status.settings.baudrate == 9600)
+            assert not served.port.status.break_on
             assert board.lines[before:] == []
 
 
@@ -225,16 +225,16 @@ async def test_a_break_begins_again_with_control_unless_it_was_ended(
         async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
             await terminal.socket.send_json({"type": "break", "on": True})
             await terminal.notice("done")
-            assert served.device.status.break_on
+            assert served.port.status.break_on
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.send(RFC2217_CLIENT)
-                await terminal.notice("muted")
-                await until(lambda: not served.device.status.break_on)
+                await terminal.notice("suspended")
+                await until(lambda: not served.port.status.break_on)
                 if ends:
                     await terminal.socket.send_json({"type": "break", "on": False})
                     await terminal.notice("done")
             await terminal.notice("resumed")
-            assert served.device.status.break_on is not ends
+            assert served.port.status.break_on is not ends
 
 
 async def test_what_control_is_lost_over_is_not_called_done(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ async def test_what_control_is_lost_over_is_not_called_done(tmp_path: Path) -> N
         async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
             board.answers.clear()  # the kernel takes its time
             await terminal.socket.send_json({"type": "lines", "dtr": True, "rts": True})
-            await until(lambda: served.device.lines_set_by is not None)
+            await until(lambda: served.port.status.lines == BOTH)
             with await TcpClient.connect(served.tcp_port) as user:
                 await user.send(RFC2217_CLIENT)
                 notice = (await terminal.notice("refused"))["notice"]
@@ -290,7 +290,7 @@ async def test_a_protocol_error_closes_it_with_its_code(
             with capture_logs() as logs:
                 writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
                 if not in_one_segment:
-                    await reader.readuntil(b'{"type": "attached"}')
+                    await reader.readuntil(b'{"type": "granted"}')
                     writer.write(frames[:1])
                     await turns(10)
                     writer.write(frames[1:])
@@ -372,7 +372,7 @@ async def test_a_board_that_goes_ends_it(tmp_path: Path) -> None:
         async with console_of(board) as (served, terminal):
             board.unplug()
             assert (await terminal.end()).startswith("desk: ")
-            assert served.device.state in {DeviceState.ABSENT, DeviceState.BROKEN}
+            assert served.port.state in {PortState.ABSENT, PortState.BROKEN}
 
 
 async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
             await terminal.socket.close()
             await served.until_idle()
             # As the YAML says, for the next.
-            assert served.device.status.settings.baudrate == 115200
+            assert served.port.status.settings.baudrate == 115200
 
 
 async def test_what_is_not_understood_is_told_and_changes_nothing(tmp_path: Path) -> None:
@@ -421,10 +421,10 @@ async def test_a_board_that_takes_nothing_stops_the_client(tmp_path: Path) -> No
                     sent += len(data)
 
             pasting = asyncio.create_task(paste())
-            await until(lambda: served.device.unsent_bytes)
+            await until(lambda: served.port.unsent_bytes)
             await asyncio.sleep(0.1)
             # Read ahead is a piece, whatever else the connection holds.
-            assert served.device.unsent_bytes <= 3 * 65536
+            assert served.port.unsent_bytes <= 3 * 65536
             board.start_reading()
             await pasting
             await until(lambda: len(board.received) == sent)
@@ -447,7 +447,7 @@ async def test_a_console_ends_with_its_port(tmp_path: Path) -> None:
             [port] = running(served)
             await port.stop("its configuration has changed")
             assert await terminal.end() == "desk: its configuration has changed"
-            assert not served.device.users
+            assert not served.port.arbiter
 
 
 @pytest.mark.parametrize("slow_client", list(SlowClient))
@@ -458,21 +458,21 @@ async def test_who_does_not_read_is_treated_as_the_port_says(
         async with serving(board) as served:
             [port] = running(served)
             limits = ClientLimits(slow_client=slow_client, client_buffer_kib=16)
-            port = RunningPort(replace(port.config, limits=limits), port.device, port.way_in, None)
+            port = RunningPort(replace(port.config, limits=limits), port.port, port.way_in, None)
             async with http_client([port]) as client, console(client) as terminal:
-                await terminal.notice("attached")
+                await terminal.notice("granted")
                 transport = transport_of(terminal)
                 transport.pause_reading()
-                users = served.device.users
+                users = served.port.arbiter
                 chunk = b"x" * 65536
 
                 def is_felt() -> bool:
                     board.write_some(chunk)
                     match slow_client:
                         case SlowClient.PAUSE:
-                            return users.hold_output
+                            return users.holds_output
                         case SlowClient.DROP_OLDEST:
-                            return users.output_dropped_bytes > 0
+                            return served.port.counts.output_dropped_bytes > 0
                         case SlowClient.DISCONNECT:
                             return not users
 
@@ -483,7 +483,7 @@ async def test_who_does_not_read_is_treated_as_the_port_says(
                 else:
                     # One that does not take its messages stops reading, after one or two.
                     taking = asyncio.create_task(terminal.end())
-                    await until(lambda: not users.hold_output)
+                    await until(lambda: not users.holds_output)
                     taking.cancel()
                     await asyncio.gather(taking, return_exceptions=True)
 
@@ -500,7 +500,7 @@ async def test_the_token_is_wanted_and_taken_as_a_protocol(tmp_path: Path) -> No
             protocols = ("esp-gateway", f"bearer.{TOKEN}")
             async with console(client, protocols=protocols) as terminal:
                 assert terminal.socket.protocol == "esp-gateway"
-                await terminal.notice("attached")
+                await terminal.notice("granted")
 
 
 async def test_a_page_of_others_gets_none(tmp_path: Path) -> None:
@@ -510,7 +510,7 @@ async def test_a_page_of_others_gets_none(tmp_path: Path) -> None:
                 async with console(client, origin="http://evil.example"):
                     pass
             async with console(client, origin=client.url) as terminal:
-                await terminal.notice("attached")
+                await terminal.notice("granted")
 
 
 async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
@@ -532,12 +532,12 @@ async def test_only_so_many_are_open_in_all_and_of_one_address(
             from_address("127.0.0.3", client) as third,
         ):
             async with console(client) as terminal:
-                await terminal.notice("attached")
+                await terminal.notice("granted")
                 with pytest.raises(aiohttp.WSServerHandshakeError, match="429"):
                     async with console(client):
                         pass
                 async with console(other) as second:
-                    await second.notice("attached")
+                    await second.notice("granted")
                     with pytest.raises(aiohttp.WSServerHandshakeError, match="503"):
                         async with console(third):
                             pass
@@ -556,7 +556,7 @@ async def test_an_idle_one_is_closed_if_the_port_says_so(tmp_path: Path) -> None
         async with serving(board) as served:
             [port] = running(served)
             limits = ClientLimits(idle_timeout_s=0.05)
-            port = RunningPort(replace(port.config, limits=limits), port.device, port.way_in, None)
+            port = RunningPort(replace(port.config, limits=limits), port.port, port.way_in, None)
             async with http_client([port]) as client, console(client) as terminal:
                 assert await terminal.end() == "desk: no byte for 0.05 s"
 
@@ -567,7 +567,7 @@ async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
             async with http_client(running(served)) as client:
                 socket = await client.session.ws_connect(f"{client.url}/api/v1/ports/desk/console")
                 terminal = Terminal(socket)
-                await terminal.notice("attached")
+                await terminal.notice("granted")
                 ending = asyncio.create_task(terminal.end())
             # The client's session is closed before the server is stopped: it need not get a reason.
             await asyncio.gather(ending, return_exceptions=True)

@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway.port.claim import Claim
 from gateway.protocol.reset import BOTH
-from gateway.sessions.seat import Seat
 from gateway.web import console_command
 from gateway.web.console_command import CommandError, carry_out
-from tests.support.pty_board import PtyBoard, serving
+from tests.support.claim_user import User
+from tests.support.pty_board import PtyBoard, Served, serving
+
+
+def a_claim(served: Served) -> Claim:
+    """The claim of a client that controls the port."""
+    user = User()
+    user.ask(served.port)
+    return user.claim
 
 
 @pytest.mark.parametrize(
@@ -38,16 +46,16 @@ async def test_what_can_t_be_done_is_told(text: str, reason: str, tmp_path: Path
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             with pytest.raises(CommandError) as raised:
-                await carry_out(Seat(served.device), served.device, text)
+                await carry_out(a_claim(served), text)
             assert str(raised.value).startswith(reason)
-            assert served.device.status.settings.baudrate == 115200
+            assert served.port.status.settings.baudrate == 115200
 
 
 async def test_all_settings_are_set_at_once(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served:
             command = {"type": "settings", "baudrate": 9600, "stopbits": 2}
-            answer = await carry_out(Seat(served.device), served.device, json.dumps(command))
+            answer = await carry_out(a_claim(served), json.dumps(command))
             assert answer["settings"] == "9600 8N2"
 
 
@@ -56,7 +64,7 @@ async def test_both_lines_are_one_step(tmp_path: Path) -> None:
         async with serving(board) as served:
             before = len(board.lines)
             command = json.dumps({"type": "lines", "dtr": True, "rts": True})
-            answer = await carry_out(Seat(served.device), served.device, command)
+            answer = await carry_out(a_claim(served), command)
             assert (answer["dtr"], answer["rts"]) == (True, True)
             assert board.lines[before:] == [BOTH]
 
@@ -69,5 +77,5 @@ async def test_a_kernel_that_does_not_answer_is_told(
         async with serving(board) as served:
             board.answers.clear()
             with pytest.raises(CommandError, match="reset: not done within 0 s"):
-                await carry_out(Seat(served.device), served.device, '{"type": "reset"}')
+                await carry_out(a_claim(served), '{"type": "reset"}')
             board.answers.set()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from gateway.config.document import OnConnect, OnDisconnect, Sharing
-from gateway.devices.device import DeviceState
+from gateway.port import claim as claim_module
+from gateway.port_document import PortState
 from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
-from gateway.web import board_visit, controls_api
+from gateway.web import controls_api
 from tests.support.http_lab import HttpClient, http_client, running
 from tests.support.pty_board import PtyBoard, serving, until
 from tests.support.tcp_client import GREETING, TcpClient, com_port
@@ -120,7 +121,7 @@ async def test_a_reset_waits_for_what_a_client_has_asked_for(tmp_path: Path) -> 
                 before = len(board.lines)
                 board.answers.clear()  # the line is being set, and takes its time
                 await user.send(com_port(SET_CONTROL, bytes([RTS_ON])))
-                await until(lambda: served.device.status.lines == RESET)
+                await until(lambda: served.port.status.lines == RESET)
                 asked = asyncio.create_task(
                     client.post("/api/v1/ports/desk/bootloader", {"force": True})
                 )
@@ -141,7 +142,7 @@ async def test_a_client_that_comes_during_a_reset_waits_for_its_end(tmp_path: Pa
             before = len(board.lines)
             board.answers.clear()
             asked = asyncio.create_task(client.post("/api/v1/ports/desk/reset", {}))
-            await until(lambda: served.device.state is DeviceState.IN_USE)
+            await until(lambda: served.port.state is PortState.IN_USE)
             with await TcpClient.connect(served.tcp_port) as user:
                 await until(lambda: served.sessions)
                 board.answers.set()
@@ -177,7 +178,7 @@ async def test_a_request_that_is_disconnected_gives_the_port_back(tmp_path: Path
         async with serving(board) as served, http_client(running(served)) as client:
             board.answers.clear()  # the kernel takes its time
             resetting = asyncio.ensure_future(client.post("/api/v1/ports/desk/reset", {}))
-            await until(lambda: served.device.users)
+            await until(lambda: served.port.arbiter)
             disconnected = await client.post("/api/v1/ports/desk/disconnect", {"force": True})
             assert disconnected.status == 200
             refused = await resetting
@@ -198,7 +199,7 @@ async def test_clients_are_disconnected_if_it_is_forced(tmp_path: Path) -> None:
                 await TcpClient.connect(served.tcp_port) as first,
                 await TcpClient.connect(served.tcp_port) as second,
             ):
-                await until(lambda: len(served.device.users) == 2)
+                await until(lambda: len(served.port.arbiter) == 2)
                 answered = await client.post("/api/v1/ports/desk/disconnect", {"force": True})
                 assert answered.status == 200
                 for each in (first, second):
@@ -259,7 +260,7 @@ async def test_a_board_that_is_not_there_is_a_409(what: str, force: bool, tmp_pa
         board.plug()
         async with serving(board) as served, http_client(running(served)) as client:
             board.unplug()
-            await until(lambda: served.device.state is DeviceState.ABSENT)
+            await until(lambda: served.port.state is PortState.ABSENT)
             if what == "write":
                 path = f"/api/v1/ports/desk/write?force={str(force).lower()}"
                 answered = await client.post(path, data=b"x", headers=BYTES)
@@ -279,7 +280,7 @@ async def test_a_board_that_vanishes_meanwhile_is_a_409(force: bool, tmp_path: P
                 await users[0].receive_wire(GREETING)
             board.answers.clear()
             asked = asyncio.create_task(client.post("/api/v1/ports/desk/reset", {"force": force}))
-            await until(lambda: served.device.state is DeviceState.IN_USE)
+            await until(lambda: served.port.state is PortState.IN_USE)
             await asyncio.sleep(0.02)
             board.lines_error = OSError(5, "Input/output error")
             board.answers.set()
@@ -294,11 +295,11 @@ async def test_a_kernel_that_does_not_answer_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controls_api, "_WRITE_LIMIT_S", 0.05)
-    monkeypatch.setattr(board_visit, "STEP_LIMIT_S", 0.05)
+    monkeypatch.setattr(claim_module, "GRANT_LIMIT_S", 0.05)
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             # The board reads nothing, and this is more than the kernel ever keeps for it.
-            served.device.write(b"x" * (1 << 20))
+            served.port.write(b"x" * (1 << 20))
             path = "/api/v1/ports/desk/write"
             answered = await client.post(path, data=b"x", headers=BYTES)
             assert answered.status == 409
@@ -325,7 +326,7 @@ async def test_what_is_not_understood_is_not_done(
         async with serving(board) as served, http_client(running(served)) as client:
             answered = await client.post(f"/api/v1/ports/desk/{path}", content)
             assert (answered.status, answered.error) == (400, error)
-            assert served.device.state is DeviceState.IDLE
+            assert served.port.state is PortState.IDLE
 
 
 async def state_of(client: HttpClient) -> tuple[str, str]:
@@ -343,7 +344,7 @@ async def test_a_tty_is_left_to_a_local_tool_and_taken_back(tmp_path: Path) -> N
             answered = await client.post("/api/v1/ports/desk/reset", {})
             assert (answered.status, answered.error) == (409, "desk: released: for openocd")
             assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
-            await until(lambda: served.device.state is DeviceState.IDLE)
+            await until(lambda: served.port.state is PortState.IDLE)
             # Resuming what is not released changes nothing.
             assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
 

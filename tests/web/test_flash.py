@@ -98,7 +98,7 @@ async def test_what_can_t_be_meant_is_refused_unless_it_is_forced(
     assert (answered.status, answered.content["outcome"]) == (422, "refused")
     assert answered.error.startswith("text.txt at 0x0 is not an image: ")
     assert answered.error.endswith("Use --force to flash anyway.")
-    assert lab.served.device.sessions == 0
+    assert lab.served.port.sessions == 0
     forced = FlashPlan((image,), FlashOptions(force=True))
     assert events_of(await post(lab.client, body(forced.to_json(), data)))[-1]["verified"] == 1
     assert "--force" in fake.arguments
@@ -127,7 +127,7 @@ async def test_nothing_is_done_to_a_board_that_is_being_flashed(
             assert refused.status == 409
             url = f"{client.url}/api/v1/ports/desk/console"
             async with client.session.ws_connect(url) as console:
-                assert (await console.receive_json())["type"] == "attached"
+                assert (await console.receive_json())["type"] == "granted"
                 for command in (
                     {"type": "reset"},
                     {"type": "bootloader"},
@@ -222,7 +222,7 @@ async def test_what_is_not_right_is_refused_before_the_port_is_touched(
     answered = await post(lab.client, data)
     assert (answered.status, answered.content["outcome"]) == (400, outcome)
     assert reason in answered.error
-    assert lab.served.device.sessions == 0
+    assert lab.served.port.sessions == 0
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ async def test_a_monitor_of_a_preempt_port_is_told_and_goes_on(
             with await TcpClient.connect(served.tcp_port) as monitor:
                 await monitor.receive_wire(GREETING)
                 assert events_of(await post(client))[-1]["outcome"] == "written"
-                await monitor.receive(lambda: b"yours again" in monitor.data)
+                await monitor.receive(lambda: b"control returned to you" in monitor.data)
                 assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
                 await board.write(b"the new app")
                 await monitor.receive(lambda: b"the new app" in monitor.data)
@@ -342,7 +342,7 @@ async def test_a_full_disk_is_told(
     answered = await post(lab.client)
     assert (answered.status, answered.content["outcome"]) == (507, "not-stored")
     assert "No space left on device" in answered.error
-    assert lab.served.device.sessions == 0
+    assert lab.served.port.sessions == 0
 
 
 async def test_without_esptool_it_is_said_before_the_images_come(

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from gateway.net import client_socket
 from gateway.net.access import Admission
 from gateway.net.tls_context import TlsContext, server_context
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.web import ports_api as events
 from gateway.web import server as module
 from gateway.web.http_answers import takes
@@ -347,7 +347,7 @@ async def test_a_console_loses_nothing_either_way(tmp_path: Path) -> None:
                 lab.url("/api/v1/ports/desk/console"), ssl=lab.context, protocols=("esp-gateway",)
             ) as console,
         ):
-            assert await console.receive_json() == {"type": "attached"}
+            assert await console.receive_json() == {"type": "granted"}
             # The client reads nothing of it, and is served all the same.
             writing = asyncio.create_task(board.write(much))
             board.start_reading()

@@ -18,14 +18,14 @@ from typing import Any, cast
 import pytest
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.ports.listener import Listener
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
+from gateway.session.listener import Listener
 from gateway.web import metrics, ports_api
 from gateway.web.connection import PIECE_BYTES, PacedConnection
 from gateway.web.http_answers import PIECE_BYTES as WRITTEN_PIECE_BYTES
 from gateway.web.ports_api import document_of
 from tests.support.http_lab import LOOPBACK, client_of, from_address, http_server, running
-from tests.support.pty_board import PtyBoard, device_of, port_config, serving
+from tests.support.pty_board import PtyBoard, port_config, port_of, serving
 from tests.support.tcp_client import GREETING, TcpClient
 from tests.support.turns import TurnMeter
 
@@ -47,7 +47,7 @@ def many_ports(folder: Path) -> list[RunningPort]:
     return [
         RunningPort(
             replace(port_config(f"port-{number}"), tcp_port=4001 + number),
-            device_of(board, f"port-{number}"),
+            port_of(board, f"port-{number}"),
             way_in,
             None,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import subprocess
 import time
@@ -22,8 +21,8 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gateway.config.document import HttpConfig, Networks
 from gateway.net.access import Rejection
-from gateway.port_document import ClientState, PortDocument, PortState, UsbDocument
-from gateway.tty.port_counts import Histogram
+from gateway.port_document import ClientState, Histogram, PortDocument, PortState, UsbDocument
+from gateway.protocol.reset import Starts
 from gateway.web import http_answers, metrics
 from gateway.web.http_access import Policy
 from gateway.web.metrics import Exposition, port_metrics, service_metrics
@@ -82,9 +81,7 @@ async def test_control_calls_resets_and_reconnects_are_counted(lab: Lab) -> None
     count = ("esp_gateway_control_call_duration_seconds_count", "desk")
     calls = (await read(lab.client))[count]
     assert calls >= 1  # it has been opened
-    done = asyncio.Event()
-    lab.served.device.reset(done.set)
-    await done.wait()
+    await lab.served.port.start_board(Starts.APP)
     now = await read(lab.client)
     assert now["esp_gateway_resets_total", "app", "desk", "classic"] == 1
     assert now[count] > calls

@@ -28,9 +28,9 @@ from tests.support.pty_board import PtyBoard, Served, serving, until
 
 
 async def say(board: PtyBoard, served: Served, data: bytes) -> None:
-    end = served.device.recorder.end + len(data)
+    end = served.port.recorder.end + len(data)
     await board.write(data)
-    await until(lambda: served.device.recorder.end >= end)
+    await until(lambda: served.port.recorder.end >= end)
 
 
 async def test_the_last_output_is_shown_with_times(lab: Lab) -> None:
@@ -126,7 +126,7 @@ async def test_a_log_that_the_board_overtakes_breaks_off_instead_of_having_a_gap
             serving(board, recording=recording) as served,
             http_client(running(served)) as client,
         ):
-            recorder = served.device.recorder
+            recorder = served.port.recorder
             recorder.record(0.0, b"x" * (4096 << 10))
             reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port, limit=1024)
             writer.write(b"GET /api/v1/ports/desk/log HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -150,7 +150,7 @@ async def test_a_client_that_does_not_read_a_long_answer_is_cut_off(
             serving(board, recording=Recording(record_kib=16384)) as served,
             http_server(running(served)) as server,
         ):
-            served.device.recorder.record(0.0, b"x" * (16384 << 10))
+            served.port.recorder.record(0.0, b"x" * (16384 << 10))
             with (
                 capture_logs() as logs,
                 socket.create_connection(("127.0.0.1", server.tcp_port or 0)) as client,
@@ -170,13 +170,13 @@ async def wait(client: HttpClient, pattern: str, **options: object) -> Answered:
 async def test_a_wait_ends_with_a_match_in_later_output(lab: Lab) -> None:
     await say(lab.board, lab.served, b"ready 1\r\n")
     waiting = asyncio.create_task(wait(lab.client, r"ready (\d)\r"))
-    await until(lambda: lab.served.device.recorder._followers)
+    await until(lambda: lab.served.port.recorder._followers)
     assert not waiting.done()
     await say(lab.board, lab.served, b"rea")
     await say(lab.board, lab.served, b"dy 2\r\n")
     found = (await waiting).content
     assert found == {"match": "ready 2\r", "groups": ["2"], "seq": 9, "next": 17}
-    assert not lab.served.device.recorder._followers
+    assert not lab.served.port.recorder._followers
 
 
 async def test_output_since_a_position_counts_as_well(lab: Lab) -> None:
@@ -189,13 +189,13 @@ async def test_no_match_in_time_is_a_408(lab: Lab) -> None:
     answered = await wait(lab.client, "ready", timeout_s=0.01)
     assert answered.status == 408
     assert answered.error == "desk: no match within 0.01 s"
-    assert not lab.served.device.recorder._followers
+    assert not lab.served.port.recorder._followers
 
 
 async def test_an_expression_without_end_delays_no_other_request(lab: Lab) -> None:
     await say(lab.board, lab.served, b"a" * 60)
     waiting = asyncio.create_task(wait(lab.client, "(a+)+b", since=0, timeout_s=3))
-    await until(lambda: lab.served.device.recorder._followers)
+    await until(lambda: lab.served.port.recorder._followers)
     while not waiting.done():
         assert (await lab.client.get("/api/v1/ports")).status == 200
     assert (await waiting).status == 408
@@ -228,14 +228,14 @@ async def test_waits_are_bounded_over_all_and_for_each_address(
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
             waiting = asyncio.create_task(wait(client, "ready"))
-            await until(lambda: served.device.recorder._followers)
+            await until(lambda: served.port.recorder._followers)
             assert (await wait(client, "ready")).status == 429
             async with (
                 from_address("127.0.0.2", client) as other,
                 from_address("127.0.0.3", client) as third,
             ):
                 second = asyncio.create_task(wait(other, "ready"))
-                await until(lambda: len(served.device.recorder._followers) == 2)
+                await until(lambda: len(served.port.recorder._followers) == 2)
                 assert (await wait(third, "ready")).status == 503
                 await say(board, served, b"ready")
                 assert (await second).status == 200
@@ -248,15 +248,15 @@ async def test_a_wait_does_not_keep_the_server_from_stopping(tmp_path: Path) -> 
         async with serving(board) as served:
             async with http_client(running(served)) as client:
                 waiting = asyncio.create_task(wait(client, "ready"))
-                await until(lambda: served.device.recorder._followers)
+                await until(lambda: served.port.recorder._followers)
             await asyncio.wait({waiting})
             answered = waiting.exception() or waiting.result().error
             assert isinstance(answered, Exception) or answered == "the gateway is shutting down"
-            assert not served.device.recorder._followers
+            assert not served.port.recorder._followers
 
 
 async def test_a_wait_ends_when_its_client_disconnects(lab: Lab) -> None:
     waiting = asyncio.create_task(wait(lab.client, "ready"))
-    await until(lambda: lab.served.device.recorder._followers)
+    await until(lambda: lab.served.port.recorder._followers)
     waiting.cancel()
-    await until(lambda: not lab.served.device.recorder._followers)
+    await until(lambda: not lab.served.port.recorder._followers)

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from gateway.config.document import ConnectionLimits
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.web import ports_api as events
 from tests.support.http_lab import (
     HttpClient,
@@ -120,7 +120,7 @@ async def test_output_is_sent_and_then_the_counters(lab: Lab) -> None:
 
 async def test_earlier_output_is_not_sent(lab: Lab) -> None:
     await lab.board.write(b"before")
-    await until(lambda: lab.served.device.recorder.end == 6)
+    await until(lambda: lab.served.port.recorder.end == 6)
     async with listening(lab.client) as stream:
         await stream.next("ports")
         await lab.board.write(b"after")
@@ -132,7 +132,7 @@ async def test_the_end_of_a_flood_is_sent(lab: Lab, monkeypatch: pytest.MonkeyPa
     async with listening(lab.client) as stream:
         await stream.next("ports")
         await lab.board.write(b"x" * 5000 + b"0123456789")
-        await until(lambda: lab.served.device.recorder.end == 5010)
+        await until(lambda: lab.served.port.recorder.end == 5010)
         output = await stream.next("output")
         while output["seq"] + len(output["data"]) < 5010:
             output = await stream.next("output")

@@ -21,7 +21,7 @@ from gateway.config.document import ConnectionLimits, HttpConfig, Networks
 from gateway.config.reader import parse_config
 from gateway.net.access import AcceptOptions, Admission
 from gateway.net.tls_context import TlsContexts
-from gateway.ports.running_port import RunningPort
+from gateway.running_port import RunningPort
 from gateway.service import Service
 from gateway.web import server as module
 from gateway.web.http_access import Policy

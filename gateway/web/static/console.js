@@ -201,7 +201,7 @@ export class Console {
   }
 
   /** The port is ours: from here on the socket brings what the board says. */
-  async attached(socket) {
+  async granted(socket) {
     this.isAttached = true;
     this.showMode();
     announce(`Connected to ${this.name}`);
@@ -232,7 +232,7 @@ export class Console {
   /** What happens to this console; see consoleNotice in openapi.yaml. */
   noticed(data) {
     const { type, error, notice } = JSON.parse(data);
-    if (type === 'attached') this.attached(this.socket);
+    if (type === 'granted') this.granted(this.socket);
     else if (type === 'closed') this.reason = error ?? '';
     else if (notice) {
       this.terminal.note(notice);

@@ -1,0 +1,1 @@
+"""One open tty: bytes, settings, lines, and the calls that may block in the kernel."""

@@ -1,1 +1,0 @@
-"""The tty of one board over time: opened, read, written, set, lost, opened again."""
