@@ -182,7 +182,7 @@ class PortDocument:
 
     def to_json(self) -> dict[str, Any]:
         """The document as JSON's types."""
-        return {name: _plain(getattr(self, name)) for name in _JSON_KEYS}
+        return {name: plain(getattr(self, name)) for name in _JSON_KEYS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -214,11 +214,12 @@ _KEYS_OF: Final[dict[type, tuple[str, ...]]] = {
 }
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A value of a document as JSON's types."""
     if keys := _KEYS_OF.get(type(value)):
-        return {key: _plain(getattr(value, key)) for key in keys}
+        return {key: plain(getattr(value, key)) for key in keys}
     if isinstance(value, tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return value.value if isinstance(value, Enum) else value
 
 

@@ -14,6 +14,7 @@ from gateway import clock
 from gateway.errors import GatewayError, PortLostError
 from gateway.inputs import parse_json
 from gateway.port.claim import Claim
+from gateway.port_document import plain
 from gateway.protocol.reset import Starts
 from gateway.protocol.serial_settings import Parity, SerialSettings, StopBits
 
@@ -73,12 +74,7 @@ def _is_kept(kind: str, values: dict[str, Any]) -> bool:
 
 def _in_force(claim: Claim) -> dict[str, object]:
     status = claim.status
-    return {
-        "settings": str(status.settings),
-        "baud": status.settings.baudrate,
-        "dtr": status.lines.dtr,
-        "rts": status.lines.rts,
-    }
+    return {"settings": plain(status.settings), "lines": plain(status.lines)}
 
 
 async def _apply(claim: Claim, values: dict[str, Any]) -> None:

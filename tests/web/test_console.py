@@ -208,7 +208,7 @@ async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control
                     assert notice == f"{command['type']}: another client controls the port"
                 # Settings wait for control to return.
                 await terminal.socket.send_json({"type": "settings", "baudrate": 9600})
-                assert (await terminal.notice("done"))["baud"] == 9600
+                assert (await terminal.notice("done"))["settings"]["baudrate"] == 9600
                 assert served.port.status.settings.baudrate == 115200
                 assert board.lines[before:] == []
             await terminal.notice("resumed")
@@ -379,11 +379,11 @@ async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with console_of(board) as (served, terminal):
             answer = await terminal.ask(type="settings", baudrate=74880)
-            assert (answer["baud"], answer["settings"]) == (74880, "74880 8N1")
+            assert answer["settings"]["baudrate"] == 74880
             answer = await terminal.ask(type="lines", rts=True)
-            assert (answer["dtr"], answer["rts"]) == (False, True)
+            assert answer["lines"] == {"dtr": False, "rts": True}
             assert board.lines[-1] == RESET
-            assert (await terminal.ask(type="lines", rts=False))["rts"] is False
+            assert (await terminal.ask(type="lines", rts=False))["lines"]["rts"] is False
             before = len(board.lines)
             await terminal.ask(type="reset")
             assert board.lines[before:] == [RESET, IDLE]

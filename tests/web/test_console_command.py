@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.port.claim import Claim
+from gateway.port_document import plain
 from gateway.protocol.reset import BOTH
+from gateway.protocol.serial_settings import SerialSettings, StopBits
 from gateway.web import console_command
 from gateway.web.console_command import CommandError, carry_out
 from tests.support.claim_user import User
@@ -56,7 +58,7 @@ async def test_all_settings_are_set_at_once(tmp_path: Path) -> None:
         async with serving(board) as served:
             command = {"type": "settings", "baudrate": 9600, "stopbits": 2}
             answer = await carry_out(a_claim(served), json.dumps(command))
-            assert answer["settings"] == "9600 8N2"
+            assert answer["settings"] == plain(SerialSettings(9600, stopbits=StopBits.TWO))
 
 
 async def test_both_lines_are_one_step(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ async def test_both_lines_are_one_step(tmp_path: Path) -> None:
             before = len(board.lines)
             command = json.dumps({"type": "lines", "dtr": True, "rts": True})
             answer = await carry_out(a_claim(served), command)
-            assert (answer["dtr"], answer["rts"]) == (True, True)
+            assert answer["lines"] == {"dtr": True, "rts": True}
             assert board.lines[before:] == [BOTH]
 
 
