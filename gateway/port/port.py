@@ -869,6 +869,7 @@ class Port(asyncio.Protocol):
 
     def _introduce(self, claim: Claim) -> None:
         claim.owner.granted()
+        self._read_or_not()  # it may take what the others leave
         if self._is_busy:
             claim.owner.board_busy()
 

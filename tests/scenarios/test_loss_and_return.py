@@ -158,7 +158,6 @@ async def test_a_break_goes_on_and_purged_bytes_are_gone(tmp_path: Path) -> None
         assert order(w) == ["lines", "settings", "write"]
 
 
-@pytest.mark.xfail(strict=True, reason="the pause is forgotten while the board is away")
 async def test_a_board_that_is_back_is_not_read_while_its_client_reads_nothing(
     tmp_path: Path,
 ) -> None:

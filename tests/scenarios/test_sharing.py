@@ -331,8 +331,6 @@ async def test_a_client_that_leaves_shared_lines_in_a_reset_does_not_leave_them_
 
 # --- clients that do not keep up
 
-#: The port does not look again whether to read the board when a client joins.
-JOINS_UNHEARD = pytest.mark.xfail(strict=True, reason="the board stays stopped")
 
 MUCH = bytes(range(250)) * 32_000  # more than what the kernel takes for a client
 
@@ -350,7 +348,7 @@ async def test_the_board_is_not_stopped_for_an_observer_nor_for_the_slower_of_tw
         await fast.receive_data(MUCH)
 
 
-@pytest.mark.parametrize("comes", ["reads", pytest.param("joins", marks=JOINS_UNHEARD)])
+@pytest.mark.parametrize("comes", ["reads", "joins"])
 async def test_the_board_is_stopped_while_no_client_reads_and_goes_on_with_one(
     tmp_path: Path, comes: str
 ) -> None:
