@@ -64,9 +64,8 @@ class ReadStates:
 
 Action = Apply | SetLines | SetBreak | Drain | Purge | ReadStates
 
-#: Tokens of the reconciler's own: a step of the lines is done; the returned board can have bytes.
+#: The token of the reconciler's own steps of the lines.
 _LINE_STEP: Final = object()
-_BOARD_READY: Final = object()
 _ANSWERED: Final = object()
 
 
@@ -94,7 +93,7 @@ class Reconciler:
         self.settings = settings  # wanted, or in force where the driver has refused them
         self.break_on = False  # wanted
         self.applied: PortStatus | None = None  # what the tty has; None while there is none
-        self.holds_bytes = False  # a board that is back is not ready for them yet
+        self._board_ready: object | None = None  # the token of a board that is back
         self._at_rest = settings
         self._resets = resets
         self._lines = BoardLines(resets, None, self._settled)
@@ -118,6 +117,11 @@ class Reconciler:
         if view is not None and view.kept is not None:
             return view.kept
         return PortStatus(self.settings, self._lines.wanted, self.break_on)
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether a board that is back is not ready for bytes: its owed reset is played."""
+        return self._board_ready is not None
 
     @property
     def deadline(self) -> float | None:
@@ -293,8 +297,7 @@ class Reconciler:
 
     def lost(self, now: float) -> None:
         """The tty is gone and its clients wait for it: what is under way counts as done."""
-        self.applied = None
-        self.holds_bytes = False
+        self.applied = self._board_ready = None
         self._actions.clear()
         in_flight, self._in_flight = self._in_flight, {}
         for action, (view, token) in in_flight.items():
@@ -313,15 +316,15 @@ class Reconciler:
         self.applied = PortStatus(in_force, IDLE)
         if self.settings != in_force:
             self._act(Apply(self.settings), None, object())
-        self.holds_bytes = True
-        self._lines.board_back(usb_ids, now, token=_BOARD_READY)
+        self._board_ready = ready = object()
+        self._lines.board_back(usb_ids, now, token=ready)
         self.applied = replace(self.applied, lines=self._lines.applied)
         self._advance()
 
     def close(self) -> None:
         """The tty was closed, and its clients were told: nothing that was asked for comes true."""
-        self.applied = None
-        self.break_on = self.holds_bytes = False
+        self.applied = self._board_ready = None
+        self.break_on = False
         self.settings = self._at_rest
         self._actions.clear()
         self._in_flight.clear()
@@ -383,8 +386,8 @@ class Reconciler:
         self._actions.append(action)
 
     def _settled(self, token: object) -> None:
-        if token is _BOARD_READY:
-            self.holds_bytes = False
+        if token is self._board_ready:
+            self._board_ready = None
             if self.break_on:
                 self._act(SetBreak(True), None, object())
         else:
