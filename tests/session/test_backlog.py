@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.net.backlog import Backlog
+from gateway.session.output import Backlog
 
 
 def test_chunks_are_taken_in_order() -> None:
