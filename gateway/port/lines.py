@@ -7,6 +7,7 @@ time, a board that leaves the bus in the middle of a reset and comes back as ano
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ LineEvent = Log | BoardReset | DropUnsent
 class BoardLines:
     """One board's DTR and RTS for as long as its port is in use or waited for.
 
-    `take_steps` returns what to set now, in order; each step is answered by `step_done`. The
+    Each of the `steps` is answered by `step_done`, in order. The
     controller's clock stands still meanwhile: unsent bytes or a slow USB device may delay a step,
     and a reset lasts from the moment that the line has moved. While the board is `away`, steps
     reach no board and are done at once.
@@ -72,8 +73,12 @@ class BoardLines:
         self._controller = controller_for(self._strategy, resets.hold_s)
         self._settled = settled
         self._tokens: list[object] = []  # of requests that are not settled
-        self._steps: list[Lines | Baudrate] = []
-        self._events: list[LineEvent] = []
+        #: What to set now, in order; whoever sets it takes it from here.
+        self.steps: deque[Lines | Baudrate] = deque()
+        #: What has happened, to be taken from here.
+        self.events: deque[LineEvent] = deque()
+        #: When `handle_timer` is to be called, if at all.
+        self.deadline: float | None = None
         self._being_set = 0
         self._set_since_s = 0.0  # when being_set was last 0 and the time was looked at
         self._stood_still_s = 0.0
@@ -105,25 +110,6 @@ class BoardLines:
     def joins_lines(self) -> bool:
         """Whether commands for both lines that come together are one step."""
         return self._strategy.method is not Method.AS_THEY_COME
-
-    @property
-    def deadline(self) -> float | None:
-        """When `handle_timer` is to be called, if at all."""
-        due_s = self._controller.next_deadline()
-        if due_s is not None:
-            due_s = None if self._being_set else due_s + self._stood_still_s
-        times = [time for time in (due_s, self._stay_until_s) if time is not None]
-        return min(times, default=None)
-
-    def take_steps(self) -> list[Lines | Baudrate]:
-        """Return the steps to set now, in order."""
-        steps, self._steps = self._steps, []
-        return steps
-
-    def take_events(self) -> list[LineEvent]:
-        """Return what has happened since the last call."""
-        events, self._events = self._events, []
-        return events
 
     # --- what is asked for
 
@@ -219,7 +205,7 @@ class BoardLines:
         in_reset = self._controller.applied == RESET and not self._being_set
         self._has_begun = tells_at_end and in_reset and self._strategy.has_circuit
         self._obeyed = self._told if self._has_just_been_told(now) else None
-        self._steps.clear()
+        self.steps.clear()
         while self._being_set:
             self.step_done(now)
         self._touched = False
@@ -255,7 +241,7 @@ class BoardLines:
         return self._client_baudrate == _TOUCH_BAUDRATE
 
     def _log(self, event: str, level: str, **fields: object) -> None:
-        self._events.append(Log(event, level, fields))
+        self.events.append(Log(event, level, fields))
 
     def _log_strategy(self) -> None:
         if self._strategy.method is not Method.CIRCUIT:  # the usual one is not logged
@@ -294,11 +280,11 @@ class BoardLines:
             if self._is_away:
                 self.step_done(now)
             else:
-                self._steps.append(step)
+                self.steps.append(step)
         for starts in resets:
             self._told, self._told_at_s = starts, now
             self._log("board_reset", "info", into=starts.value)
-            self._events.append(BoardReset(starts, self._strategy.name))
+            self.events.append(BoardReset(starts, self._strategy.name))
         self._report()
 
     def _is_owed(self, starts: Starts) -> bool:
@@ -312,7 +298,7 @@ class BoardLines:
         self._owed = starts
         self._log("board_reset_postponed", "info", into=starts.value)
         # The board would have got them before its reset.
-        self._events.append(DropUnsent("the board is to be reset when it is back"))
+        self.events.append(DropUnsent("the board is to be reset when it is back"))
         return True
 
     def _has_just_been_told(self, now: float) -> bool:
@@ -323,6 +309,12 @@ class BoardLines:
         return now - self._told_at_s <= takes_s
 
     def _report(self) -> None:
+        """Settle requests whose lines are as they asked, and look when time is up next."""
+        due_s = None if self._being_set else self._controller.next_deadline()
+        self.deadline = self._stay_until_s
+        if due_s is not None:
+            due_s += self._stood_still_s
+            self.deadline = due_s if self.deadline is None else min(due_s, self.deadline)
         if not self._being_set and not self._controller.busy and self._stay_until_s is None:
             tokens, self._tokens = self._tokens, []
             for token in tokens:

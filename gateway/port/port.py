@@ -138,6 +138,7 @@ class Port(asyncio.Protocol):
         self._grace: clock.Timer | None = None  # ends the wait for a board that is away
         self._grace_ends_s = 0.0
         self._lines_timer: clock.Timer | None = None
+        self._lines_deadline: float | None = None  # for which it is set
         self._waiting_timer: clock.Timer | None = None
         self._at_rest = asyncio.Event()  # nothing is under way that stopping has to wait for
         self._at_rest.set()
@@ -350,7 +351,9 @@ class Port(asyncio.Protocol):
     def begin(self) -> asyncio.Future[Any]:
         """Return the future of a change; what follows does not go on with bytes before it."""
         self._cut_off_at_s = _NEVER_S
-        return self._operation()
+        operation = asyncio.get_running_loop().create_future()
+        self._operations.add(operation)
+        return operation
 
     def _operation(self) -> asyncio.Future[Any]:
         """Return a future that the reconciler's results complete."""
@@ -599,24 +602,31 @@ class Port(asyncio.Protocol):
     def reconcile(self) -> None:
         """Carry out what the reconciler says is to be done, and complete what is done."""
         reconciler = self.reconciler
-        for event in reconciler.take_events():
-            match event:
-                case Log(name, level, fields):
-                    getattr(self._log, level)(name, **fields)
-                case BoardReset(starts, strategy):
-                    self.counts.resets[starts.value, strategy] += 1
-                case DropUnsent(reason):
-                    self._drop_unsent(reason)
-        for action in reconciler.take_actions():
-            self._carry_out(action)
-        for token, result in reconciler.take_results():
+        if reconciler.lines.events:
+            self._log_events()
+        while reconciler.actions:
+            self._carry_out(reconciler.actions.popleft())
+        while reconciler.results:
+            token, result = reconciler.results.popleft()
             if token in self._operations:
                 self._operations.discard(token)
                 if not token.done():
                     token.set_result(NO_STATES if result is None else result)
         if self._is_returning and self._transport is not None and not reconciler.holds_bytes:
             self._send_held(self._transport)
-        self._set_lines_timer()
+        if reconciler.lines.deadline != self._lines_deadline:
+            self._set_lines_timer()
+
+    def _log_events(self) -> None:
+        events = self.reconciler.lines.events
+        while events:
+            match events.popleft():
+                case Log(name, level, fields):
+                    getattr(self._log, level)(name, **fields)
+                case BoardReset(starts, strategy):
+                    self.counts.resets[starts.value, strategy] += 1
+                case DropUnsent(reason):
+                    self._drop_unsent(reason)
 
     def _carry_out(self, action: Action) -> None:  # noqa: C901 - one arm for each action
         transport = self._transport
@@ -648,14 +658,15 @@ class Port(asyncio.Protocol):
                 transport.read_states(done)
 
     def _set_lines_timer(self) -> None:
-        deadline = self.reconciler.deadline
         if self._lines_timer is not None:
             self._lines_timer.cancel()
             self._lines_timer = None
-        if deadline is not None:
-            self._lines_timer = clock.call_at(deadline, self._on_lines_timer)
+        self._lines_deadline = self.reconciler.lines.deadline
+        if self._lines_deadline is not None:
+            self._lines_timer = clock.call_at(self._lines_deadline, self._on_lines_timer)
 
     def _on_lines_timer(self) -> None:
+        self._lines_timer = self._lines_deadline = None
         self.reconciler.handle_timer(clock.time())
         self.reconcile()
 

@@ -11,6 +11,7 @@ offline, requests are answered from what is wanted, and the board gets that when
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -83,10 +84,11 @@ class View:
 class Reconciler:
     """Wanted and applied state of one port.
 
-    A request has a token, which `take_results` returns once, with the result: a `PortStatus`, the
+    A request has a token, which comes once in `results`, with the result: a `PortStatus`, the
     states read by `read_states`, or None where the board is offline. Requests of one view are
-    answered in their order, but for a purge. `done` reports each action that `take_actions` has
-    returned, unless the tty is lost first.
+    answered in their order, but for a purge. `done` reports each of the `actions`, unless the tty
+    is lost first. `lines.events` has what is to be logged, `lines.deadline` when `handle_timer`
+    is to be called.
     """
 
     def __init__(self, settings: SerialSettings, resets: ResetChoice) -> None:
@@ -96,10 +98,12 @@ class Reconciler:
         self._board_ready: object | None = None  # the token of a board that is back
         self._at_rest = settings
         self._resets = resets
-        self._lines = BoardLines(resets, None, self._settled)
-        self._lines.take_events()  # of a board that is not known yet
-        self._actions: list[Action] = []
-        self._results: list[tuple[object, object]] = []
+        self.lines = BoardLines(resets, None, self._settled)
+        self.lines.events.clear()  # of a board that is not known yet
+        #: What to do on the tty now, in order; whoever does it takes them from here.
+        self.actions: deque[Action] = deque()
+        #: The tokens of requests that are done, with their results, to be taken from here.
+        self.results: deque[tuple[object, object]] = deque()
         self._in_flight: dict[Action, tuple[View | None, object]] = {}
         self._views: dict[object, View] = {}  # by tokens of requests that wait for the lines
         self._lines_set_by: View | None = None  # the client that has set lines or break last
@@ -116,7 +120,7 @@ class Reconciler:
         """Return what is in force; to a client, in its view."""
         if view is not None and view.kept is not None:
             return view.kept
-        return PortStatus(self.settings, self._lines.wanted, self.break_on)
+        return PortStatus(self.settings, self.lines.wanted, self.break_on)
 
     @property
     def holds_bytes(self) -> bool:
@@ -124,37 +128,18 @@ class Reconciler:
         return self._board_ready is not None
 
     @property
-    def deadline(self) -> float | None:
-        """When `handle_timer` is to be called, if at all."""
-        return self._lines.deadline
-
-    @property
     def joins_lines(self) -> bool:
         """Whether commands for both lines that come together are one step."""
-        return self._lines.joins_lines
+        return self.lines.joins_lines
 
     @property
     def is_touched_by_leaving(self) -> bool:
         """Whether a client that disconnects now starts the board's bootloader by that."""
-        return self._lines.is_touched_by_leaving
+        return self.lines.is_touched_by_leaving
 
     def problem_of(self, starts: Starts) -> str:
         """Return why no line makes the board start this; empty if one does."""
-        return self._lines.problem_of(starts)
-
-    def take_actions(self) -> list[Action]:
-        """Return what to do on the tty now, in order."""
-        actions, self._actions = self._actions, []
-        return actions
-
-    def take_results(self) -> list[tuple[object, object]]:
-        """Return the tokens of requests that are done, with their results."""
-        results, self._results = self._results, []
-        return results
-
-    def take_events(self) -> list[LineEvent]:
-        """Return what has happened to the lines."""
-        return self._lines.take_events()
+        return self.lines.problem_of(starts)
 
     # --- requests
 
@@ -163,13 +148,12 @@ class Reconciler:
         if self._is_kept(view, token, settings=settings):
             return
         self.settings = settings
-        if self.is_online:
+        if self.applied is not None:
             self._act(Apply(settings), view, token)
-        else:
-            if view is not None:
-                self._lines.baudrate_set(settings.baudrate)
-            self._finish(view, token)
-        self._advance()
+            return
+        if view is not None:
+            self.lines.baudrate_set(settings.baudrate)
+        self._finish(view, token)
 
     def set_lines(
         self, view: View | None, now: float, token: object, *, dtr: bool | None, rts: bool | None
@@ -182,10 +166,10 @@ class Reconciler:
         self._lines_set_by = view
         if self._lines_follow is not view:
             self._lines_follow = view
-            self._lines.other_client()
+            self.lines.other_client()
         if view is not None:
             self._views[token] = view
-        self._lines.request(now, dtr=dtr, rts=rts, token=token)
+        self.lines.request(now, dtr=dtr, rts=rts, token=token)
         self._advance()
 
     def set_break(self, view: View | None, on: bool, token: object) -> None:
@@ -194,11 +178,10 @@ class Reconciler:
             return
         self.break_on = on
         self._lines_set_by = view
-        if self.is_online:
+        if self.applied is not None:
             self._act(SetBreak(on), view, token)
         else:
             self._finish(view, token)
-        self._advance()
 
     def purge(self, view: View | None, token: object, *, receive: bool, transmit: bool) -> None:
         """Discard what the board has sent, what waits to be sent to it, or both."""
@@ -219,16 +202,16 @@ class Reconciler:
         if self.is_online:
             self._act(ReadStates(), None, token)
         else:
-            self._results.append((token, None))
+            self.results.append((token, None))
 
     def start(self, starts: Starts, now: float, token: object) -> None:
         """Reset the board into its app or its bootloader, on the gateway's own behalf."""
-        self._lines.start(starts, now, token=token)
+        self.lines.start(starts, now, token=token)
         self._advance()
 
     def settle_lines(self, token: object) -> None:
         """Done when nothing that was asked of the lines so far is under way."""
-        self._lines.when_settled(token)
+        self.lines.when_settled(token)
 
     def release_lines(self, now: float, token: object, *, has_left: bool) -> None:
         """Bring both lines to rest, without leaving the board in its bootloader.
@@ -237,7 +220,7 @@ class Reconciler:
         not done.
         """
         self._lines_set_by = None
-        self._lines.release(now, has_left=has_left, token=token)
+        self.lines.release(now, has_left=has_left, token=token)
         self._advance()
 
     # --- clients
@@ -282,7 +265,7 @@ class Reconciler:
         """No client controls the port while its board is offline: all of it goes to rest."""
         self._lines_set_by = None
         self.break_on = False
-        self._lines.release(now)
+        self.lines.release(now)
         self.settings = self._at_rest
         self._advance()
 
@@ -292,20 +275,20 @@ class Reconciler:
         """A tty was opened for a port without clients, its lines at rest."""
         self.close()
         self.settings = in_force
-        self._lines = BoardLines(self._resets, usb_ids, self._settled)
-        self.applied = PortStatus(in_force, self._lines.applied)
+        self.lines = BoardLines(self._resets, usb_ids, self._settled)
+        self.applied = PortStatus(in_force, self.lines.applied)
 
     def lost(self, now: float) -> None:
         """The tty is gone and its clients wait for it: what is under way counts as done."""
         self.applied = self._board_ready = None
-        self._actions.clear()
+        self.actions.clear()
         in_flight, self._in_flight = self._in_flight, {}
         for action, (view, token) in in_flight.items():
             if isinstance(action, ReadStates):
-                self._results.append((token, None))
+                self.results.append((token, None))
             elif token is not _LINE_STEP:
                 self._finish(view, token)
-        self._lines.board_away(now)
+        self.lines.board_away(now)
         self._advance()
 
     def returned(self, in_force: SerialSettings, usb_ids: UsbIds | None, now: float) -> None:
@@ -317,8 +300,8 @@ class Reconciler:
         if self.settings != in_force:
             self._act(Apply(self.settings), None, object())
         self._board_ready = ready = object()
-        self._lines.board_back(usb_ids, now, token=ready)
-        self.applied = replace(self.applied, lines=self._lines.applied)
+        self.lines.board_back(usb_ids, now, token=ready)
+        self.applied = replace(self.applied, lines=self.lines.applied)
         self._advance()
 
     def close(self) -> None:
@@ -326,12 +309,12 @@ class Reconciler:
         self.applied = self._board_ready = None
         self.break_on = False
         self.settings = self._at_rest
-        self._actions.clear()
+        self.actions.clear()
         self._in_flight.clear()
         self._views.clear()
         self._lines_set_by = self._lines_follow = None
-        self._lines = BoardLines(self._resets, None, self._settled)
-        self._lines.take_events()
+        self.lines = BoardLines(self._resets, None, self._settled)
+        self.lines.events.clear()
 
     def done(self, action: Action, result: object, now: float) -> None:
         """An action was carried out; `result` is what the tty has returned."""
@@ -346,16 +329,16 @@ class Reconciler:
             case SetBreak(on) if self.applied is not None:
                 self.applied = replace(self.applied, break_on=on)
         if token is _LINE_STEP:
-            self._lines.step_done(now)
+            self.lines.step_done(now)
+            self._advance()
         elif isinstance(action, ReadStates):
-            self._results.append((token, result))
+            self.results.append((token, result))
         else:
             self._finish(view, token)
-        self._advance()
 
     def handle_timer(self, now: float) -> None:
         """A deadline has passed."""
-        self._lines.handle_timer(now)
+        self.lines.handle_timer(now)
         self._advance()
 
     # --- inside
@@ -367,13 +350,14 @@ class Reconciler:
         assert self.applied is not None  # noqa: S101 - actions in flight go with the tty
         self.applied = replace(self.applied, settings=result)
         if view is not None:
-            self._lines.baudrate_set(result.baudrate)
+            self.lines.baudrate_set(result.baudrate)
         if is_wanted and action.settings is self.settings:  # not changed again since
             self.settings = result
 
     def _advance(self) -> None:
         """Turn the next steps of the lines into actions."""
-        for step in self._lines.take_steps():
+        while self.lines.steps:
+            step = self.lines.steps.popleft()
             if isinstance(step, Lines):
                 self._act(SetLines(step), None, _LINE_STEP)
             else:
@@ -383,7 +367,7 @@ class Reconciler:
 
     def _act(self, action: Action, view: View | None, token: object) -> None:
         self._in_flight[action] = (view, token)
-        self._actions.append(action)
+        self.actions.append(action)
 
     def _settled(self, token: object) -> None:
         if token is self._board_ready:
@@ -416,10 +400,10 @@ class Reconciler:
             lines or kept.lines,
             kept.break_on if break_on is None else break_on,
         )
-        self._results.append((token, view.kept))
+        self.results.append((token, view.kept))
         return True
 
     def _finish(self, view: View | None, token: object) -> None:
         """A request is done; one that was answered before is not answered again."""
         if view is None or view._pending.pop(token, _ANSWERED) is not _ANSWERED:
-            self._results.append((token, self.status(view)))
+            self.results.append((token, self.status(view)))

@@ -118,6 +118,7 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
         self._is_open = True
         self._is_paused = False
         self._is_held = False
+        self._has_reader = False
         self._gate: int | None = None  # bytes from here on wait, in written bytes
         self._has_reached_gate = False
         self._drained_bytes = 0  # of those written: seen to have left, or given up
@@ -202,10 +203,7 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
         self, run: Callable[[], T], done: Callable[[T], None], *, waits_s: float = 0.0
     ) -> None:
         """Run `run` on the thread without waiting for bytes; `waits_s` is how long it may wait."""
-        limit_s = _CALL_LIMIT_S + waits_s
-        self._worker.submit(
-            run, done, lambda error: self.fail(_stopped_working(error)), limit_s=limit_s
-        )
+        self._worker.submit(run, done, self._call_failed, limit_s=_CALL_LIMIT_S + waits_s)
 
     def purge(self, *, receive: bool, transmit: bool, done: Callable[[object], None]) -> None:
         """Discard what was received and not read yet, what waits to be sent, or both.
@@ -254,6 +252,9 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
 
     # --- inside: calls
 
+    def _call_failed(self, error: Exception) -> None:
+        self.fail(_stopped_working(error))
+
     def _begin_call(self) -> None:
         """Let the bytes before the first call out; make it when they have left."""
         self._gate = self._calls[0].position
@@ -276,6 +277,10 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
         limit_s = _DRAIN_SLACK_S + wire_bits / max(self.tty.in_force.baudrate, 1)
         limit_s = min(limit_s, _DRAIN_LONGEST_S)
         self.call_now(lambda: self.tty.drain(limit_s), lambda _: self._make_call(), waits_s=limit_s)
+
+    def _drain_and_call(self, limit_s: float, call: _Call) -> object:
+        self.tty.drain(limit_s)
+        return call.run()
 
     def _make_call(self) -> None:
         call = self._calls[0]
@@ -318,8 +323,10 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
 
     def _ensure_reader(self) -> None:
         # Called by the base class as well, in the first turn of the loop.
-        if not self._is_paused and not self._is_held:
-            super()._ensure_reader()
+        is_wanted = not self._is_paused and not self._is_held and not self._closing
+        if is_wanted and not self._has_reader:
+            self._has_reader = True
+            self._loop.add_reader(self._fd, self._read_ready)
 
     def _read_ready(self) -> None:
         try:

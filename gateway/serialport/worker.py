@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
@@ -33,6 +34,7 @@ class _Call:
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     limit_s: float
+    last_chance_at_s: float = 0.0
     has_ended: bool = False  # set by the thread, before the loop knows
 
 
@@ -70,6 +72,7 @@ class Worker:
         self._waiting: deque[_Call] = deque()
         self._running: _Call | None = None
         self._overdue: clock.Timer | None = None
+        self._look_at_s = 0.0  # when that is due
         self._ended = False  # stopped or given up: nothing more is reported
         self._stopped = False
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -120,16 +123,35 @@ class Worker:
             return
         call = self._running = self._waiting.popleft()
         last_s = min(_LAST_CHANCE_S, call.limit_s / 2)
-        self._overdue = clock.call_later(
-            call.limit_s - last_s, self._give_last_chance, call, last_s
-        )
-        self._inbox.put(lambda: self._run(call))
+        call.last_chance_at_s = clock.time() + call.limit_s - last_s
+        if self._overdue is None or call.last_chance_at_s < self._look_at_s:
+            self._look_later(call)
+        self._inbox.put(partial(self._run, call))
 
-    def _give_last_chance(self, call: _Call, last_s: float) -> None:
-        self._overdue = clock.call_later(last_s, self._give_up, call)
+    def _look_later(self, call: _Call) -> None:
+        """Look at the call when only its last chance is left.
+
+        One timer serves all calls: most end within moments, and a timer for each costs more.
+        """
+        if self._overdue is not None:
+            self._overdue.cancel()
+        self._look_at_s = call.last_chance_at_s
+        self._overdue = clock.call_at(self._look_at_s, self._look, call)
+
+    def _look(self, call: _Call) -> None:
+        running, self._overdue = self._running, None
+        if running is call:
+            last_s = min(_LAST_CHANCE_S, call.limit_s / 2)
+            self._overdue = clock.call_later(last_s, self._give_up, call)
+        elif running is not None:
+            self._look_later(running)
 
     def _give_up(self, call: _Call) -> None:
-        if not call.has_ended:
+        self._overdue = None
+        if self._running is not call:
+            if self._running is not None:
+                self._look_later(self._running)
+        elif not call.has_ended:
             self._end()
             self.on_stuck(call.limit_s)
 
@@ -146,14 +168,13 @@ class Worker:
             receiver, outcome = call.failed, error
         took_s = time.monotonic() - begun
         call.has_ended = True
-        on_loop(self._loop, lambda: self._finished(receiver, outcome, took_s))()
+        with contextlib.suppress(RuntimeError):  # see on_loop
+            self._loop.call_soon_threadsafe(self._finished, receiver, outcome, took_s)
 
     def _finished(self, receiver: Callable[[Any], None], outcome: object, took_s: float) -> None:
         if self._ended:
             return
         self._took(took_s)
-        if self._overdue is not None:
-            self._overdue.cancel()
         try:
             receiver(outcome)
         finally:

@@ -182,7 +182,12 @@ class Requests:
                     continue
                 case PurgeRequest(transmit=True):
                     self._purge_what_waits()
-            self._append(event)
+                case SerialData():
+                    self._waiting_bytes += len(event.data)
+            if self._commands_left is None:
+                self._events.append(event)
+            else:
+                self._append_for_leaver(event)
         self.carry_on()
 
     def board_busy(self) -> None:
@@ -212,9 +217,8 @@ class Requests:
         waiting = [*self._before_purge, *self._events]
         self._before_purge.clear()
         self._events.clear()
-        self._waiting_bytes = 0
         for event in waiting:
-            self._append(event)
+            self._append_for_leaver(event)
 
     def close(self) -> None:
         """Drop what waits; the port may not be touched any longer."""
@@ -228,11 +232,10 @@ class Requests:
 
     def carry_on(self) -> None:
         """Carry out requests until one has to be waited for, or the turn is used up."""
-        if self._carrying_out or self.is_behind:
-            return
-        self._carry_out_waiting()
-        if not self._closed:
-            self._owner.requests_moved()
+        if not self._carrying_out and not self.is_behind:
+            self._carry_out_waiting()
+            if not self._closed:
+                self._owner.requests_moved()
 
     def status_line(self) -> str:
         """The port in one line, for a person at a telnet client."""
@@ -241,12 +244,11 @@ class Requests:
 
     # --- the queue
 
-    def _append(self, event: access_server.Event) -> None:
-        if self._commands_left is not None and not self._is_for_leaver(event):
-            return
-        if isinstance(event, SerialData):
-            self._waiting_bytes += len(event.data)
-        self._events.append(event)
+    def _append_for_leaver(self, event: access_server.Event) -> None:
+        if self._is_for_leaver(event):
+            self._events.append(event)
+        elif isinstance(event, SerialData):
+            self._waiting_bytes -= len(event.data)
 
     def _is_for_leaver(self, event: access_server.Event) -> bool:
         """Whether this is carried out though its client has left; counts commands."""
@@ -276,18 +278,14 @@ class Requests:
             return
         self._carrying_out = True
         for _ in range(EVENTS_PER_TURN):
-            if not self._is_ready:
+            waiting = self._before_purge or self._events
+            if not waiting or self._operation is not None or self._board_busy:
                 break
-            self._carry_out((self._before_purge or self._events).popleft())
-        self.is_behind = self._is_ready
+            self._carry_out(waiting.popleft())
+        else:
+            has_more = bool(self._before_purge or self._events)
+            self.is_behind = has_more and self._operation is None and not self._board_busy
         self._carrying_out = False
-
-    @property
-    def _is_ready(self) -> bool:
-        """Whether a request can be carried out now."""
-        if self._operation is not None or self._board_busy:
-            return False
-        return bool(self._before_purge or self._events)
 
     def _purge_what_waits(self) -> None:
         """Drop the bytes before a purge that stand in its way; it is answered in its turn."""
@@ -332,8 +330,9 @@ class Requests:
         """Make a change, or answer at once where nothing is to be changed."""
         status = self._claim.status
         match request:
-            case SettingsRequest() if request.apply_to(status.settings) != status.settings:
-                wanted = request.apply_to(status.settings)
+            case SettingsRequest() if (
+                wanted := request.apply_to(status.settings)
+            ) != status.settings:
                 self._begin(self._answered, request, self._claim.set_settings(wanted))
             case LinesRequest(_, dtr, rts) if dtr is not None or rts is not None:
                 self._begin(self._set_lines, request)

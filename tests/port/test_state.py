@@ -138,31 +138,34 @@ class PortMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.02, 0.1, PAUSE_S]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
-        if (deadline := self.reconciler.deadline) is not None and deadline <= self.now:
+        if (deadline := self.reconciler.lines.deadline) is not None and deadline <= self.now:
             self.reconciler.handle_timer(self.now)
         self.carry_on()
 
     def settles(self) -> None:
         """Let all that is under way end."""
-        while (self.tty is not None and self.tty.queue) or self.reconciler.deadline is not None:
+        lines = self.reconciler.lines
+        while (self.tty is not None and self.tty.queue) or lines.deadline is not None:
             if self.tty is not None and self.tty.queue:
                 self.tty_works()
             else:
-                assert self.reconciler.deadline is not None
-                self.now = max(self.now, self.reconciler.deadline)
+                assert lines.deadline is not None
+                self.now = max(self.now, lines.deadline)
                 self.reconciler.handle_timer(self.now)
                 self.carry_on()
 
     def carry_on(self) -> None:
-        actions = self.reconciler.take_actions()
+        actions = list(self.reconciler.actions)
+        self.reconciler.actions.clear()
         if self.tty is not None:
             self.tty.queue += actions
         else:
             for action in actions:
                 assert isinstance(action, Purge)  # of bytes that wait for the board
                 self.reconciler.done(action, None, self.now)
-        self.reconciler.take_events()
-        for token, result in self.reconciler.take_results():
+        self.reconciler.lines.events.clear()
+        while self.reconciler.results:
+            token, result = self.reconciler.results.popleft()
             if isinstance(token, int):
                 assert token not in self.answered, "answered twice"
                 assert result is None or isinstance(result, (PortStatus, SerialSettings))
@@ -318,12 +321,12 @@ def test_requests_of_one_client_are_answered_in_their_order() -> None:
     for token, rate in enumerate((9600, 19200, 38400)):
         reconciler.set_settings(view, replace(AT_REST, baudrate=rate), token)
     reconciler.set_break(view, True, 3)
-    tty.queue = reconciler.take_actions()
-    assert reconciler.take_results() == []
+    tty.queue = list(reconciler.actions)
+    assert not reconciler.results
     while tty.queue:
         action = tty.next
         reconciler.done(action, tty.do(action), 0.0)
-    assert [token for token, _ in reconciler.take_results()] == [0, 1, 2, 3]
+    assert [token for token, _ in reconciler.results] == [0, 1, 2, 3]
 
 
 def test_settings_that_change_twice_while_the_board_is_away_reach_it_once() -> None:
@@ -333,9 +336,9 @@ def test_settings_that_change_twice_while_the_board_is_away_reach_it_once() -> N
     reconciler.lost(1.0)
     for token, rate in enumerate((9600, 921600)):
         reconciler.set_settings(view, replace(AT_REST, baudrate=rate), token)
-    assert [token for token, _ in reconciler.take_results()] == [0, 1]
+    assert [token for token, _ in reconciler.results] == [0, 1]
     reconciler.returned(AT_REST, None, 2.0)
-    rates = [a.settings.baudrate for a in reconciler.take_actions() if isinstance(a, Apply)]
+    rates = [a.settings.baudrate for a in reconciler.actions if isinstance(a, Apply)]
     assert rates == [921600]
 
 
@@ -347,6 +350,6 @@ def test_a_break_that_was_begun_and_not_ended_begins_again_with_the_board() -> N
     reconciler.lost(1.0)
     reconciler.set_break(view, False, 1)
     reconciler.set_break(view, True, 2)
-    reconciler.take_actions()
+    reconciler.actions.clear()
     reconciler.returned(AT_REST, None, 2.0)
-    assert [a.on for a in reconciler.take_actions() if isinstance(a, SetBreak)] == [True]
+    assert [a.on for a in reconciler.actions if isinstance(a, SetBreak)] == [True]
