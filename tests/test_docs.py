@@ -24,6 +24,9 @@ PATH = re.compile(
 )
 LINK = re.compile(r"\]\(([^()\s]*)\)")
 
+#: Calls of the kernel and keys of esptool.
+NAMES_OF_OTHERS = {"clock_gettime", "sync_timeout"}
+
 #: Functions that log an event, whose name is the first or second argument.
 LOGGING = {"info", "warning", "error", "exception", "log", "_log", "Log", "_report"}
 EVENT = re.compile(r"[a-z]+(_[a-z]+)+")
@@ -105,6 +108,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert dead == []
+
+
+@cache
+def names_in_the_package() -> set[str]:
+    sources = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".yaml"}]
+    return {name for path in sources for name in re.findall(r"[a-z]\w+", path.read_text())}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=page_id)
+def test_keys_events_and_fields_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", page.read_text()))
+    ours = {name for name in named if not name.startswith(("esp_gateway_", "process_"))}
+    assert ours - names_in_the_package() - NAMES_OF_OTHERS == set()
 
 
 def logged_events() -> set[str]:
