@@ -83,17 +83,18 @@ class Output:
 
     def __init__(self, claim: Claim, owner: OutputOwner, limits: ClientLimits) -> None:
         self.is_suspended = False  # the client has asked for no more data
+        self.awaits_client = False  # what it sends decides whether it is sent the past
         self._claim = claim
         self._owner = owner
         self._slow_client = limits.slow_client
         self._backlog = Backlog(1024 * limits.client_buffer_kib)
         self._is_active = False
         self._is_client_slow = False  # more waits in its connection than should
-        self._is_direct = False  # started, and nothing of the following is true
         self._keeps_back = False  # some output is kept here
         self._wants_past = limits.replay
         self._replay: Replay | None = None  # until it is over
         self._replay_timer: clock.Timer | None = None
+        self._set_direct()
 
     @property
     def dropped_bytes(self) -> int:
@@ -130,13 +131,11 @@ class Output:
 
     def add(self, data: bytes) -> None:
         """Send what the board has sent, now or later."""
-        if self._is_direct:
-            self._owner.send(data)
-        elif not self._is_active:
+        if not self._is_active:
             return
-        elif self._replay is not None:
+        if self._replay is not None:
             self._release(self._replay.board_sent(data))
-        elif self._keeps_back or not self._claim.port.waits_for(self._claim):
+        elif self._is_held and (self._keeps_back or not self._claim.port.waits_for(self._claim)):
             self._keep_back(data)
         else:
             self._owner.send(data)
@@ -162,9 +161,16 @@ class Output:
         self._is_client_slow = is_slow
         self._catch_up()
 
+    @property
+    def _is_held(self) -> bool:
+        """Whether output is not to be sent as it comes."""
+        return self._keeps_back or self.is_suspended or self._is_client_slow
+
     def _set_direct(self) -> None:
-        is_held = self._keeps_back or self.is_suspended or self._is_client_slow
-        self._is_direct = self._is_active and self._replay is None and not is_held
+        """Take the port's output here, or have it sent without a call in between."""
+        is_direct = self._is_active and self._replay is None and not self._is_held
+        self._claim.deliver = self._owner.send if is_direct else self.add
+        self.awaits_client = self._replay is not None
 
     def _keep_back(self, data: bytes) -> None:
         """Keep the board's bytes for a client that does not take them and is not waited for."""

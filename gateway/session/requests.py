@@ -168,7 +168,9 @@ class Requests:
 
     def add(self, events: list[access_server.Event]) -> None:
         """Carry these out after what waits."""
-        if len(events) == 1 and self.is_empty and isinstance(data := events[0], SerialData):
+        is_empty = not self._events and not self._before_purge
+        is_free = is_empty and self._operation is None and not self._board_busy
+        if is_free and len(events) == 1 and isinstance(data := events[0], SerialData):
             # Most of all that comes: nothing to wait for, and nothing to answer it.
             self._claim.write(data.data)
             if self._conversation.unsent_bytes:
@@ -234,6 +236,10 @@ class Requests:
         """Carry out requests until one has to be waited for, or the turn is used up."""
         if not self._carrying_out and not self.is_behind:
             self._carry_out_waiting()
+            # While an operation is under way there is nothing to do but to send answers.
+            is_quiet = self._operation is not None and not self.is_behind
+            if is_quiet and not self._conversation.unsent_bytes and not self.is_full:
+                return
             if not self._closed:
                 self._owner.requests_moved()
 
@@ -390,16 +396,19 @@ class Requests:
             await operation
         finally:
             timer.cancel()
-        self._answer_lines(answers)
+        self._queue_answers(answers)
 
     def _answer_lines(self, answers: list[tuple[LinesRequest, Lines]]) -> None:
+        self._queue_answers(answers)
+        if not self._carrying_out:
+            self._owner.requests_moved()
+
+    def _queue_answers(self, answers: list[tuple[LinesRequest, Lines]]) -> None:
         """Answer the commands for lines that are being carried out, unless that is done."""
         for request, asked_for in answers:
             status = replace(self._claim.status, lines=asked_for)
             self._conversation.answer(request, status)
         answers.clear()
-        if not self._carrying_out:
-            self._owner.requests_moved()
 
     def _other_line(self, first: LinesRequest) -> LinesRequest | None:
         """The next request, if it sets the line that `first` does not."""

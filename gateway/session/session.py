@@ -130,7 +130,6 @@ class Session(asyncio.BufferedProtocol):
         self._claim = Claim(port, self.label, self)
         self._requests = Requests(self._claim, conversation, self)
         self._output = Output(self._claim, self, limits)
-        self._claim.deliver = self._output.add  # a call less for each read
         self._liveness = Liveness(self, self._claim, limits.idle_timeout_s)
         self._early = b""  # has come and had no turn: the port is not ours, or others have theirs
         self._turns = turns.of_running_loop()
@@ -283,7 +282,8 @@ class Session(asyncio.BufferedProtocol):
     def _receive(self, data: bytes) -> None:
         self.received_bytes += len(data)
         events = self._conversation.receive_data(data)
-        self._output.client_sent(events)
+        if self._output.awaits_client:
+            self._output.client_sent(events)
         self._requests.add(events)
         if self._conversation.unparsed_bytes:
             self._fall_behind()

@@ -137,7 +137,6 @@ class Console:
         self._claim = Claim(port.port, label, self)
         # The page shows the past beside it.
         self._output = Output(self._claim, self, replace(limits, replay=False))
-        self._claim.deliver = self._output.add
         self._liveness = Liveness(self, self._claim, limits.idle_timeout_s)
         self._is_attached = False
         self._is_ours = asyncio.Event()  # the device is, or the end has come
