@@ -30,11 +30,19 @@ HUNG_UP = "hung up without having sent anything"
 
 @asynccontextmanager
 async def dialling(
-    tmp_path: Path, address: str, keys: str = RAW, *, plugged_in: bool = True
+    tmp_path: Path,
+    address: str,
+    keys: str = RAW,
+    *,
+    plugged_in: bool = True,
+    waits: bool = True,
 ) -> AsyncIterator[World]:
     """A port that connects to `address` whenever its board is there."""
     async with world(
-        tmp_path, f"connect: '{address}', grace_s: 0, {keys}", plugged_in=plugged_in
+        tmp_path,
+        f"connect: '{address}', grace_s: 0, {keys}",
+        plugged_in=plugged_in,
+        waits=waits,
     ) as w:
         yield w
 
@@ -47,6 +55,29 @@ async def has_board(w: World) -> None:
 async def fails(w: World, times: int) -> None:
     """Let time pass until so many attempts have failed."""
     await w.pass_until(lambda: w.dial_failures >= times)
+
+
+# The kernel needs its time for a connection, also where the clock stands still: time passes until
+# the next attempt only.
+
+
+def is_waiting(w: World) -> bool:
+    """Whether the port waits for the time of its next attempt."""
+    return "next try at" in w.status.reason
+
+
+async def is_refused(w: World, times: int) -> None:
+    """Let time pass until so many attempts have failed that are refused at once."""
+    while w.dial_failures < times:
+        failed = w.dial_failures
+        await w.pass_until(lambda failed=failed: w.dial_failures > failed or not is_waiting(w))  # type: ignore[misc]
+        await w.until(lambda failed=failed: w.dial_failures > failed)  # type: ignore[misc]
+
+
+async def is_called(w: World, far_end: FarEnd) -> None:
+    """Let time pass until the next attempt."""
+    await w.pass_until(lambda: far_end.has_call or not is_waiting(w))
+    await w.until(lambda: far_end.has_call)
 
 
 # --- a connection
@@ -170,7 +201,7 @@ async def test_waits_grow_to_ten_seconds_and_are_never_all_alike(tmp_path: Path)
     with FarEnd(listens=False) as far_end:
         async with dialling(tmp_path, far_end.address) as w:
             for number in range(1, 20):
-                await fails(w, number)
+                await is_refused(w, number)
                 failed_at_s.append(w.clock.now_s)
             assert w.said(Logged.DIAL_FAILED, "reason") == ["connection refused"]
             assert w.state == State.NOT_CONNECTED
@@ -194,7 +225,7 @@ async def test_waits_start_again_after_a_connection_that_has_lasted(
                     await w.pass_time(lasted_s)
                 await w.until(State.NOT_CONNECTED)
                 ended_s = w.clock.now_s
-                await w.pass_until(lambda: far_end.has_call)
+                await is_called(w, far_end)
                 waits.append(w.clock.now_s - ended_s)
     assert waits == pytest.approx([0.5, 1, 2, 4, 8, 10, 0.5, 1], abs=0.01)
 
@@ -214,7 +245,7 @@ async def test_a_far_end_that_hangs_up_does_nothing_to_the_board(
                 await w.until(lambda tried=tried: w.dial_failures == tried)  # type: ignore[misc]
                 assert w.state == State.NOT_CONNECTED
                 assert w.status.reason.startswith(f"{HUNG_UP}; next try at ")
-                await w.pass_until(lambda: far_end.has_call)
+                await is_called(w, far_end)
             assert (w.board.lines, w.status.sessions) == ([BOTH, IDLE], 0)
             events = {Logged.DIAL_CONNECTED, Logged.CONNECTED, Logged.DISCONNECTED}
             assert not events & set(w.events)
@@ -224,17 +255,17 @@ async def test_a_far_end_that_hangs_up_does_nothing_to_the_board(
 async def test_a_reason_is_logged_at_each_change_and_again_after_a_success(tmp_path: Path) -> None:
     with FarEnd(listens=False) as far_end:
         async with dialling(tmp_path, far_end.address) as w:
-            await fails(w, 3)
+            await is_refused(w, 3)
             assert w.status.reason.startswith("connection refused; next try at ")
             far_end.listen()
             for number in (4, 5):
-                await w.pass_until(lambda: far_end.has_call)
+                await is_called(w, far_end)
                 (await far_end.accept()).close()
                 await w.until(lambda n=number: w.dial_failures == n)  # type: ignore[misc]
             far_end.stop_listening()
-            await fails(w, 7)
+            await is_refused(w, 7)
             far_end.listen()
-            await w.pass_until(lambda: far_end.has_call)
+            await is_called(w, far_end)
             with await far_end.accept() as client:
                 await client.send(b"x")
                 await has_board(w)
@@ -370,3 +401,23 @@ async def test_stopping_ends_the_connection_whatever_its_state(tmp_path: Path, s
                 await stopping
             await w.pass_time(ANY_WAIT_S)
             assert not far_end.has_call
+
+
+async def test_stopping_before_the_client_has_its_connection_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[socket.socket] = []
+
+    async def create_connection(protocol: object, *, sock: socket.socket) -> None:
+        with sock:
+            held.append(sock)
+            await asyncio.Event().wait()
+
+    with FarEnd() as far_end:
+        async with dialling(tmp_path, far_end.address, waits=False) as w:
+            monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+            with await far_end.accept() as client:
+                await w.until(lambda: held)
+                await w.run(w.stop())
+                assert await client.receive_to_end() == b""
+            assert w.status.sessions == 0
