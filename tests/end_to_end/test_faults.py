@@ -205,60 +205,6 @@ async def test_what_a_client_sent_before_it_closed_arrives_before_the_port_is_fr
         await check_next_client(board, served, UP)
 
 
-# --- boards
-
-
-async def test_a_board_that_vanishes_while_written_to_gets_nothing_old_when_it_is_back(
-    tmp_path: Path,
-) -> None:
-    async with desk(tmp_path) as (board, served):
-        board.start_reading()
-        with await rfc2217_client(served.tcp_port) as client:
-            session = await served.session()
-            sending = asyncio.create_task(client.send(doubled(MUCH)))
-            await board.write(DOWN[:20_000])
-            await until(lambda: session.sent_bytes == 20_000 and len(board.received) > 50_000)
-            board.unplug()
-            assert await client.receive_to_end() == DOWN[:20_000]
-            await asyncio.gather(sending, return_exceptions=True)
-        arrived = bytes(board.received)
-        assert MUCH.startswith(arrived)
-        board.plug()
-        board.start_reading()
-        await check_next_client(board, served, arrived)
-
-
-async def test_a_flood_to_a_client_that_reads_late_loses_nothing(tmp_path: Path) -> None:
-    async with desk(tmp_path) as (board, served):
-        board.start_reading()
-        with await rfc2217_client(served.tcp_port) as client:
-            flood = asyncio.create_task(board.write(MUCH))
-            # What the board can't get rid of stays with it: there are several MB on the way.
-            session = await served.session()
-            await until(lambda: session.sent_bytes > 1_000_000)
-            await client.send(b"still heard")
-            await until(lambda: board.received == b"still heard")
-            await client.receive(lambda: len(client.received) > len(MUCH))
-            await flood
-            await client.receive_data(MUCH)
-        await check_next_client(board, served, b"still heard")
-
-
-async def test_a_board_that_stalls_holds_up_its_own_client_only(tmp_path: Path) -> None:
-    async with desk(tmp_path) as (board, served):
-        with await rfc2217_client(served.tcp_port) as client:
-            session = await served.session()
-            sending = asyncio.create_task(client.send(doubled(MUCH)))
-            await until(lambda: not session._transport.is_reading())
-            await board.write(DOWN[:5000])
-            await client.receive_data(DOWN[:5000])
-            board.start_reading()
-            await sending
-            await until(lambda: len(board.received) >= len(MUCH))
-        assert board.received == MUCH
-        await check_next_client(board, served, MUCH)
-
-
 # --- the real service with simulated boards
 
 

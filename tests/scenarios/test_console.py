@@ -143,6 +143,8 @@ async def test_commands_that_hang_when_control_is_lost_are_answered_once(tmp_pat
         while len(answers := answers_in(terminal)) < 3:
             await terminal.receive()
         assert answers == ["refused", "done", "refused"]  # settings wait for control to return
+        notice = "lines: perhaps not done: another client controls the port"
+        assert notice in [each.get("notice") for each in terminal.notices]
         w.board.calls.answer()
         await terminal.socket.send_json({"type": "settings", "baudrate": 19200})
         while len(answers_in(terminal)) < 4:
@@ -200,6 +202,33 @@ async def test_a_console_that_does_not_read_loses_the_oldest_output(tmp_path: Pa
         assert terminal.said.endswith(FLOOD[-100 * 1024 :])
         await terminal.notice("dropped")
         assert len(w.logged(Logged.OUTPUT_DROPPED)) == 1
+
+
+async def test_a_console_that_does_not_read_is_closed_where_the_yaml_says_so(
+    tmp_path: Path,
+) -> None:
+    keys = "slow_client: disconnect, client_buffer_kib: 16"
+    async with world(tmp_path, keys) as w, opened(w) as terminal:
+        slow(terminal)
+        writing = asyncio.create_task(w.board.write(FLOOD))
+        await w.pass_until(lambda: w.logged(Logged.DISCONNECTED))
+        transport_of(terminal).resume_reading()
+        assert "does not take the board's output" in await terminal.end()
+        await writing
+
+
+# --- a newcomer, and silence
+
+
+async def test_a_console_is_told_and_closed_when_it_is_taken_over(tmp_path: Path) -> None:
+    async with world(tmp_path, "sharing: takeover") as w, opened(w) as terminal:
+        newcomer = await w.client()
+        assert await terminal.end() == f"desk: {newcomer.name} takes the port over"
+
+
+async def test_an_idle_console_is_told_and_closed(tmp_path: Path) -> None:
+    async with world(tmp_path, "idle_timeout_s: 60") as w, opened(w) as terminal:
+        assert await w.run(terminal.end()) == "desk: no byte for 60 s"
 
 
 # --- a board that is lost, or takes nothing

@@ -7,7 +7,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +14,8 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config.document import ClientLimits, ConnectionLimits, Sharing, SlowClient
-from gateway.port_document import PortState
-from gateway.protocol.reset import BOTH, IDLE, RESET
-from gateway.running_port import RunningPort
+from gateway.config.document import ConnectionLimits, Sharing
+from gateway.protocol.reset import IDLE, RESET
 from gateway.web import connection
 from gateway.web import console as module
 from gateway.web.connection import HttpHandler
@@ -130,16 +127,6 @@ async def test_bytes_go_both_ways(tmp_path: Path) -> None:
             await served.until_idle()
 
 
-async def test_what_was_sent_before_leaving_reaches_the_board(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            await terminal.socket.send_bytes(b"last words")
-            await terminal.socket.close()
-            await served.until_idle()
-            board.start_reading()
-            await until(lambda: board.received == b"last words")
-
-
 async def test_a_port_in_use_is_refused_with_who_has_it(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served)) as client:
@@ -160,32 +147,6 @@ async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(tmp_pat
                 async with console(client) as terminal:
                     await terminal.notice("granted")
                     assert served.port.arbiter.controller_names.endswith(" (web)")
-
-
-async def test_a_client_that_lives_keeps_its_port_from_it(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            with await quiet_client(served) as quiet:
-                async with console(client) as terminal:
-                    assert (await terminal.end()).startswith(f"desk: in use by {quiet.name} since ")
-                await board.write(b"still here")
-                await quiet.receive_data(b"still here")
-
-
-async def test_a_newcomer_mutes_it_and_gives_the_port_back(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
-            board.start_reading()
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.send(RFC2217_CLIENT)
-                notice = await terminal.notice("suspended")
-                assert notice["notice"] == f"{user.name} controls the port, your input is dropped"
-                await terminal.socket.send_bytes(b"dropped")
-                await board.write(b"seen by both")
-                await terminal.hear(b"seen by both")
-            await terminal.notice("resumed")
-            await terminal.socket.send_bytes(b"kept")
-            await until(lambda: board.received == b"kept")
 
 
 async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control(
@@ -215,40 +176,6 @@ async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control
             await until(lambda: served.port.status.settings.baudrate == 9600)
             assert not served.port.status.break_on
             assert board.lines[before:] == []
-
-
-@pytest.mark.parametrize("ends", [False, True])
-async def test_a_break_begins_again_with_control_unless_it_was_ended(
-    tmp_path: Path, ends: bool
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
-            await terminal.socket.send_json({"type": "break", "on": True})
-            await terminal.notice("done")
-            assert served.port.status.break_on
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.send(RFC2217_CLIENT)
-                await terminal.notice("suspended")
-                await until(lambda: not served.port.status.break_on)
-                if ends:
-                    await terminal.socket.send_json({"type": "break", "on": False})
-                    await terminal.notice("done")
-            await terminal.notice("resumed")
-            assert served.port.status.break_on is not ends
-
-
-async def test_what_control_is_lost_over_is_not_called_done(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
-            board.answers.clear()  # the kernel takes its time
-            await terminal.socket.send_json({"type": "lines", "dtr": True, "rts": True})
-            await until(lambda: served.port.status.lines == BOTH)
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.send(RFC2217_CLIENT)
-                notice = (await terminal.notice("refused"))["notice"]
-                assert notice == "lines: perhaps not done: another client controls the port"
-                board.answers.set()
-                await user.receive_wire(GREETING)
 
 
 UPGRADE = (
@@ -328,51 +255,12 @@ async def test_frames_without_contents_are_bounded_while_it_does_not_read(
                     await writer.wait_closed()
 
 
-async def test_a_board_that_vanishes_with_lines_set_ends_it_and_nothing_else(
-    tmp_path: Path,
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (_, terminal):
-            await terminal.socket.send_json({"type": "lines", "dtr": True, "rts": True})
-            await terminal.notice("done")
-            board.unplug()
-            assert await terminal.end() != ""  # and no callback has raised
-
-
 async def test_a_command_is_short(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with console_of(board) as (_, terminal):
             await terminal.socket.send_str(" " * 5000)
             notice = (await terminal.notice("refused"))["notice"]
             assert notice == "a command has at most 4096 characters"
-
-
-async def test_a_newcomer_takes_the_port_over(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.TAKEOVER) as (served, terminal):
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.send(RFC2217_CLIENT)
-                assert await terminal.end() == f"desk: {user.name} takes the port over"
-
-
-async def test_it_shares_a_port(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.SHARED) as (served, terminal):
-            board.start_reading()
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.receive_wire(GREETING)
-                await user.send(b"a")
-                await until(lambda: board.received == b"a")
-                await terminal.socket.send_bytes(b"b")
-                await until(lambda: board.received == b"ab")
-
-
-async def test_a_board_that_goes_ends_it(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            board.unplug()
-            assert (await terminal.end()).startswith("desk: ")
-            assert served.port.state in {PortState.ABSENT, PortState.BROKEN}
 
 
 async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
@@ -450,44 +338,6 @@ async def test_a_console_ends_with_its_port(tmp_path: Path) -> None:
             assert not served.port.arbiter
 
 
-@pytest.mark.parametrize("slow_client", list(SlowClient))
-async def test_who_does_not_read_is_treated_as_the_port_says(
-    slow_client: SlowClient, tmp_path: Path
-) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            [port] = running(served)
-            limits = ClientLimits(slow_client=slow_client, client_buffer_kib=16)
-            port = RunningPort(replace(port.config, limits=limits), port.port, port.way_in, None)
-            async with http_client([port]) as client, console(client) as terminal:
-                await terminal.notice("granted")
-                transport = transport_of(terminal)
-                transport.pause_reading()
-                users = served.port.arbiter
-                chunk = b"x" * 65536
-
-                def is_felt() -> bool:
-                    board.write_some(chunk)
-                    match slow_client:
-                        case SlowClient.PAUSE:
-                            return users.holds_output
-                        case SlowClient.DROP_OLDEST:
-                            return served.port.counts.output_dropped_bytes > 0
-                        case SlowClient.DISCONNECT:
-                            return not users
-
-                await until(is_felt)
-                transport.resume_reading()
-                if slow_client is SlowClient.DISCONNECT:
-                    assert "does not take the board's output" in await terminal.end()
-                else:
-                    # One that does not take its messages stops reading, after one or two.
-                    taking = asyncio.create_task(terminal.end())
-                    await until(lambda: not users.holds_output)
-                    taking.cancel()
-                    await asyncio.gather(taking, return_exceptions=True)
-
-
 async def test_the_token_is_wanted_and_taken_as_a_protocol(tmp_path: Path) -> None:
     with PtyBoard(tmp_path) as board:
         async with serving(board) as served, http_client(running(served), TOKEN) as client:
@@ -542,23 +392,6 @@ async def test_only_so_many_are_open_in_all_and_of_one_address(
                         async with console(third):
                             pass
             await served.until_idle()
-
-
-async def test_a_client_that_dies_leaves_nothing(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            transport_of(terminal).abort()
-            await served.until_idle()
-
-
-async def test_an_idle_one_is_closed_if_the_port_says_so(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            [port] = running(served)
-            limits = ClientLimits(idle_timeout_s=0.05)
-            port = RunningPort(replace(port.config, limits=limits), port.port, port.way_in, None)
-            async with http_client([port]) as client, console(client) as terminal:
-                assert await terminal.end() == "desk: no byte for 0.05 s"
 
 
 async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
