@@ -29,7 +29,7 @@ TEST_ENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" \
 PYTEST := $(VENV)/bin/python -m pytest -n 5 --dist worksteal
 
 # Tests run on uvloop. These, which touch sockets, ttys and TLS, run on asyncio's loop as well.
-ON_ASYNCIO := tests/scenarios tests/net tests/tty tests/ports tests/sessions tests/devices tests/web \
+ON_ASYNCIO := tests/scenarios tests/net tests/port tests/session tests/serialport tests/web \
 	tests/test_clock.py tests/test_status.py tests/end_to_end/test_raw_ports.py \
 	tests/end_to_end/test_faults.py tests/end_to_end/test_bad_input.py \
 	tests/end_to_end/test_limits.py

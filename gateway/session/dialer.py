@@ -92,11 +92,6 @@ class Dialer:
         """How many connections did not become a session."""
         return self._rejections.counts
 
-    @property
-    def sessions(self) -> set[Session]:
-        """The session that has not ended, if any."""
-        return set() if self._session is None else {self._session}
-
     def on_contender(self, host: str) -> None:
         """Somebody at this address waits for the device: does who has it live?"""
         if self._session is not None:

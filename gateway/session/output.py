@@ -101,11 +101,6 @@ class Output:
         """How much the client was too slow for."""
         return self._backlog.dropped_bytes
 
-    @property
-    def kept_bytes(self) -> int:
-        """How much waits here for the client."""
-        return len(self._backlog)
-
     def start(self) -> None:
         """The client has the port."""
         self._is_active = True

@@ -1,4 +1,7 @@
-"""docs/rfc2217.md is whole and true: commands, values, bits, options, tests and numbers."""
+"""docs/rfc2217.md is whole and true: commands, values, bits, options, tests and numbers.
+
+Of docs/security.md: the tests of its limits exist.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from gateway.protocol.rfc2217 import Control, Linestate, Modemstate, PurgeBuffer
 
 TESTS = Path(__file__).parents[1]
 DOCS = (TESTS.parent / "docs" / "rfc2217.md").read_text()
+SECURITY = (TESTS.parent / "docs" / "security.md").read_text()
 
 #: Codes of RFC 2217 section 2, and what each may be followed by.
 OCTETS = set(range(256))
@@ -33,9 +37,9 @@ COMMANDS: dict[int, tuple[str, set[object]]] = {
 }
 
 
-def rows(title: str) -> list[list[str]]:
+def rows(title: str, docs: str = DOCS) -> list[list[str]]:
     """The cells of the first table behind a title."""
-    section = DOCS.partition(f"\n{title}\n")[2]
+    section = docs.partition(f"\n{title}\n")[2]
     table = re.search(r"^\|---.*?\n((?:\|.*\n)+)", section, re.MULTILINE)
     assert table is not None, title
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[1].splitlines()]
@@ -127,3 +131,8 @@ def test_tests_are_named_everywhere() -> None:
 def test_each_bound_is_the_number_in_the_code(row: list[str]) -> None:
     module, _, constant = row[2].strip("`").rpartition(".")
     assert getattr(importlib.import_module(module), constant) == float(row[1])
+
+
+@pytest.mark.parametrize("row", rows("## Limits", SECURITY), ids=lambda row: row[0])
+def test_each_limit_is_measured_by_a_test_that_exists(row: list[str]) -> None:
+    assert all((TESTS / f"{test}.py").exists() for test in row[2].split(", ")), row[2]

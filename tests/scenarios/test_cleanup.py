@@ -124,16 +124,24 @@ async def test_the_time_of_a_client_that_finishes_counts_for_the_cleanup_behind_
         assert w.status.dropped_bytes == 200_000
 
 
-async def test_bytes_that_leave_are_let_out_for_ten_minutes_and_no_longer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bps", "limit_s"), [(115200, 600.0), (9600, 2 * 458752 * 10 / 9600)])
+async def test_bytes_that_leave_are_let_out_for_ten_minutes_or_twice_their_time_and_no_longer(
+    tmp_path: Path, bps: int, limit_s: float
+) -> None:
     async with world(tmp_path) as w:
-        await leaves_unsent(w)
-        for _ in range(0, 592, 8):
+        client = await w.client()
+        await client.set_baudrate(bps)
+        await leaves_unsent(w, client)
+        n_steps = int(limit_s // 8) - 1
+        for _ in range(n_steps):
             await w.clock.advance(8.0)
             w.board.calls.room = 1
         assert (w.state, w.logged(Logged.DROPPED)) == (State.CLEANUP, [])
-        await w.clock.advance(8.1)
+        await w.clock.advance(limit_s - 8 * n_steps - 0.1)
+        assert w.state == State.CLEANUP
+        await w.clock.advance(0.2)
         await w.until(State.IDLE)
-        assert w.said(Logged.DROPPED, "unsent_bytes") == [1000 - 74]
+        assert w.said(Logged.DROPPED, "unsent_bytes") == [1000 - n_steps]
 
 
 @pytest.mark.parametrize("sharing", ["takeover", "preempt"])

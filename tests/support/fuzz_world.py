@@ -42,7 +42,7 @@ _ANSWERS_UNASKED_BYTES = 400
 #: and what one more read of it and of its board may add.
 MAX_SEGMENT_BYTES = 4096
 _UNREAD_LIMIT_BYTES = 262144 + 2 * 131072
-#: Of what it has sent: see test_session.KEPT_BYTES.
+#: Of what it has sent: see tests/scenarios/test_requests.KEPT_BYTES.
 _UNSENT_LIMIT_BYTES = 3 * 65536
 
 #: All limits of a session that ends add up to less.

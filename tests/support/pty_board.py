@@ -11,12 +11,9 @@ import structlog
 
 from gateway import clock
 from gateway.config.document import (
-    Access,
-    ClientLimits,
     OnAbsent,
     OnConnect,
     OnDisconnect,
-    Opening,
     PortConfig,
     Protocol,
     Recording,
@@ -136,14 +133,11 @@ def access_server() -> Conversation:
 def port_of(
     board: PtyBoard,
     name: str = "desk",
-    settings: SerialSettings | None = None,
-    grace_s: float = 0.0,
     *,
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
-    opening: Opening = Opening.ALWAYS,
     on_absent: OnAbsent = OnAbsent.REFUSE,
     resets: ResetChoice | None = None,
 ) -> Port:
@@ -152,11 +146,8 @@ def port_of(
     config = port_config(name, on_connect=on_connect, on_disconnect=on_disconnect)
     config = replace(
         config,
-        serial=settings or SerialSettings(),
-        grace_s=grace_s,
         recording=recording or Recording(),
         sharing=sharing,
-        open=opening,
         on_absent=on_absent,
         resets=resets or config.resets,
     )
@@ -167,19 +158,13 @@ def port_of(
 async def serving(
     board: PtyBoard,
     name: str = "desk",
-    settings: SerialSettings | None = None,
-    grace_s: float = 0.0,
     *,
     converse: Callable[[], Conversation] = access_server,
     on_connect: OnConnect = OnConnect.NOTHING,
     on_disconnect: OnDisconnect = OnDisconnect.NOTHING,
-    access: Access | None = None,
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
-    opening: Opening = Opening.ALWAYS,
-    limits: ClientLimits | None = None,
     tls: TlsContext | None = None,
-    admission: Admission | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -188,20 +173,16 @@ async def serving(
     port = port_of(
         board,
         name,
-        settings,
-        grace_s,
         on_connect=on_connect,
         on_disconnect=on_disconnect,
         recording=recording,
         sharing=sharing,
-        opening=opening,
     )
     log = structlog.get_logger().bind(device=name)
-    config = replace(port_config(name), access=access or Access(), limits=limits or ClientLimits())
-    admission = admission or Admission()
-    listener = Listener(config, port, converse, log, AcceptOptions(admission, tls))
+    admission = Admission()
+    listener = Listener(port_config(name), port, converse, log, AcceptOptions(admission, tls))
     port.start()
-    await until(lambda: port.state in {PortState.IDLE, PortState.RELEASED})
+    await until(lambda: port.state is PortState.IDLE)
     await listener.start()
     try:
         yield Served(board, port, listener, admission)
