@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import socket
 import ssl
@@ -94,29 +93,6 @@ def check_untouched(board: PtyBoard, served: Served, lines: list[Lines]) -> None
     assert board.lines == lines
     assert served.port.sessions == 0
     assert served.port.status.settings.baudrate == 115200
-
-
-@CONVERSATIONS
-async def test_an_http_client_is_told_what_the_port_is(
-    board: PtyBoard, converse: Callable[[], Conversation]
-) -> None:
-    def ask(method: str, tcp_port: int) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", tcp_port, timeout=60)
-        try:
-            connection.request(method, "/", body=COMMANDS)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    async with serving(board, converse=converse) as served:
-        board.start_reading()
-        lines = list(board.lines)
-        for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "X-RESET"):
-            status, text = await asyncio.to_thread(ask, method, served.tcp_port)
-            assert status == 400
-            assert "serial port of a board" in text
-        check_untouched(board, served, lines)
 
 
 @CONVERSATIONS

@@ -108,7 +108,7 @@ async def test_nothing_of_a_request_is_obeyed_wherever_it_is_cut(
         assert not w.board.calls.log
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "BREW"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "HEAD", "OPTIONS", "BREW"])
 @pytest.mark.parametrize(
     ("protocol", "url"), [(PROTOCOLS[0], "rfc2217://"), (PROTOCOLS[1], "socket://")]
 )

@@ -217,25 +217,6 @@ async def test_the_memory_of_replaced_clients_is_bounded(tmp_path: Path) -> None
 # --- preempt
 
 
-async def test_preempt_suspends_a_client_until_the_other_has_left(tmp_path: Path) -> None:
-    async with world(tmp_path, "sharing: preempt, on_disconnect: reset") as w:
-        monitor = await w.client()
-        await monitor.set_baudrate(74880)
-        flasher = await w.client()
-        await monitor.is_told(Notice.suspended(flasher))
-        assert w.board.baudrate == 115200
-        await flasher.set_baudrate(921600)
-        assert (w.status.controls, w.status.observes) == (flasher.name, monitor.name)
-        await w.board.write(b"to both")
-        await flasher.receive_data(b"to both")
-        await monitor.is_told(b"to both")
-        flasher.close()
-        await w.pass_until(lambda: w.status.controls == monitor.name)
-        await monitor.is_told(Notice.RESUMED)
-        await w.until(lambda: w.board.baudrate == 74880)
-        assert (w.state, w.status.observes) == (State.IN_USE, "")
-
-
 async def test_the_client_that_was_suspended_last_resumes_first(tmp_path: Path) -> None:
     async with world(tmp_path, "sharing: preempt") as w:
         first, second, third, fourth = [await w.client() for _ in range(4)]

@@ -40,15 +40,6 @@ def done(w: World) -> list[tuple[str, Any]]:
     return [(call.name, call.value) for call in w.board.calls.log if call.name != "drain"]
 
 
-async def test_bytes_go_both_ways_at_once(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
-        client = await w.client()
-        await client.send(b"to the board")
-        await w.board.reads(b"to the board")
-        await w.board.write(b"from the board")
-        await client.receive_data(b"from the board")
-
-
 @EACH_CHANGE
 async def test_a_change_is_made_between_the_bytes_before_and_behind_it(
     tmp_path: Path, name: str
