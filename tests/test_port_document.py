@@ -94,53 +94,51 @@ async def started(entry: str, location: TtyLocation) -> AsyncIterator[RunningPor
         await port.stop("the test is over")
 
 
-async def test_clients_and_bytes_are_reported(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with started(f"tcp: 0, device: {board.path}", board.location) as port:
-            await until(lambda: port.state is PortState.IDLE)
-            idle = document(port)
-            check_schema(idle.to_json(), SCHEMA)
-            assert (idle.name, idle.clients, idle.sharing) == ("desk", (), "exclusive")
-            assert idle.address == f"127.0.0.1:{port.way_in.tcp_port}"
-            assert (str(idle.settings), str(idle.lines)) == ("115200 8N1", "DTR off, RTS off")
-            assert port.way_in.tcp_port is not None
-            board.start_reading()
-            with await TcpClient.connect(port.way_in.tcp_port) as client:
-                await client.send(b"four")
-                await until(lambda: board.received == b"four")
-                await board.write(b"eleven char")
-                await until(lambda: document(port).received_bytes == 11)
-                used = document(port)
-                check_schema(used.to_json(), SCHEMA)
-                assert used.state == "in use"
-                [user] = used.clients
-                assert (user.address, user.state) == (client.name, ClientState.CONTROLLER)
-                age = datetime.now(UTC) - datetime.fromisoformat(user.connected_at)
-                assert 0 <= age.total_seconds() < 600
-                assert (used.sent_bytes, used.sessions) == (4, 1)
-                with await TcpClient.connect(port.way_in.tcp_port) as rejected:
-                    assert b"in use by" in await rejected.receive_to_end()
-                assert used.rejected["unavailable"] == 0
-                assert document(port).rejected["unavailable"] == 1
+async def test_clients_and_bytes_are_reported(board: PtyBoard) -> None:
+    async with started(f"tcp: 0, device: {board.path}", board.location) as port:
+        await until(lambda: port.state is PortState.IDLE)
+        idle = document(port)
+        check_schema(idle.to_json(), SCHEMA)
+        assert (idle.name, idle.clients, idle.sharing) == ("desk", (), "exclusive")
+        assert idle.address == f"127.0.0.1:{port.way_in.tcp_port}"
+        assert (str(idle.settings), str(idle.lines)) == ("115200 8N1", "DTR off, RTS off")
+        assert port.way_in.tcp_port is not None
+        board.start_reading()
+        with await TcpClient.connect(port.way_in.tcp_port) as client:
+            await client.send(b"four")
+            await until(lambda: board.received == b"four")
+            await board.write(b"eleven char")
+            await until(lambda: document(port).received_bytes == 11)
+            used = document(port)
+            check_schema(used.to_json(), SCHEMA)
+            assert used.state == "in use"
+            [user] = used.clients
+            assert (user.address, user.state) == (client.name, ClientState.CONTROLLER)
+            age = datetime.now(UTC) - datetime.fromisoformat(user.connected_at)
+            assert 0 <= age.total_seconds() < 600
+            assert (used.sent_bytes, used.sessions) == (4, 1)
+            with await TcpClient.connect(port.way_in.tcp_port) as rejected:
+                assert b"in use by" in await rejected.receive_to_end()
+            assert used.rejected["unavailable"] == 0
+            assert document(port).rejected["unavailable"] == 1
 
 
-async def test_a_suspended_client_is_distinguished_from_the_controller(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board, sharing=Sharing.PREEMPT) as served:
-            [port] = running(served)
-            with await TcpClient.connect(served.tcp_port) as first:
-                await first.receive_wire(GREETING)
-                since = document(port).clients[0].connected_at
-                with await TcpClient.connect(served.tcp_port) as second:
-                    await second.send(do(ECHO))
-                    await second.receive_wire(GREETING)
-                    await until(lambda: len(document(port).clients) == 2)
-                    controller, suspended = document(port).clients
-                    assert (controller.address, suspended.address) == (second.name, first.name)
-                    assert (controller.state, suspended.state) == ("controller", "suspended")
-                    assert suspended.connected_at == since
-                await until(lambda: document(port).addresses_of(ClientState.SUSPENDED) == [])
-                assert [each.connected_at for each in document(port).clients] == [since]
+async def test_a_suspended_client_is_distinguished_from_the_controller(board: PtyBoard) -> None:
+    async with serving(board, sharing=Sharing.PREEMPT) as served:
+        [port] = running(served)
+        with await TcpClient.connect(served.tcp_port) as first:
+            await first.receive_wire(GREETING)
+            since = document(port).clients[0].connected_at
+            with await TcpClient.connect(served.tcp_port) as second:
+                await second.send(do(ECHO))
+                await second.receive_wire(GREETING)
+                await until(lambda: len(document(port).clients) == 2)
+                controller, suspended = document(port).clients
+                assert (controller.address, suspended.address) == (second.name, first.name)
+                assert (controller.state, suspended.state) == ("controller", "suspended")
+                assert suspended.connected_at == since
+            await until(lambda: document(port).addresses_of(ClientState.SUSPENDED) == [])
+            assert [each.connected_at for each in document(port).clients] == [since]
 
 
 async def test_an_absent_board_has_a_reason_and_no_settings(tmp_path: Path) -> None:
@@ -188,15 +186,14 @@ async def test_a_port_that_can_not_connect_reports_why_and_when_it_retries(tmp_p
     ],
 )
 async def test_a_usb_device_is_named(
-    ids: UsbIds | None, tty: UsbTty | None, shown: UsbDocument | None, tmp_path: Path
+    ids: UsbIds | None, tty: UsbTty | None, shown: UsbDocument | None, board: PtyBoard
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        location = board.location if ids is None else replace(board.location, usb_ids=lambda: ids)
-        async with started(f"tcp: 0, device: {board.path}", location) as port:
-            port.usb_tty = lambda: tty
-            await until(lambda: port.state is PortState.IDLE)
-            check_schema(document(port).to_json(), SCHEMA)
-            assert document(port).usb == shown
+    location = board.location if ids is None else replace(board.location, usb_ids=lambda: ids)
+    async with started(f"tcp: 0, device: {board.path}", location) as port:
+        port.usb_tty = lambda: tty
+        await until(lambda: port.state is PortState.IDLE)
+        check_schema(document(port).to_json(), SCHEMA)
+        assert document(port).usb == shown
 
 
 # --- counts and histograms

@@ -114,68 +114,64 @@ def transport_of(terminal: Terminal) -> asyncio.Transport:
     return cast("asyncio.Transport", connection.transport)  # uvloop's are none by their class
 
 
-async def test_bytes_go_both_ways(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            board.start_reading()
-            await board.write(b"\x00\xffboot")
-            await terminal.hear(b"\x00\xffboot")
-            await terminal.socket.send_bytes(b"\xff\x00\r")
-            await until(lambda: board.received == b"\xff\x00\r")
-            assert served.port.arbiter.controller_names.endswith(" (web)")
-            await terminal.socket.close()
-            await served.until_idle()
+async def test_bytes_go_both_ways(board: PtyBoard) -> None:
+    async with console_of(board) as (served, terminal):
+        board.start_reading()
+        await board.write(b"\x00\xffboot")
+        await terminal.hear(b"\x00\xffboot")
+        await terminal.socket.send_bytes(b"\xff\x00\r")
+        await until(lambda: board.received == b"\xff\x00\r")
+        assert served.port.arbiter.controller_names.endswith(" (web)")
+        await terminal.socket.close()
+        await served.until_idle()
 
 
-async def test_a_port_in_use_is_refused_with_who_has_it(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.receive_wire(GREETING)
-                async with console(client) as terminal:
-                    assert (await terminal.end()).startswith(f"desk: in use by {user.name} since ")
-                    assert terminal.socket.close_code == 4409
-                await board.write(b"still")
-                await user.receive_data(b"still")
+async def test_a_port_in_use_is_refused_with_who_has_it(board: PtyBoard) -> None:
+    async with serving(board) as served, http_client(running(served)) as client:
+        with await TcpClient.connect(served.tcp_port) as user:
+            await user.receive_wire(GREETING)
+            async with console(client) as terminal:
+                assert (await terminal.end()).startswith(f"desk: in use by {user.name} since ")
+                assert terminal.socket.close_code == 4409
+            await board.write(b"still")
+            await user.receive_data(b"still")
 
 
-async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            with await quiet_client(served) as dead:
-                dead.fall_silent()
-                async with console(client) as terminal:
-                    await terminal.notice("granted")
-                    assert served.port.arbiter.controller_names.endswith(" (web)")
+async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(board: PtyBoard) -> None:
+    async with serving(board) as served, http_client(running(served)) as client:
+        with await quiet_client(served) as dead:
+            dead.fall_silent()
+            async with console(client) as terminal:
+                await terminal.notice("granted")
+                assert served.port.arbiter.controller_names.endswith(" (web)")
 
 
 async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control(
-    tmp_path: Path,
+    board: PtyBoard,
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
-            with await TcpClient.connect(served.tcp_port) as user:
-                await user.send(RFC2217_CLIENT)
-                await terminal.notice("suspended")
-                before = len(board.lines)
-                for command in (
-                    {"type": "break", "on": True},
-                    {"type": "lines", "dtr": True, "rts": True},
-                    {"type": "reset"},
-                    {"type": "bootloader"},
-                ):
-                    await terminal.socket.send_json(command)
-                    notice = (await terminal.notice("refused"))["notice"]
-                    assert notice == f"{command['type']}: another client controls the port"
-                # Settings wait for control to return.
-                await terminal.socket.send_json({"type": "settings", "baudrate": 9600})
-                assert (await terminal.notice("done"))["settings"]["baudrate"] == 9600
-                assert served.port.status.settings.baudrate == 115200
-                assert board.lines[before:] == []
-            await terminal.notice("resumed")
-            await until(lambda: served.port.status.settings.baudrate == 9600)
-            assert not served.port.status.break_on
+    async with console_of(board, sharing=Sharing.PREEMPT) as (served, terminal):
+        with await TcpClient.connect(served.tcp_port) as user:
+            await user.send(RFC2217_CLIENT)
+            await terminal.notice("suspended")
+            before = len(board.lines)
+            for command in (
+                {"type": "break", "on": True},
+                {"type": "lines", "dtr": True, "rts": True},
+                {"type": "reset"},
+                {"type": "bootloader"},
+            ):
+                await terminal.socket.send_json(command)
+                notice = (await terminal.notice("refused"))["notice"]
+                assert notice == f"{command['type']}: another client controls the port"
+            # Settings wait for control to return.
+            await terminal.socket.send_json({"type": "settings", "baudrate": 9600})
+            assert (await terminal.notice("done"))["settings"]["baudrate"] == 9600
+            assert served.port.status.settings.baudrate == 115200
             assert board.lines[before:] == []
+        await terminal.notice("resumed")
+        await until(lambda: served.port.status.settings.baudrate == 9600)
+        assert not served.port.status.break_on
+        assert board.lines[before:] == []
 
 
 UPGRADE = (
@@ -208,29 +204,28 @@ LONG_HEAD = bytes([0x82, 0xFF]) + (1 << 62).to_bytes(8, "big") + b"mask"
     ],
 )
 async def test_a_protocol_error_closes_it_with_its_code(
-    tmp_path: Path, frames: bytes, code: int, reason: str, in_one_segment: bool
+    board: PtyBoard, frames: bytes, code: int, reason: str, in_one_segment: bool
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            board.start_reading()
-            reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
-            with capture_logs() as logs:
-                writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
-                if not in_one_segment:
-                    await reader.readuntil(b'{"type": "granted"}')
-                    writer.write(frames[:1])
-                    await turns(10)
-                    writer.write(frames[1:])
-                answer = await reader.read()
-                writer.close()
-                await writer.wait_closed()
-                await served.until_idle()
-            assert answer[-4:] == bytes([CLOSE, 2]) + code.to_bytes(2, "big")
-            [end] = [each for each in logs if each["event"] == "client_disconnected"]
-            assert reason in end["reason"]
-            assert end["log_level"] == "warning"
-            assert not [each for each in logs if "exc_info" in each]
-            assert bytes(board.received) == (b"ok" if frames.startswith(b"\x82\x82") else b"")
+    async with serving(board) as served, http_client(running(served)) as client:
+        board.start_reading()
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
+        with capture_logs() as logs:
+            writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
+            if not in_one_segment:
+                await reader.readuntil(b'{"type": "granted"}')
+                writer.write(frames[:1])
+                await turns(10)
+                writer.write(frames[1:])
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            await served.until_idle()
+        assert answer[-4:] == bytes([CLOSE, 2]) + code.to_bytes(2, "big")
+        [end] = [each for each in logs if each["event"] == "client_disconnected"]
+        assert reason in end["reason"]
+        assert end["log_level"] == "warning"
+        assert not [each for each in logs if "exc_info" in each]
+        assert bytes(board.received) == (b"ok" if frames.startswith(b"\x82\x82") else b"")
 
 
 async def test_frames_without_contents_are_bounded_while_it_does_not_read(
@@ -255,119 +250,110 @@ async def test_frames_without_contents_are_bounded_while_it_does_not_read(
                     await writer.wait_closed()
 
 
-async def test_a_command_is_short(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (_, terminal):
-            await terminal.socket.send_str(" " * 5000)
-            notice = (await terminal.notice("refused"))["notice"]
-            assert notice == "a command has at most 4096 characters"
+async def test_a_command_is_short(board: PtyBoard) -> None:
+    async with console_of(board) as (_, terminal):
+        await terminal.socket.send_str(" " * 5000)
+        notice = (await terminal.notice("refused"))["notice"]
+        assert notice == "a command has at most 4096 characters"
 
 
-async def test_settings_lines_and_resets_are_asked_for(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            answer = await terminal.ask(type="settings", baudrate=74880)
-            assert answer["settings"]["baudrate"] == 74880
-            answer = await terminal.ask(type="lines", rts=True)
-            assert answer["lines"] == {"dtr": False, "rts": True}
-            assert board.lines[-1] == RESET
-            assert (await terminal.ask(type="lines", rts=False))["lines"]["rts"] is False
-            before = len(board.lines)
-            await terminal.ask(type="reset")
-            assert board.lines[before:] == [RESET, IDLE]
-            await terminal.ask(type="bootloader")
-            assert (await terminal.ask(type="break", on=True))["of"] == "break"
-            await terminal.ask(type="break", on=False)
-            await terminal.socket.close()
-            await served.until_idle()
-            # As the YAML says, for the next.
-            assert served.port.status.settings.baudrate == 115200
+async def test_settings_lines_and_resets_are_asked_for(board: PtyBoard) -> None:
+    async with console_of(board) as (served, terminal):
+        answer = await terminal.ask(type="settings", baudrate=74880)
+        assert answer["settings"]["baudrate"] == 74880
+        answer = await terminal.ask(type="lines", rts=True)
+        assert answer["lines"] == {"dtr": False, "rts": True}
+        assert board.lines[-1] == RESET
+        assert (await terminal.ask(type="lines", rts=False))["lines"]["rts"] is False
+        before = len(board.lines)
+        await terminal.ask(type="reset")
+        assert board.lines[before:] == [RESET, IDLE]
+        await terminal.ask(type="bootloader")
+        assert (await terminal.ask(type="break", on=True))["of"] == "break"
+        await terminal.ask(type="break", on=False)
+        await terminal.socket.close()
+        await served.until_idle()
+        # As the YAML says, for the next.
+        assert served.port.status.settings.baudrate == 115200
 
 
-async def test_what_is_not_understood_is_told_and_changes_nothing(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (_, terminal):
-            before = len(board.lines)
-            await terminal.socket.send_str("{")
-            notice = (await terminal.notice("refused"))["notice"]
-            assert notice.startswith("this is not JSON: Expecting property name")
-            await board.write(b"alive")
-            await terminal.hear(b"alive")
-            assert len(board.lines) == before
+async def test_what_is_not_understood_is_told_and_changes_nothing(board: PtyBoard) -> None:
+    async with console_of(board) as (_, terminal):
+        before = len(board.lines)
+        await terminal.socket.send_str("{")
+        notice = (await terminal.notice("refused"))["notice"]
+        assert notice.startswith("this is not JSON: Expecting property name")
+        await board.write(b"alive")
+        await terminal.hear(b"alive")
+        assert len(board.lines) == before
 
 
-async def test_a_board_that_takes_nothing_stops_the_client(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            data = bytes(range(256)) * 1024
-            sent = 0
+async def test_a_board_that_takes_nothing_stops_the_client(board: PtyBoard) -> None:
+    async with console_of(board) as (served, terminal):
+        data = bytes(range(256)) * 1024
+        sent = 0
 
-            async def paste() -> None:
-                nonlocal sent
-                for _ in range(40):
-                    await terminal.socket.send_bytes(data)
-                    sent += len(data)
+        async def paste() -> None:
+            nonlocal sent
+            for _ in range(40):
+                await terminal.socket.send_bytes(data)
+                sent += len(data)
 
-            pasting = asyncio.create_task(paste())
-            await until(lambda: served.port.unsent_bytes)
-            await asyncio.sleep(0.1)
-            # Read ahead is a piece, whatever else the connection holds.
-            assert served.port.unsent_bytes <= 3 * 65536
-            board.start_reading()
-            await pasting
-            await until(lambda: len(board.received) == sent)
-            assert bytes(board.received) == data * 40
+        pasting = asyncio.create_task(paste())
+        await until(lambda: served.port.unsent_bytes)
+        await asyncio.sleep(0.1)
+        # Read ahead is a piece, whatever else the connection holds.
+        assert served.port.unsent_bytes <= 3 * 65536
+        board.start_reading()
+        await pasting
+        await until(lambda: len(board.received) == sent)
+        assert bytes(board.received) == data * 40
 
 
-async def test_a_message_that_is_too_large_ends_it(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            await terminal.socket.send_bytes(b"x" * (module.MAX_MESSAGE_BYTES + 1))
-            while await terminal.receive():
+async def test_a_message_that_is_too_large_ends_it(board: PtyBoard) -> None:
+    async with console_of(board) as (served, terminal):
+        await terminal.socket.send_bytes(b"x" * (module.MAX_MESSAGE_BYTES + 1))
+        while await terminal.receive():
+            pass
+        assert terminal.socket.close_code == 1009
+        await served.until_idle()
+
+
+async def test_a_console_ends_with_its_port(board: PtyBoard) -> None:
+    async with console_of(board) as (served, terminal):
+        [port] = running(served)
+        await port.stop("its configuration has changed")
+        assert await terminal.end() == "desk: its configuration has changed"
+        assert not served.port.arbiter
+
+
+async def test_the_token_is_wanted_and_taken_as_a_protocol(board: PtyBoard) -> None:
+    async with serving(board) as served, http_client(running(served), TOKEN) as client:
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+            async with console(client):
                 pass
-            assert terminal.socket.close_code == 1009
-            await served.until_idle()
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
+            async with console(client, protocols=("esp-gateway", "bearer.wrong")):
+                pass
+        protocols = ("esp-gateway", f"bearer.{TOKEN}")
+        async with console(client, protocols=protocols) as terminal:
+            assert terminal.socket.protocol == "esp-gateway"
+            await terminal.notice("granted")
 
 
-async def test_a_console_ends_with_its_port(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (served, terminal):
-            [port] = running(served)
-            await port.stop("its configuration has changed")
-            assert await terminal.end() == "desk: its configuration has changed"
-            assert not served.port.arbiter
+async def test_a_page_of_others_gets_none(board: PtyBoard) -> None:
+    async with serving(board) as served, http_client(running(served)) as client:
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+            async with console(client, origin="http://evil.example"):
+                pass
+        async with console(client, origin=client.url) as terminal:
+            await terminal.notice("granted")
 
 
-async def test_the_token_is_wanted_and_taken_as_a_protocol(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served), TOKEN) as client:
-            with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
-                async with console(client):
-                    pass
-            with pytest.raises(aiohttp.WSServerHandshakeError, match="401"):
-                async with console(client, protocols=("esp-gateway", "bearer.wrong")):
-                    pass
-            protocols = ("esp-gateway", f"bearer.{TOKEN}")
-            async with console(client, protocols=protocols) as terminal:
-                assert terminal.socket.protocol == "esp-gateway"
-                await terminal.notice("granted")
-
-
-async def test_a_page_of_others_gets_none(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
-                async with console(client, origin="http://evil.example"):
-                    pass
-            async with console(client, origin=client.url) as terminal:
-                await terminal.notice("granted")
-
-
-async def test_what_is_no_websocket_is_told(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served)) as client:
-            answered = await client.get("/api/v1/ports/desk/console")
-            assert (answered.status, answered.error) == (426, "a console is a WebSocket")
+async def test_what_is_no_websocket_is_told(board: PtyBoard) -> None:
+    async with serving(board) as served, http_client(running(served)) as client:
+        answered = await client.get("/api/v1/ports/desk/console")
+        assert (answered.status, answered.error) == (426, "a console is a WebSocket")
 
 
 async def test_only_so_many_are_open_in_all_and_of_one_address(
@@ -394,17 +380,16 @@ async def test_only_so_many_are_open_in_all_and_of_one_address(
             await served.until_idle()
 
 
-async def test_the_server_ends_it_when_it_stops(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            async with http_client(running(served)) as client:
-                socket = await client.session.ws_connect(f"{client.url}/api/v1/ports/desk/console")
-                terminal = Terminal(socket)
-                await terminal.notice("granted")
-                ending = asyncio.create_task(terminal.end())
-            # The client's session is closed before the server is stopped: it need not get a reason.
-            await asyncio.gather(ending, return_exceptions=True)
-            await served.until_idle()
+async def test_the_server_ends_it_when_it_stops(board: PtyBoard) -> None:
+    async with serving(board) as served:
+        async with http_client(running(served)) as client:
+            socket = await client.session.ws_connect(f"{client.url}/api/v1/ports/desk/console")
+            terminal = Terminal(socket)
+            await terminal.notice("granted")
+            ending = asyncio.create_task(terminal.end())
+        # The client's session is closed before the server is stopped: it need not get a reason.
+        await asyncio.gather(ending, return_exceptions=True)
+        await served.until_idle()
 
 
 def frame(kind: aiohttp.WSMsgType, payload: bytes) -> bytes:
@@ -424,18 +409,17 @@ def frame(kind: aiohttp.WSMsgType, payload: bytes) -> bytes:
         frame(aiohttp.WSMsgType.PING, b""),
     ],
 )
-async def test_a_flood_of_messages_delays_no_port(tmp_path: Path, one: bytes) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with console_of(board) as (_, terminal):
-            board.start_reading()
-            terminal.socket._reader.set_exception(ConnectionError("nothing is read any more"))
-            meter = TurnMeter()
-            with meter.running():
-                transport_of(terminal).write(one * (3 * READ_BYTES // len(one)))
-                seen, is_busy = 0, True
-                while is_busy:
-                    for _ in range(200):
-                        await asyncio.sleep(0)
-                    is_busy = not seen or max(meter.cpu_s[seen:]) > BUSY_S
-                    seen = len(meter.cpu_s)
-            assert max(meter.cpu_s) < TURN_LIMIT_S
+async def test_a_flood_of_messages_delays_no_port(board: PtyBoard, one: bytes) -> None:
+    async with console_of(board) as (_, terminal):
+        board.start_reading()
+        terminal.socket._reader.set_exception(ConnectionError("nothing is read any more"))
+        meter = TurnMeter()
+        with meter.running():
+            transport_of(terminal).write(one * (3 * READ_BYTES // len(one)))
+            seen, is_busy = 0, True
+            while is_busy:
+                for _ in range(200):
+                    await asyncio.sleep(0)
+                is_busy = not seen or max(meter.cpu_s[seen:]) > BUSY_S
+                seen = len(meter.cpu_s)
+        assert max(meter.cpu_s) < TURN_LIMIT_S

@@ -44,31 +44,28 @@ def a_claim(served: Served) -> Claim:
         ('{"type": "settings", "stopbits": null}', "settings: stopbits can't be 'None'"),
     ],
 )
-async def test_what_can_t_be_done_is_told(text: str, reason: str, tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            with pytest.raises(CommandError) as raised:
-                await carry_out(a_claim(served), text)
-            assert str(raised.value).startswith(reason)
-            assert served.port.status.settings.baudrate == 115200
+async def test_what_can_t_be_done_is_told(text: str, reason: str, board: PtyBoard) -> None:
+    async with serving(board) as served:
+        with pytest.raises(CommandError) as raised:
+            await carry_out(a_claim(served), text)
+        assert str(raised.value).startswith(reason)
+        assert served.port.status.settings.baudrate == 115200
 
 
-async def test_all_settings_are_set_at_once(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            command = {"type": "settings", "baudrate": 9600, "stopbits": 2}
-            answer = await carry_out(a_claim(served), json.dumps(command))
-            assert answer["settings"] == plain(SerialSettings(9600, stopbits=StopBits.TWO))
+async def test_all_settings_are_set_at_once(board: PtyBoard) -> None:
+    async with serving(board) as served:
+        command = {"type": "settings", "baudrate": 9600, "stopbits": 2}
+        answer = await carry_out(a_claim(served), json.dumps(command))
+        assert answer["settings"] == plain(SerialSettings(9600, stopbits=StopBits.TWO))
 
 
-async def test_both_lines_are_one_step(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            before = len(board.lines)
-            command = json.dumps({"type": "lines", "dtr": True, "rts": True})
-            answer = await carry_out(a_claim(served), command)
-            assert answer["lines"] == {"dtr": True, "rts": True}
-            assert board.lines[before:] == [BOTH]
+async def test_both_lines_are_one_step(board: PtyBoard) -> None:
+    async with serving(board) as served:
+        before = len(board.lines)
+        command = json.dumps({"type": "lines", "dtr": True, "rts": True})
+        answer = await carry_out(a_claim(served), command)
+        assert answer["lines"] == {"dtr": True, "rts": True}
+        assert board.lines[before:] == [BOTH]
 
 
 async def test_a_kernel_that_does_not_answer_is_told(

@@ -106,41 +106,38 @@ async def test_what_can_t_be_meant_is_refused_unless_it_is_forced(
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
 async def test_nothing_is_done_to_a_board_that_is_being_flashed(
-    tmp_path: Path, fake: FakeEsptool
+    board: PtyBoard, fake: FakeEsptool
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with (
-            serving(board, sharing=Sharing.SHARED) as served,
-            http_client(running(served)) as client,
-        ):
-            flashing = asyncio.ensure_future(post(client))
-            await until(lambda: fake.has_begun)
-            before = len(board.lines)
-            for name in ("reset", "bootloader", "disconnect", "release"):
-                for content in ({}, {"force": True}):
-                    refused = await client.post(f"/api/v1/ports/desk/{name}", content)
-                    assert refused.status == 409
-                    assert refused.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
-            refused = await client.post(
-                "/api/v1/ports/desk/write?force=true", data=b"x", headers=KIND
-            )
-            assert refused.status == 409
-            url = f"{client.url}/api/v1/ports/desk/console"
-            async with client.session.ws_connect(url) as console:
-                assert (await console.receive_json())["type"] == "granted"
-                for command in (
-                    {"type": "reset"},
-                    {"type": "bootloader"},
-                    {"type": "break", "on": True},
-                    {"type": "lines", "dtr": True, "rts": True},
-                ):
-                    await console.send_json(command)
-                    notice = await console.receive_json()
-                    assert notice["type"] == "refused"
-                    assert "the board is being flashed by ann@desk at" in notice["notice"]
-            assert board.lines[before:] == []
-            assert fake.runs
-            await end(flashing, served)
+    async with (
+        serving(board, sharing=Sharing.SHARED) as served,
+        http_client(running(served)) as client,
+    ):
+        flashing = asyncio.ensure_future(post(client))
+        await until(lambda: fake.has_begun)
+        before = len(board.lines)
+        for name in ("reset", "bootloader", "disconnect", "release"):
+            for content in ({}, {"force": True}):
+                refused = await client.post(f"/api/v1/ports/desk/{name}", content)
+                assert refused.status == 409
+                assert refused.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
+        refused = await client.post("/api/v1/ports/desk/write?force=true", data=b"x", headers=KIND)
+        assert refused.status == 409
+        url = f"{client.url}/api/v1/ports/desk/console"
+        async with client.session.ws_connect(url) as console:
+            assert (await console.receive_json())["type"] == "granted"
+            for command in (
+                {"type": "reset"},
+                {"type": "bootloader"},
+                {"type": "break", "on": True},
+                {"type": "lines", "dtr": True, "rts": True},
+            ):
+                await console.send_json(command)
+                notice = await console.receive_json()
+                assert notice["type"] == "refused"
+                assert "the board is being flashed by ann@desk at" in notice["notice"]
+        assert board.lines[before:] == []
+        assert fake.runs
+        await end(flashing, served)
 
 
 async def test_a_board_whose_images_are_still_coming_can_be_reset(
@@ -254,37 +251,37 @@ async def test_a_port_that_is_in_use_stays_with_its_client(lab: Lab, fake: FakeE
 
 
 async def test_a_monitor_of_a_preempt_port_is_told_and_goes_on(
-    tmp_path: Path, fake: FakeEsptool
+    board: PtyBoard, fake: FakeEsptool
 ) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with (
-            serving(board, sharing=Sharing.PREEMPT) as served,
-            http_client(running(served)) as client,
-        ):
-            with await TcpClient.connect(served.tcp_port) as monitor:
-                await monitor.receive_wire(GREETING)
-                assert events_of(await post(client))[-1]["outcome"] == "written"
-                await monitor.receive(lambda: b"control returned to you" in monitor.data)
-                assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
-                await board.write(b"the new app")
-                await monitor.receive(lambda: b"the new app" in monitor.data)
-            await served.until_idle()
+    async with (
+        serving(board, sharing=Sharing.PREEMPT) as served,
+        http_client(running(served)) as client,
+    ):
+        with await TcpClient.connect(served.tcp_port) as monitor:
+            await monitor.receive_wire(GREETING)
+            assert events_of(await post(client))[-1]["outcome"] == "written"
+            await monitor.receive(lambda: b"control returned to you" in monitor.data)
+            assert b"esptool for ann@desk at 127.0.0.1:" in monitor.data
+            await board.write(b"the new app")
+            await monitor.receive(lambda: b"the new app" in monitor.data)
+        await served.until_idle()
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
-async def test_a_second_flasher_is_told_who_the_first_is(tmp_path: Path, fake: FakeEsptool) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with (
-            serving(board, sharing=Sharing.TAKEOVER) as served,
-            http_client(running(served)) as client,
-        ):
-            first = asyncio.ensure_future(post(client))
-            await until(lambda: fake.has_begun)
-            second = await post(client, query="?disconnect=true")
-            assert (second.status, second.content["outcome"]) == (409, "busy")
-            assert second.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
-            assert fake.runs
-            await end(first, served)
+async def test_a_second_flasher_is_told_who_the_first_is(
+    board: PtyBoard, fake: FakeEsptool
+) -> None:
+    async with (
+        serving(board, sharing=Sharing.TAKEOVER) as served,
+        http_client(running(served)) as client,
+    ):
+        first = asyncio.ensure_future(post(client))
+        await until(lambda: fake.has_begun)
+        second = await post(client, query="?disconnect=true")
+        assert (second.status, second.content["outcome"]) == (409, "busy")
+        assert second.error.startswith("desk: being flashed by ann@desk at 127.0.0.1:")
+        assert fake.runs
+        await end(first, served)
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
@@ -298,21 +295,20 @@ async def test_when_the_client_goes_esptool_ends_and_the_port_is_free(
 
 
 @pytest.mark.parametrize("fake", [HANGS], indirect=True)
-async def test_when_the_gateway_stops_esptool_ends(tmp_path: Path, fake: FakeEsptool) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with (
-            serving(board) as served,
-            http_server(running(served)) as server,
-            client_of(server) as client,
-        ):
-            flashing = asyncio.ensure_future(post(client))
-            await until(lambda: fake.has_begun)
-            await server.stop()
-            assert not fake.runs
-            await served.until_idle()
-            last = events_of(await flashing)[-1]
-            assert last["outcome"] == "incomplete"
-            assert "shutting down" in last["message"]
+async def test_when_the_gateway_stops_esptool_ends(board: PtyBoard, fake: FakeEsptool) -> None:
+    async with (
+        serving(board) as served,
+        http_server(running(served)) as server,
+        client_of(server) as client,
+    ):
+        flashing = asyncio.ensure_future(post(client))
+        await until(lambda: fake.has_begun)
+        await server.stop()
+        assert not fake.runs
+        await served.until_idle()
+        last = events_of(await flashing)[-1]
+        assert last["outcome"] == "incomplete"
+        assert "shutting down" in last["message"]
 
 
 async def end(flashing: asyncio.Future[Answered], served: Any) -> None:
@@ -370,8 +366,7 @@ async def test_images_that_do_not_come_are_not_waited_for(
         await writer.wait_closed()
 
 
-async def test_a_token_is_needed_where_there_is_one(tmp_path: Path, fake: FakeEsptool) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served, http_client(running(served), "a" * 20) as client:
-            assert (await post(client)).status == 401
-            events_of(await post(client, Authorization="Bearer " + "a" * 20))
+async def test_a_token_is_needed_where_there_is_one(board: PtyBoard, fake: FakeEsptool) -> None:
+    async with serving(board) as served, http_client(running(served), "a" * 20) as client:
+        assert (await post(client)).status == 401
+        events_of(await post(client, Authorization="Bearer " + "a" * 20))

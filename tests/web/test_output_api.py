@@ -69,16 +69,15 @@ async def test_it_is_followed_from_position_to_position(lab: Lab) -> None:
     assert ahead == {"entries": [], "next": 10}
 
 
-async def test_output_that_is_no_longer_kept_is_missing(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with (
-            serving(board, recording=Recording(record_kib=1)) as served,
-            http_client(running(served)) as client,
-        ):
-            await say(board, served, b"x" * 2000)
-            shown = (await client.get("/api/v1/ports/desk/tail?since=0")).content
-            assert shown["entries"][0]["seq"] == 2000 - 1024
-            assert shown["next"] == 2000
+async def test_output_that_is_no_longer_kept_is_missing(board: PtyBoard) -> None:
+    async with (
+        serving(board, recording=Recording(record_kib=1)) as served,
+        http_client(running(served)) as client,
+    ):
+        await say(board, served, b"x" * 2000)
+        shown = (await client.get("/api/v1/ports/desk/tail?since=0")).content
+        assert shown["entries"][0]["seq"] == 2000 - 1024
+        assert shown["next"] == 2000
 
 
 @pytest.mark.parametrize(
@@ -243,16 +242,15 @@ async def test_waits_are_bounded_over_all_and_for_each_address(
             assert (await wait(client, "ready", since=0)).status == 200
 
 
-async def test_a_wait_does_not_keep_the_server_from_stopping(tmp_path: Path) -> None:
-    with PtyBoard(tmp_path) as board:
-        async with serving(board) as served:
-            async with http_client(running(served)) as client:
-                waiting = asyncio.create_task(wait(client, "ready"))
-                await until(lambda: served.port.recorder._followers)
-            await asyncio.wait({waiting})
-            answered = waiting.exception() or waiting.result().error
-            assert isinstance(answered, Exception) or answered == "the gateway is shutting down"
-            assert not served.port.recorder._followers
+async def test_a_wait_does_not_keep_the_server_from_stopping(board: PtyBoard) -> None:
+    async with serving(board) as served:
+        async with http_client(running(served)) as client:
+            waiting = asyncio.create_task(wait(client, "ready"))
+            await until(lambda: served.port.recorder._followers)
+        await asyncio.wait({waiting})
+        answered = waiting.exception() or waiting.result().error
+        assert isinstance(answered, Exception) or answered == "the gateway is shutting down"
+        assert not served.port.recorder._followers
 
 
 async def test_a_wait_ends_when_its_client_disconnects(lab: Lab) -> None:
