@@ -1,4 +1,4 @@
-"""What docs/ names exists: modules, files, links, tests and log events."""
+"""What docs/ and the Makefile name exists: modules, files, links, tests and log events."""
 
 from __future__ import annotations
 
@@ -108,6 +108,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
     assert dead == []
+
+
+def test_tests_that_the_makefile_names_exist() -> None:
+    named = re.findall(r"\btests/[\w/.]+\w", (ROOT / "Makefile").read_text())
+    assert "tests/scenarios" in named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 @cache
