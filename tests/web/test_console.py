@@ -23,6 +23,7 @@ from tests.scenarios.test_floods import BUSY_S, READ_BYTES, TURN_LIMIT_S
 from tests.support.http_fuzz import ws_frame
 from tests.support.http_lab import (
     HttpClient,
+    Lab,
     check_schema,
     from_address,
     http_client,
@@ -126,24 +127,22 @@ async def test_bytes_go_both_ways(board: PtyBoard) -> None:
         await served.until_idle()
 
 
-async def test_a_port_in_use_is_refused_with_who_has_it(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with await TcpClient.connect(served.tcp_port) as user:
-            await user.receive_wire(GREETING)
-            async with console(client) as terminal:
-                assert (await terminal.end()).startswith(f"desk: in use by {user.name} since ")
-                assert terminal.socket.close_code == 4409
-            await board.write(b"still")
-            await user.receive_data(b"still")
+async def test_a_port_in_use_is_refused_with_who_has_it(lab: Lab) -> None:
+    with await TcpClient.connect(lab.served.tcp_port) as user:
+        await user.receive_wire(GREETING)
+        async with console(lab.client) as terminal:
+            assert (await terminal.end()).startswith(f"desk: in use by {user.name} since ")
+            assert terminal.socket.close_code == 4409
+        await lab.board.write(b"still")
+        await user.receive_data(b"still")
 
 
-async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with await quiet_client(served) as dead:
-            dead.fall_silent()
-            async with console(client) as terminal:
-                await terminal.notice("granted")
-                assert served.port.arbiter.controller_names.endswith(" (web)")
+async def test_it_gets_the_port_of_a_client_that_has_died_at_its_address(lab: Lab) -> None:
+    with await quiet_client(lab.served) as dead:
+        dead.fall_silent()
+        async with console(lab.client) as terminal:
+            await terminal.notice("granted")
+            assert lab.served.port.arbiter.controller_names.endswith(" (web)")
 
 
 async def test_what_is_meant_for_the_moment_is_refused_while_another_has_control(
@@ -204,28 +203,27 @@ LONG_HEAD = bytes([0x82, 0xFF]) + (1 << 62).to_bytes(8, "big") + b"mask"
     ],
 )
 async def test_a_protocol_error_closes_it_with_its_code(
-    board: PtyBoard, frames: bytes, code: int, reason: str, in_one_segment: bool
+    lab: Lab, frames: bytes, code: int, reason: str, in_one_segment: bool
 ) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        board.start_reading()
-        reader, writer = await asyncio.open_connection("127.0.0.1", client.tcp_port)
-        with capture_logs() as logs:
-            writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
-            if not in_one_segment:
-                await reader.readuntil(b'{"type": "granted"}')
-                writer.write(frames[:1])
-                await turns(10)
-                writer.write(frames[1:])
-            answer = await reader.read()
-            writer.close()
-            await writer.wait_closed()
-            await served.until_idle()
-        assert answer[-4:] == bytes([CLOSE, 2]) + code.to_bytes(2, "big")
-        [end] = [each for each in logs if each["event"] == "client_disconnected"]
-        assert reason in end["reason"]
-        assert end["log_level"] == "warning"
-        assert not [each for each in logs if "exc_info" in each]
-        assert bytes(board.received) == (b"ok" if frames.startswith(b"\x82\x82") else b"")
+    lab.board.start_reading()
+    reader, writer = await asyncio.open_connection("127.0.0.1", lab.client.tcp_port)
+    with capture_logs() as logs:
+        writer.write(UPGRADE + frames if in_one_segment else UPGRADE)
+        if not in_one_segment:
+            await reader.readuntil(b'{"type": "granted"}')
+            writer.write(frames[:1])
+            await turns(10)
+            writer.write(frames[1:])
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        await lab.served.until_idle()
+    assert answer[-4:] == bytes([CLOSE, 2]) + code.to_bytes(2, "big")
+    [end] = [each for each in logs if each["event"] == "client_disconnected"]
+    assert reason in end["reason"]
+    assert end["log_level"] == "warning"
+    assert not [each for each in logs if "exc_info" in each]
+    assert bytes(lab.board.received) == (b"ok" if frames.startswith(b"\x82\x82") else b"")
 
 
 async def test_frames_without_contents_are_bounded_while_it_does_not_read(
@@ -341,19 +339,17 @@ async def test_the_token_is_wanted_and_taken_as_a_protocol(board: PtyBoard) -> N
             await terminal.notice("granted")
 
 
-async def test_a_page_of_others_gets_none(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
-            async with console(client, origin="http://evil.example"):
-                pass
-        async with console(client, origin=client.url) as terminal:
-            await terminal.notice("granted")
+async def test_a_page_of_others_gets_none(lab: Lab) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+        async with console(lab.client, origin="http://evil.example"):
+            pass
+    async with console(lab.client, origin=lab.client.url) as terminal:
+        await terminal.notice("granted")
 
 
-async def test_what_is_no_websocket_is_told(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        answered = await client.get("/api/v1/ports/desk/console")
-        assert (answered.status, answered.error) == (426, "a console is a WebSocket")
+async def test_what_is_no_websocket_is_told(lab: Lab) -> None:
+    answered = await lab.client.get("/api/v1/ports/desk/console")
+    assert (answered.status, answered.error) == (426, "a console is a WebSocket")
 
 
 async def test_only_so_many_are_open_in_all_and_of_one_address(

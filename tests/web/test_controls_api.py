@@ -13,7 +13,7 @@ from gateway.port_document import PortState
 from gateway.protocol.access_server import RawPipe
 from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP
 from gateway.web import controls_api
-from tests.support.http_lab import HttpClient, http_client, running
+from tests.support.http_lab import HttpClient, Lab, http_client, running
 from tests.support.pty_board import PtyBoard, serving, until
 from tests.support.tcp_client import GREETING, TcpClient, com_port
 
@@ -33,16 +33,13 @@ async def set_line(client: TcpClient, value: int) -> None:
 @pytest.mark.parametrize(
     ("what", "lines"), [("reset", [RESET, IDLE]), ("bootloader", [RESET, STRAP, IDLE])]
 )
-async def test_a_board_that_nobody_uses_is_reset(
-    what: str, lines: list[object], board: PtyBoard
-) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        before = len(board.lines)
-        answered = await client.post(f"/api/v1/ports/desk/{what}", {})
-        assert answered.status == 200
-        assert answered.content["name"] == "desk"
-        await served.until_idle()
-        assert board.lines[before:] == lines
+async def test_a_board_that_nobody_uses_is_reset(what: str, lines: list[object], lab: Lab) -> None:
+    before = len(lab.board.lines)
+    answered = await lab.client.post(f"/api/v1/ports/desk/{what}", {})
+    assert answered.status == 200
+    assert answered.content["name"] == "desk"
+    await lab.served.until_idle()
+    assert lab.board.lines[before:] == lines
 
 
 @pytest.mark.parametrize("what", ["reset", "bootloader"])
@@ -64,24 +61,22 @@ async def test_a_reset_that_no_line_does_is_answered_with_the_reason(
                 assert board.lines[before:] == []
 
 
-async def test_no_content_is_needed_by_a_program(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        assert (await client.post("/api/v1/ports/desk/reset")).status == 200
-        await served.until_idle()
+async def test_no_content_is_needed_by_a_program(lab: Lab) -> None:
+    assert (await lab.client.post("/api/v1/ports/desk/reset")).status == 200
+    await lab.served.until_idle()
 
 
 @pytest.mark.parametrize("what", ["reset", "bootloader", "disconnect"])
-async def test_who_has_a_port_is_named_and_not_disturbed(what: str, board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with await TcpClient.connect(served.tcp_port) as user:
-            await user.receive_wire(GREETING)
-            before = len(board.lines)
-            answered = await client.post(f"/api/v1/ports/desk/{what}", {"force": False})
-            assert answered.status == 409
-            assert answered.error.startswith(f"desk: in use by {user.name} since ")
-            await board.write(b"still there")
-            await user.receive_data(b"still there")
-            assert len(board.lines) == before
+async def test_who_has_a_port_is_named_and_not_disturbed(what: str, lab: Lab) -> None:
+    with await TcpClient.connect(lab.served.tcp_port) as user:
+        await user.receive_wire(GREETING)
+        before = len(lab.board.lines)
+        answered = await lab.client.post(f"/api/v1/ports/desk/{what}", {"force": False})
+        assert answered.status == 409
+        assert answered.error.startswith(f"desk: in use by {user.name} since ")
+        await lab.board.write(b"still there")
+        await user.receive_data(b"still there")
+        assert len(lab.board.lines) == before
 
 
 @pytest.mark.parametrize("after", range(6))
@@ -110,22 +105,21 @@ async def test_a_forced_reset_never_mixes_with_a_client_s_own(after: int, tmp_pa
             assert board.lines[-1] == IDLE
 
 
-async def test_a_reset_waits_for_what_a_client_has_asked_for(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with await TcpClient.connect(served.tcp_port) as user:
-            await user.receive_wire(GREETING)
-            before = len(board.lines)
-            board.answers.clear()  # the line is being set, and takes its time
-            await user.send(com_port(SET_CONTROL, bytes([RTS_ON])))
-            await until(lambda: served.port.status.lines == RESET)
-            asked = asyncio.create_task(
-                client.post("/api/v1/ports/desk/bootloader", {"force": True})
-            )
-            await asyncio.sleep(0.05)
-            board.answers.set()
-            assert (await asked).status == 200
-            assert board.lines[before:] == [RESET, STRAP, IDLE]
-            await user.receive_wire(com_port(SET_CONTROL + 100, bytes([RTS_ON])))
+async def test_a_reset_waits_for_what_a_client_has_asked_for(lab: Lab) -> None:
+    with await TcpClient.connect(lab.served.tcp_port) as user:
+        await user.receive_wire(GREETING)
+        before = len(lab.board.lines)
+        lab.board.answers.clear()  # the line is being set, and takes its time
+        await user.send(com_port(SET_CONTROL, bytes([RTS_ON])))
+        await until(lambda: lab.served.port.status.lines == RESET)
+        asked = asyncio.create_task(
+            lab.client.post("/api/v1/ports/desk/bootloader", {"force": True})
+        )
+        await asyncio.sleep(0.05)
+        lab.board.answers.set()
+        assert (await asked).status == 200
+        assert lab.board.lines[before:] == [RESET, STRAP, IDLE]
+        await user.receive_wire(com_port(SET_CONTROL + 100, bytes([RTS_ON])))
 
 
 async def test_a_client_that_comes_during_a_reset_waits_for_its_end(board: PtyBoard) -> None:
@@ -167,19 +161,18 @@ async def test_what_on_disconnect_asks_for_is_not_done_behind_what_was_asked_for
         assert board.lines[before:] == [RESET, STRAP, IDLE]
 
 
-async def test_a_request_that_is_disconnected_gives_the_port_back(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        board.answers.clear()  # the kernel takes its time
-        resetting = asyncio.ensure_future(client.post("/api/v1/ports/desk/reset", {}))
-        await until(lambda: served.port.arbiter)
-        disconnected = await client.post("/api/v1/ports/desk/disconnect", {"force": True})
-        assert disconnected.status == 200
-        refused = await resetting
-        assert refused.status == 409
-        assert "disconnected by 127.0.0.1:" in refused.error
-        board.answers.set()
-        await served.until_idle()
-        assert (await client.post("/api/v1/ports/desk/reset", {})).status == 200
+async def test_a_request_that_is_disconnected_gives_the_port_back(lab: Lab) -> None:
+    lab.board.answers.clear()  # the kernel takes its time
+    resetting = asyncio.ensure_future(lab.client.post("/api/v1/ports/desk/reset", {}))
+    await until(lambda: lab.served.port.arbiter)
+    disconnected = await lab.client.post("/api/v1/ports/desk/disconnect", {"force": True})
+    assert disconnected.status == 200
+    refused = await resetting
+    assert refused.status == 409
+    assert "disconnected by 127.0.0.1:" in refused.error
+    lab.board.answers.set()
+    await lab.served.until_idle()
+    assert (await lab.client.post("/api/v1/ports/desk/reset", {})).status == 200
 
 
 async def test_clients_are_disconnected_if_it_is_forced(board: PtyBoard) -> None:
@@ -201,31 +194,29 @@ async def test_clients_are_disconnected_if_it_is_forced(board: PtyBoard) -> None
         assert (await client.post("/api/v1/ports/desk/disconnect", {})).status == 200
 
 
-async def test_bytes_are_written_when_nobody_has_the_port(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        board.start_reading()
-        path = "/api/v1/ports/desk/write"
-        assert (await client.post(path, data=b"\x00\xffAT\r", headers=BYTES)).status == 200
-        await until(lambda: board.received == b"\x00\xffAT\r")
-        await served.until_idle()
-        too_much = b"x" * (controls_api.MAX_WRITE_BYTES + 1)
-        assert (await client.post(path, data=too_much, headers=BYTES)).status == 413
-        assert (await client.post(path, {"a": 1})).status == 415
-        assert (await client.post(path + "?force=1", data=b"x", headers=BYTES)).status == 400
+async def test_bytes_are_written_when_nobody_has_the_port(lab: Lab) -> None:
+    lab.board.start_reading()
+    path = "/api/v1/ports/desk/write"
+    assert (await lab.client.post(path, data=b"\x00\xffAT\r", headers=BYTES)).status == 200
+    await until(lambda: lab.board.received == b"\x00\xffAT\r")
+    await lab.served.until_idle()
+    too_much = b"x" * (controls_api.MAX_WRITE_BYTES + 1)
+    assert (await lab.client.post(path, data=too_much, headers=BYTES)).status == 413
+    assert (await lab.client.post(path, {"a": 1})).status == 415
+    assert (await lab.client.post(path + "?force=1", data=b"x", headers=BYTES)).status == 400
 
 
 async def test_bytes_go_beside_a_client_s_if_the_port_is_shared_or_it_is_forced(
-    board: PtyBoard,
+    lab: Lab,
 ) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        board.start_reading()
-        with await TcpClient.connect(served.tcp_port) as user:
-            await user.receive_wire(GREETING)
-            path = "/api/v1/ports/desk/write"
-            assert (await client.post(path, data=b"x", headers=BYTES)).status == 409
-            path += "?force=true"
-            assert (await client.post(path, data=b"y", headers=BYTES)).status == 200
-            await until(lambda: board.received == b"y")
+    lab.board.start_reading()
+    with await TcpClient.connect(lab.served.tcp_port) as user:
+        await user.receive_wire(GREETING)
+        path = "/api/v1/ports/desk/write"
+        assert (await lab.client.post(path, data=b"x", headers=BYTES)).status == 409
+        path += "?force=true"
+        assert (await lab.client.post(path, data=b"y", headers=BYTES)).status == 200
+        await until(lambda: lab.board.received == b"y")
 
 
 async def test_a_shared_port_is_written_to_by_all(board: PtyBoard) -> None:
@@ -260,23 +251,22 @@ async def test_a_board_that_is_not_there_is_a_409(what: str, force: bool, tmp_pa
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_a_board_that_vanishes_meanwhile_is_a_409(force: bool, board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        users = []
-        if force:
-            users.append(await TcpClient.connect(served.tcp_port))
-            await users[0].receive_wire(GREETING)
-        board.answers.clear()
-        asked = asyncio.create_task(client.post("/api/v1/ports/desk/reset", {"force": force}))
-        await until(lambda: served.port.state is PortState.IN_USE)
-        await asyncio.sleep(0.02)
-        board.lines_error = OSError(5, "Input/output error")
-        board.answers.set()
-        answered = await asked
-        assert answered.status == 409
-        assert answered.error.startswith("desk: ")
-        for user in users:
-            user.close()
+async def test_a_board_that_vanishes_meanwhile_is_a_409(force: bool, lab: Lab) -> None:
+    users = []
+    if force:
+        users.append(await TcpClient.connect(lab.served.tcp_port))
+        await users[0].receive_wire(GREETING)
+    lab.board.answers.clear()
+    asked = asyncio.create_task(lab.client.post("/api/v1/ports/desk/reset", {"force": force}))
+    await until(lambda: lab.served.port.state is PortState.IN_USE)
+    await asyncio.sleep(0.02)
+    lab.board.lines_error = OSError(5, "Input/output error")
+    lab.board.answers.set()
+    answered = await asked
+    assert answered.status == 409
+    assert answered.error.startswith("desk: ")
+    for user in users:
+        user.close()
 
 
 async def test_a_kernel_that_does_not_answer_is_not_waited_for(
@@ -308,12 +298,11 @@ async def test_a_kernel_that_does_not_answer_is_not_waited_for(
     ],
 )
 async def test_what_is_not_understood_is_not_done(
-    path: str, content: dict[str, object], error: str, board: PtyBoard
+    path: str, content: dict[str, object], error: str, lab: Lab
 ) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        answered = await client.post(f"/api/v1/ports/desk/{path}", content)
-        assert (answered.status, answered.error) == (400, error)
-        assert served.port.state is PortState.IDLE
+    answered = await lab.client.post(f"/api/v1/ports/desk/{path}", content)
+    assert (answered.status, answered.error) == (400, error)
+    assert lab.served.port.state is PortState.IDLE
 
 
 async def state_of(client: HttpClient) -> tuple[str, str]:
@@ -321,29 +310,27 @@ async def state_of(client: HttpClient) -> tuple[str, str]:
     return desk["state"], desk["reason"]
 
 
-async def test_a_tty_is_left_to_a_local_tool_and_taken_back(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        released = await client.post("/api/v1/ports/desk/release", {"reason": "for openocd"})
-        assert released.status == 200
-        assert released.content["state"] == "released"
-        assert await state_of(client) == ("released", "for openocd")
-        answered = await client.post("/api/v1/ports/desk/reset", {})
-        assert (answered.status, answered.error) == (409, "desk: released: for openocd")
-        assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
-        await until(lambda: served.port.state is PortState.IDLE)
-        # Resuming what is not released changes nothing.
-        assert (await client.post("/api/v1/ports/desk/resume", {})).status == 200
+async def test_a_tty_is_left_to_a_local_tool_and_taken_back(lab: Lab) -> None:
+    released = await lab.client.post("/api/v1/ports/desk/release", {"reason": "for openocd"})
+    assert released.status == 200
+    assert released.content["state"] == "released"
+    assert await state_of(lab.client) == ("released", "for openocd")
+    answered = await lab.client.post("/api/v1/ports/desk/reset", {})
+    assert (answered.status, answered.error) == (409, "desk: released: for openocd")
+    assert (await lab.client.post("/api/v1/ports/desk/resume", {})).status == 200
+    await until(lambda: lab.served.port.state is PortState.IDLE)
+    # Resuming what is not released changes nothing.
+    assert (await lab.client.post("/api/v1/ports/desk/resume", {})).status == 200
 
 
-async def test_a_tty_in_use_is_left_only_if_it_is_forced(board: PtyBoard) -> None:
-    async with serving(board) as served, http_client(running(served)) as client:
-        with await TcpClient.connect(served.tcp_port) as user:
-            await user.receive_wire(GREETING)
-            refused = await client.post("/api/v1/ports/desk/release", {})
-            assert refused.status == 409
-            assert refused.error.startswith(f"desk: in use by {user.name}")
-            forced = await client.post("/api/v1/ports/desk/release", {"force": True})
-            assert forced.status == 200
-            assert b"desk: released for a local tool" in await user.receive_to_end()
-        await client.post("/api/v1/ports/desk/resume", {})
-        await served.until_idle()
+async def test_a_tty_in_use_is_left_only_if_it_is_forced(lab: Lab) -> None:
+    with await TcpClient.connect(lab.served.tcp_port) as user:
+        await user.receive_wire(GREETING)
+        refused = await lab.client.post("/api/v1/ports/desk/release", {})
+        assert refused.status == 409
+        assert refused.error.startswith(f"desk: in use by {user.name}")
+        forced = await lab.client.post("/api/v1/ports/desk/release", {"force": True})
+        assert forced.status == 200
+        assert b"desk: released for a local tool" in await user.receive_to_end()
+    await lab.client.post("/api/v1/ports/desk/resume", {})
+    await lab.served.until_idle()
