@@ -278,10 +278,6 @@ class SerialTransport(serial_asyncio.SerialTransport):  # type: ignore[misc] # u
         limit_s = min(limit_s, _DRAIN_LONGEST_S)
         self.call_now(lambda: self.tty.drain(limit_s), lambda _: self._make_call(), waits_s=limit_s)
 
-    def _drain_and_call(self, limit_s: float, call: _Call) -> object:
-        self.tty.drain(limit_s)
-        return call.run()
-
     def _make_call(self) -> None:
         call = self._calls[0]
         if call.holds_reading:

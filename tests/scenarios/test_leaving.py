@@ -95,6 +95,7 @@ async def test_a_slow_board_gets_all_bytes_of_a_client_that_left_at_once(tmp_pat
         w.board.calls.room = 0
         client = await w.connect()
         await deliver(client, sent)
+        await w.until(State.IN_USE)
         client.close()
         for _ in range(20):
             assert w.state != State.IDLE
@@ -136,6 +137,7 @@ async def test_a_board_that_takes_little_is_given_up_after_ten_minutes(tmp_path:
         w.board.calls.room = 0
         client = await w.connect()
         await deliver(client, b"x" * 320_000)
+        await w.until(State.IN_USE)
         client.close()
         began_s = w.clock.now_s
         while w.state != State.IDLE:
