@@ -169,10 +169,6 @@ class _LoopThread:
         self._next: asyncio.TimerHandle | None = None
         self._stopped = False
 
-    @property
-    def is_idle(self) -> bool:
-        return self._next is None
-
     def submit(
         self,
         run: Callable[[], T],

@@ -27,7 +27,6 @@ GREETED_ACCEPTS_COM_PORT = do(COM_PORT) + will(BINARY)
 
 #: asm-generic/socket.h and linux/bpf_common.h: a filter of one instruction, which lets 0 bytes in.
 _SO_ATTACH_FILTER = 26
-_SO_DETACH_FILTER = 27
 _BPF_RET = 0x06
 
 _COMMAND = rb"\xff(?:(\xff)|[\xfb-\xfe].|\xfa(?:[^\xff]|\xff\xff)*\xff\xf0|[^\xfa-\xff])"
@@ -173,10 +172,6 @@ class TcpClient:
         return_nothing = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))
         program = struct.pack("HP", 1, ctypes.addressof(return_nothing))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-    def hear_again(self) -> None:
-        """Be back."""
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
     def close(self) -> None:
         """Leave."""
