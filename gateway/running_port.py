@@ -1,6 +1,6 @@
 """What runs for one entry of the configuration: its device, its way in, its simulated board.
 
-Which entries run is `service`'s matter; what each part does is its own.
+`service` decides which entries run.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Which clients have one port: who controls it, who observes, who waits, and what happens when
-another client connects.
+"""Which clients control one port, observe it or wait for it, and what happens when another client
+connects.
 
 Pure: the rules of the YAML's `sharing`; times are arguments, seconds of any clock that does not go
 back. `port` does to the board and tells clients what follows from them.
@@ -165,7 +165,7 @@ class Arbiter:
         """`claim` gets control, perhaps with others; the first is not granted yet."""
         self._waiting.pop(claim, None)
         if claim is not self._replacer:
-            # The port was free. It may also be who had replaced another client of this origin.
+            # The port was free. It may also be the client that had replaced another of this origin.
             self._replaced.pop(claim.origin, None)
         self._replacer = None
         if not self.controllers:

@@ -180,7 +180,7 @@ class BoardTty:
             released()
 
     async def stop(self) -> None:
-        """Close the tty for good; bounded, the owner is told nothing more."""
+        """Close the tty for good; bounded; nothing is reported to the owner afterwards."""
         self._is_stopped = True
         self._cancel_retry()
         await self._rest()
@@ -336,7 +336,7 @@ class RetryPlan:
 
     def lost(self, now_s: float) -> None:
         """The open device has gone."""
-        # One below zero at most: whoever has waited once may try once.
+        # One below zero at most: after one wait there is one try.
         self._losses_left = max(self._left_at(now_s) - 1.0, -1.0)
         self._losses_at_s = now_s
 

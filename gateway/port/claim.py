@@ -204,7 +204,7 @@ class Claim:
 
 
 class TaskClaim(Claim):
-    """A claim for a task of the gateway's own: `async with port.claim("who asks") as claim:`.
+    """A claim for a task of the gateway's own: `async with port.claim("a label") as claim:`.
 
     Entering raises ClientError when the port is not to be had. The claim comes by the port's
     sharing rule as any client does; once it has the port it is not replaced or suspended.
@@ -267,7 +267,7 @@ class TaskClaim(Claim):
 
     @property
     def is_leaving(self) -> bool:
-        """True: what was asked for is carried out, whoever connects meanwhile."""
+        """True: what was asked for is carried out, whichever client connects meanwhile."""
         return True
 
     def granted(self) -> None:

@@ -73,7 +73,7 @@ class BoardLines:
         self._controller = controller_for(self._strategy, resets.hold_s)
         self._settled = settled
         self._tokens: list[object] = []  # of requests that are not settled
-        #: What to set now, in order; whoever sets it takes it from here.
+        #: What to set now, in order; taken from here.
         self.steps: deque[Lines | Baudrate] = deque()
         #: What has happened, to be taken from here.
         self.events: deque[LineEvent] = deque()
@@ -200,7 +200,7 @@ class BoardLines:
         self._is_away = True
         self._owed = None
         self._client_baudrate = None
-        # A reset whose first half the board has got is told at its end; by intent, at its begin.
+        # A reset whose first half the board has got is counted at its end; by intent, at its start.
         tells_at_end = self._strategy.method is not Method.INTENT
         in_reset = self._controller.applied == RESET and not self._being_set
         self._has_begun = tells_at_end and in_reset and self._strategy.has_circuit

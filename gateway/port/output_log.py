@@ -253,7 +253,7 @@ class TimedLines:
         self._at_start = True
 
     def note(self, at: datetime, text: bytes) -> bytes:
-        """A line of our own, behind whatever came before."""
+        """A line of our own, after all that came before."""
         end = b"" if self._at_start else b"\n"
         self._at_start = True
         return end + self.add(at, text + b"\n")

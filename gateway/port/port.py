@@ -818,7 +818,7 @@ class Port(asyncio.Protocol):
             if not closed.done():
                 closed.set_exception(error)
 
-    # --- who controls the port
+    # --- control of the port
 
     def _serve_waiting(self) -> None:
         """Give the port to a claim that waits, or that has had it before, if it can be given."""

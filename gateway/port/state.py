@@ -100,7 +100,7 @@ class Reconciler:
         self._resets = resets
         self.lines = BoardLines(resets, None, self._settled)
         self.lines.events.clear()  # of a board that is not known yet
-        #: What to do on the tty now, in order; whoever does it takes them from here.
+        #: What to do on the tty now, in order; taken from here.
         self.actions: deque[Action] = deque()
         #: The tokens of requests that are done, with their results, to be taken from here.
         self.results: deque[tuple[object, object]] = deque()
@@ -198,7 +198,7 @@ class Reconciler:
             self._finish(None, token)
 
     def read_states(self, token: object) -> None:
-        """Read the modem lines and what has happened on the wire; disturbs nobody."""
+        """Read the modem lines and what has happened on the wire."""
         if self.is_online:
             self._act(ReadStates(), None, token)
         else:

@@ -66,5 +66,5 @@ class CloseWatch:
             self._fd = -1
 
     def __del__(self) -> None:
-        # One that was made on a thread whose result nothing takes any more.
+        # One that was made on a thread and whose result was never taken.
         self.close()

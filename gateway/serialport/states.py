@@ -1,7 +1,6 @@
-"""What a tty tells of its lines and of errors on the wire, read without changing anything.
+"""Modem lines of a tty, bytes on their way and errors on the wire, read without a change.
 
-For the control thread: each call is an ioctl, some of them a USB transfer. What has changed
-since a client was told is `states_poll`'s matter.
+For the tty's thread: each call is an ioctl, some of them a USB transfer.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class PortStates:
     counts: EventCounts | None = None
 
 
-#: What is told of a board that is not there: no line is driven, nothing written has left.
+#: The states of a board that is not there: no line is on, nothing written has left.
 NO_STATES = PortStates(Modemstate(0), Linestate(0))
 
 
@@ -77,10 +76,10 @@ def modemstate_of(modem_bits: int) -> Modemstate:
 
 
 def read_linestate(descriptor: int) -> Linestate:
-    """Whether bytes have come that nobody has read, and whether all written have left.
+    """Return whether received bytes are unread, and whether all written bytes have left.
 
-    Where a driver does not tell if the last bit has left the UART, its empty queue is taken for
-    that, so that whoever waits for it does not wait for ever.
+    Where a driver does not report that the last bit has left the UART, its empty queue is taken
+    for that, so that a wait for it ends.
     """
     state = Linestate(0)
     if _number(descriptor, termios.FIONREAD):

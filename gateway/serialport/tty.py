@@ -44,7 +44,7 @@ class LineSetter(Protocol):
         """Set both at once; raises OSError when the device is gone."""
 
     def close(self) -> None:
-        """Not needed any more."""
+        """Release it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ _BYTESIZES = {termios.CS5: 5, termios.CS6: 6, termios.CS7: 7, termios.CS8: 8}
 
 
 class Tty(serial.Serial):
-    """pyserial's port, opened without disturbing the board behind it.
+    """pyserial's port, opened without disturbing its board.
 
     pyserial's own open() moves DTR and RTS one after the other, which resets an ESP board, and
     drops what the board has said already.
@@ -274,7 +274,7 @@ class Tty(serial.Serial):
     def drain(self, limit_s: float) -> bool:
         """Wait until the kernel has sent what it was given, at most `limit_s`; True when it has.
 
-        Polls: tcdrain can't be bounded, and a board that holds RTS back would hold it for ever.
+        Polls: tcdrain can't be bounded, and a board that holds RTS back would hold it indefinitely.
         """
         deadline = time.monotonic() + limit_s
         pause_s = 0.0005
@@ -290,7 +290,7 @@ class Tty(serial.Serial):
     def stop_draining(self) -> None:
         """End a running drain, and those to come until a purge of what is to be sent.
 
-        For any thread: whoever is about to purge or to close does not wait for the bytes first.
+        For any thread: a purge or a close does not wait for the bytes first.
         """
         self._drain_no_more.set()
 

@@ -23,7 +23,7 @@ from gateway import clock
 T = TypeVar("T")
 
 
-#: The end of each limit counts anew from the moment in which the loop runs again: if it, or the
+#: The end of each limit counts again from the moment in which the loop runs again: if it, or the
 #: whole process, was held up until the limit was over, the thread may just have had no turn.
 _LAST_CHANCE_S: Final = 1.0
 
@@ -56,8 +56,8 @@ class Worker:
     the thread is given up: what waits is dropped, the late result is ignored, nothing more is
     taken, and `on_stuck(limit_s)` is called, once. It is for the owner to `stop` the thread then:
     the last call runs when the kernel lets go of the thread, which is a daemon, so that a stuck
-    one does not keep the process. `on_stuck` may be replaced between calls. `took` is told how
-    many seconds each call took that has ended.
+    one does not keep the process. `on_stuck` may be replaced between calls. `took` gets the
+    seconds that each call took.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Worker:
         *,
         limit_s: float,
     ) -> None:
-        """Run `run` on the thread behind the calls submitted before.
+        """Run `run` on the thread after the calls submitted before.
 
         Exactly one of `done(result)` and `failed(error)` is called on the loop, unless the
         thread is stopped or given up first. `limit_s` counts from the moment that the call's

@@ -1,6 +1,6 @@
 """The other way round of `listener`: the gateway connects to the client of one port.
 
-For boards behind NAT: whoever is to use the board listens, the gateway dials, and dials again
+For boards behind NAT: the user's machine listens, the gateway dials, and dials again
 whenever the connection has ended. There is a connection only while the board is there: it is
 waited for first. From then on a `session` sees no difference; what is spoken on it and what
 happens to the board are not decided here.
@@ -84,8 +84,8 @@ class Dialer:
         self._trouble = "connecting"
         self._session: Session | None = None
         self._problem = ""  # why the session has not asked for the device
-        self._nobody_connected = asyncio.Event()
-        self._nobody_connected.set()
+        self._is_hung_up = asyncio.Event()
+        self._is_hung_up.set()
 
     @property
     def rejected(self) -> Counter[Rejection]:
@@ -93,7 +93,7 @@ class Dialer:
         return self._rejections.counts
 
     def on_contender(self, host: str) -> None:
-        """Somebody at this address waits for the device: does who has it live?"""
+        """A client at this address waits for the port: find out whether the session's is there."""
         if self._session is not None:
             self._session.on_contender(host)
 
@@ -130,7 +130,7 @@ class Dialer:
             self._session.close(reason)
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
-                await self._nobody_connected.wait()
+                await self._is_hung_up.wait()
 
     async def _dial_for_ever(self) -> None:
         wait_s = _RETRY_FIRST_S
@@ -180,7 +180,7 @@ class Dialer:
         )
         self._session = session
         self._problem = "hung up without having sent anything"
-        self._nobody_connected.clear()
+        self._is_hung_up.clear()
         if secured is None:
             try:
                 await asyncio.get_running_loop().create_connection(lambda: session, sock=connection)
@@ -191,7 +191,7 @@ class Dialer:
         else:
             secured.set_protocol(session)
             session.connection_made(secured)
-        await self._nobody_connected.wait()
+        await self._is_hung_up.wait()
         return self._problem
 
     # What the session reports (session.SessionOwner).
@@ -213,7 +213,7 @@ class Dialer:
         """Dial again."""
         if session is self._session:
             self._session = None
-            self._nobody_connected.set()
+            self._is_hung_up.set()
 
 
 def _reason_of(error: OSError) -> str:
@@ -252,7 +252,7 @@ class _Securing:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def tls_secured(self, connection: TlsConnection) -> None:
-        """The far end is who it should be; nothing is read until it has a session."""
+        """The far end is the expected one; nothing is read until it has a session."""
         connection.pause_reading()
         if self.done.cancelled():
             connection.abort()

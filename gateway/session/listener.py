@@ -50,8 +50,8 @@ class Listener:
             replace(options, allow=config.access.allow, cleartext_notice=notice),
         )
         self._sessions: dict[Session, None] = {}  # the oldest first
-        self._nobody_left = asyncio.Event()
-        self._nobody_left.set()
+        self._all_ended = asyncio.Event()
+        self._all_ended.set()
 
     @property
     def tcp_port(self) -> int | None:
@@ -78,7 +78,7 @@ class Listener:
         await self._acceptor.open()
 
     async def stop(self, reason: str) -> None:
-        """Accept nobody any more and end all sessions; their device is released.
+        """Accept no more clients and end all sessions, which leave the port.
 
         Returns when all connections are closed, after the time that a session leaves its client
         to read the last bytes at the latest.
@@ -90,10 +90,10 @@ class Listener:
         await self._acceptor.close()
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(_STOP_LIMIT_S):
-                await self._nobody_left.wait()
+                await self._all_ended.wait()
 
     def on_contender(self, host: str) -> None:
-        """Somebody at this address waits for the device: does who has it live?"""
+        """A client at this address waits for the port: find out whether the sessions' are there."""
         for session in tuple(self._sessions):
             session.on_contender(host)
 
@@ -127,7 +127,7 @@ class Listener:
             screens=not self._config.access.accept_any_protocol,
         )
         self._sessions[session] = None
-        self._nobody_left.clear()
+        self._all_ended.clear()
         return session
 
     def _make_room(self, host: str) -> bool:
@@ -165,4 +165,4 @@ class Listener:
         """Forget it."""
         self._sessions.pop(session, None)
         if not self._sessions:
-            self._nobody_left.set()
+            self._all_ended.set()

@@ -70,12 +70,12 @@ class Liveness:
     The client is closed when no byte has gone either way for `idle_timeout_s` (0: never), and up
     to one look more. It has died when nothing has been heard of its machine for 13 s. The kernel
     alone would take up to 28 s: its two clocks, for probes and for bytes on their way, start
-    anew after each other.
+    again after each other.
 
     A client in the middle of a command of which no byte comes for UNFINISHED_LIMIT_S, and up to
     one look more, is closed, while it is read from: it holds the port, and what it would send is
-    taken for the rest of the command. Each byte starts the time anew, so a slow link closes
-    nobody; `telnet.MAX_SUBNEGOTIATION_BYTES` bounds how many there may be.
+    taken for the rest of the command. Each byte starts the time again, so a slow link closes
+    no client; `telnet.MAX_SUBNEGOTIATION_BYTES` bounds how many there may be.
     Linux ends a connection whose TCP_USER_TIMEOUT is over also while the peer acknowledges
     everything and has only no room for more (seen on 6.18): a monitor stopped by Ctrl-Z would be
     lost after 15 s. Such a peer is alive, so the option is off while bytes wait for a peer and

@@ -62,7 +62,7 @@ def linestate_with_errors(before: PortStates, now: PortStates) -> Linestate:
 def _counted(before: PortStates, now: PortStates) -> set[str]:
     """The counters that have grown.
 
-    They wrap; and those of a board that has been plugged in again have begun anew.
+    They wrap; and those of a board that has been plugged in again have started from zero.
     """
     if before.counts is None or now.counts is None:
         return set()
@@ -99,7 +99,7 @@ class ModemStates:
     def watch(self, *, modemstate: bool, linestate: bool) -> None:
         """Report these from now on; what is new is read at once.
 
-        The modem state goes on from what was sent last. The line state begins anew: errors of
+        The modem state goes on from what was sent last. The line state starts again: errors of
         before were not asked for.
         """
         is_more = modemstate > self._watches_modemstate or linestate > self._watches_linestate

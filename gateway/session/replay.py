@@ -1,12 +1,12 @@
 """Whether, and when, a client that has just come is sent what the board had said before.
 
-For a person at a monitor, who would miss why the board has crashed. A program must not take old
+For a person at a monitor, to see why the board has crashed. A program must not take old
 output for an answer: pyserial discards what it has received at the end of its open(), a flasher
 does before it begins. So the output is held until the client has been quiet for a moment, and a
 client that begins to do something gets none of it, only what the board says from its arrival on.
 
 Pure: times are arguments, seconds of any clock that does not go back. Where the past comes from
-and how it is sent is `client_replay`'s matter.
+and how it is sent is decided in `output`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from gateway.protocol.rfc2217 import Linestate, Modemstate, NotifyModemstate
 from gateway.session.modem_states import ModemStates
 
 #: How long the answer to DTR or RTS waits for the line to move, which takes 1 to 4 ms on USB. It
-#: takes seconds behind bytes on their way or in a reset of the gateway's; pyserial fails after
+#: takes seconds after bytes on their way or in a reset of the gateway's; pyserial fails after
 #: 3 s. Less than its 50 ms between two looks for an answer, with room for the round trip.
 LINES_ANSWER_S = 0.02
 
@@ -115,7 +115,7 @@ class RequestsOwner(Protocol):
         """The client wants no output for now (True), or wants it again."""
 
     def output_purged(self) -> None:
-        """The client wants nothing any more of what the board has sent so far."""
+        """Drop what the board has sent so far and the client has not got."""
 
     def client_identified(self, signature: str) -> None:
         """The client has told its SIGNATURE."""

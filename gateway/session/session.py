@@ -49,12 +49,12 @@ _LOOK_S = 1.0
 #: No more is read from a client that leaves so much unread. The board's output alone stays below
 #: (one read of it may be 128 KiB, and none follows until it is gone), so a client that only sends
 #: is never stopped; one that asks for answers and does not read them is. One that has suspended
-#: them and asks for so many is no client any more: nobody would read that it resumes.
+#: them and asks for so many is not a client: its RESUME would never be read.
 _UNREAD_LIMIT_BYTES = 262144
 
 
 #: How long a client may be silent before it gets the port without having sent anything. Programs
-#: that speak first do so as soon as they are connected, in the packet behind the handshake's last.
+#: that speak first do so as soon as they are connected, in the packet after the handshake's last.
 _SILENCE_S = 0.05
 
 #: The same where it would cost another client the port, or have something done to the board. A raw
@@ -422,7 +422,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport.write(self._conversation.escape(data))
 
     def output_dropped(self) -> None:
-        """Say so once; how much it was is told in the end."""
+        """Log it once; the amount is logged at the end."""
         self._log.warning("output_dropped", reason="the client is too slow")
 
     # --- ours
@@ -448,7 +448,7 @@ class Session(asyncio.BufferedProtocol):
             self._liveness.probe()
 
     def died(self, reason: str) -> None:
-        """The client's machine does not answer any more: as if it had left."""
+        """The client's machine no longer answers: as if it had left."""
         if self.state is SessionState.ACTIVE:
             self._finish(reason)
         self._transport.abort()
@@ -458,7 +458,7 @@ class Session(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def close(self, reason: str, *, is_fault: bool = False, is_told: bool = False) -> None:
-        """End the session from our side; what waits is not carried out any more.
+        """End the session from our side; what waits is not carried out.
 
         `is_fault` when it ends for what the client has done, `is_told` when it knows why.
         """
@@ -484,7 +484,7 @@ class Session(asyncio.BufferedProtocol):
     # --- what the requests come to (requests.RequestsOwner)
 
     def requests_moved(self) -> None:
-        """Send what there is to answer; read on, or end, when nothing waits any more."""
+        """Send what there is to answer; read on, or end, when nothing is left."""
         if self._requests.is_behind:
             self._fall_behind()
         if self.state is SessionState.ACTIVE:
@@ -504,7 +504,7 @@ class Session(asyncio.BufferedProtocol):
         self._output.suspend(suspended)
 
     def output_purged(self) -> None:
-        """The client wants nothing any more of what the board has sent so far."""
+        """Drop what the board has sent so far and the client has not got."""
         self._output.purge()
 
     def client_identified(self, signature: str) -> None:
