@@ -165,6 +165,14 @@ def test_output_waits_when_no_controller_takes_it(holding: list[Claim], holds: b
     assert not arbiter.holds_output
 
 
+def test_a_client_that_left_holding_output_holds_none_when_it_returns() -> None:
+    arbiter = controlled(A)
+    arbiter.hold(A, True)
+    arbiter.leave(A)
+    arbiter.admit(A)
+    assert not arbiter.holds_output
+
+
 @pytest.mark.parametrize("is_granted", [True, False])
 def test_dismissed_claims_are_told_apart_by_what_they_had(is_granted: bool) -> None:
     arbiter = controlled(A)

@@ -195,6 +195,19 @@ async def test_suspended_output_is_kept_whatever_the_rule_for_slow_clients(tmp_p
         assert w.status.output_dropped_bytes == 0
 
 
+async def test_suspended_output_is_not_sent_while_another_client_takes_it(tmp_path: Path) -> None:
+    async with world(tmp_path, "sharing: shared") as w:
+        suspended, other = await w.client(), await w.client()
+        await deliver(suspended, SUSPEND)
+        await w.board.write(b"for both")
+        await other.receive_data(b"for both")
+        await turns(5)
+        await suspended.reads_what_has_come()
+        assert b"for both" not in suspended.data
+        await suspended.send(RESUME)
+        await suspended.receive_data(b"for both")
+
+
 async def test_a_client_that_suspends_and_asks_without_end_is_closed(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         client = await w.client()
