@@ -165,6 +165,7 @@ async def serving(
     recording: Recording | None = None,
     sharing: Sharing = Sharing.EXCLUSIVE,
     tls: TlsContext | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a board on a free TCP port of loopback; it is open when the body starts.
 
@@ -179,7 +180,7 @@ async def serving(
         sharing=sharing,
     )
     log = structlog.get_logger().bind(device=name)
-    admission = Admission()
+    admission = admission or Admission()
     listener = Listener(port_config(name), port, converse, log, AcceptOptions(admission, tls))
     port.start()
     await until(lambda: port.state is PortState.IDLE)
