@@ -120,7 +120,7 @@ class FlashUser:
     async def _until_online(self) -> None:
         """Wait while the board is away; bounded, for the port gives it up."""
         while self._port.state is PortState.OFFLINE and not self.lost.done():
-            changed = asyncio.ensure_future(self._port.changed())
+            changed = self._port.changed()
             either: set[asyncio.Future[Any]] = {changed, self.lost}
             try:
                 await asyncio.wait(either, return_when="FIRST_COMPLETED")

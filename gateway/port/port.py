@@ -142,7 +142,7 @@ class Port(asyncio.Protocol):
         self._waiting_timer: clock.Timer | None = None
         self._at_rest = asyncio.Event()  # nothing is under way that stopping has to wait for
         self._at_rest.set()
-        self._changed: asyncio.Future[None] | None = None  # done when the state changes
+        self._changed: list[asyncio.Future[None]] = []  # done when the state changes
         self._stop_reason = ""
 
     # --- the operator
@@ -282,11 +282,11 @@ class Port(asyncio.Protocol):
         config = self._config
         return config.on_connect is not OnConnect.NOTHING or config.open is not Opening.ALWAYS
 
-    async def changed(self) -> None:
-        """Wait for the next change of the state."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._changed)
+    def changed(self) -> asyncio.Future[None]:
+        """Return a future that is done at the next change of the state, counted from this call."""
+        changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.append(changed)
+        return changed
 
     # --- claims
 
@@ -1015,6 +1015,7 @@ class Port(asyncio.Protocol):
                 event.set()
             else:
                 event.clear()
-        if self._changed is not None:
-            self._changed.set_result(None)
-            self._changed = None
+        changed, self._changed = self._changed, []
+        for each in changed:
+            if not each.done():
+                each.set_result(None)
