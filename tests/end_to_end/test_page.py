@@ -176,6 +176,8 @@ def test_what_is_typed_reaches_the_board(page: Page, lab: Lab) -> None:
 def test_a_port_that_somebody_has_is_watched_and_the_console_says_why(page: Page, lab: Lab) -> None:
     with closing(connected_client(lab, "shelf")) as client:
         open_lab(page, lab, "/#/shelf")
+        # The board's past comes first, and may be longer than the terminal has rows.
+        page.wait_for_text(TERMINAL, "heartbeat")
         page.click(CONNECT)
         page.wait_for_text(TERMINAL, f"in use by 127.0.0.1:{client.getsockname()[1]}")
         page.wait_for_text("#console .mode", "Watching")
