@@ -119,7 +119,7 @@ class Claim:
     @property
     def joins_lines(self) -> bool:
         """Whether commands for both lines that come together are one step."""
-        return self._reconciler.joins_lines
+        return self._reconciler.lines.joins_lines
 
     @property
     def status(self) -> PortStatus:
@@ -154,33 +154,23 @@ class Claim:
 
         The result has those that are in force then: the driver may have refused some.
         """
-        operation = self.port.begin()
-        self._reconciler.set_settings(self.view, settings, operation)
-        self.port.reconcile()
-        return operation
+        return self.port.change(self._reconciler.set_settings, self.view, settings)
 
     def set_lines(
         self, *, dtr: bool | None = None, rts: bool | None = None
     ) -> asyncio.Future[PortStatus]:
         """Set DTR, RTS or both after the bytes written so far (RFC 2217, SET-CONTROL 8 to 12)."""
-        operation = self.port.begin()
-        self._reconciler.set_lines(self.view, clock.time(), operation, dtr=dtr, rts=rts)
-        self.port.reconcile()
-        return operation
+        set_lines = self._reconciler.set_lines
+        return self.port.change(set_lines, self.view, clock.time(), dtr=dtr, rts=rts)
 
     def set_break(self, on: bool) -> asyncio.Future[PortStatus]:
         """Begin or end a break after the bytes written so far (RFC 2217, SET-CONTROL 5 and 6)."""
-        operation = self.port.begin()
-        self._reconciler.set_break(self.view, on, operation)
-        self.port.reconcile()
-        return operation
+        return self.port.change(self._reconciler.set_break, self.view, on)
 
     def purge(self, *, receive: bool, transmit: bool) -> asyncio.Future[PortStatus]:
         """Discard what the board has sent, what waits for it, or both; waits for no bytes."""
-        operation = self.port.begin()
-        self._reconciler.purge(self.view, operation, receive=receive, transmit=transmit)
-        self.port.reconcile()
-        return operation
+        purge = self._reconciler.purge
+        return self.port.change(purge, self.view, receive=receive, transmit=transmit)
 
     def read_states(self) -> asyncio.Future[PortStates]:
         """Read the modem lines, and what has happened on the wire."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import structlog
@@ -19,7 +20,7 @@ from gateway.config.document import OnAbsent, OnConnect, OnDisconnect, Opening, 
 from gateway.errors import ClientError, DeviceAbsentError, DeviceError, PortLostError
 from gateway.port.arbiter import TAKE_BACK_AFTER_S, Arbiter, Dismissed, OnContender
 from gateway.port.board_tty import BoardTty, Locate
-from gateway.port.claim import Claim, ClaimOwner, StallTimeout, TaskClaim
+from gateway.port.claim import Claim, StallTimeout, TaskClaim
 from gateway.port.output_log import OutputLog, open_log
 from gateway.port.recorder import Recorder
 from gateway.port.state import (
@@ -294,10 +295,6 @@ class Port(asyncio.Protocol):
         """Return a claim for a task of the gateway's own: an async context."""
         return TaskClaim(self, label)
 
-    def client_claim(self, label: str, owner: ClaimOwner, origin: str) -> Claim:
-        """Return the claim of a client's session, which asks for the port itself."""
-        return Claim(self, label, owner, origin=origin)
-
     def request(self, claim: Claim) -> None:
         """Queue a claim, and give it the port if it can be given."""
         self.arbiter.wait(claim, clock.time())
@@ -348,50 +345,42 @@ class Port(asyncio.Protocol):
 
     # --- operations (see Claim)
 
-    def begin(self) -> asyncio.Future[Any]:
-        """Return the future of a change; what follows does not go on with bytes before it."""
+    def change(
+        self, request: Callable[..., None], *args: object, **kwargs: object
+    ) -> asyncio.Future[Any]:
+        """Ask for a change; the bytes that follow do not go on with those before it."""
         self._cut_off_at_s = _NEVER_S
-        operation = asyncio.get_running_loop().create_future()
-        self._operations.add(operation)
-        return operation
+        return self._ask(request, *args, **kwargs)
 
-    def _operation(self) -> asyncio.Future[Any]:
-        """Return a future that the reconciler's results complete."""
+    def _ask(
+        self, request: Callable[..., None], *args: object, **kwargs: object
+    ) -> asyncio.Future[Any]:
+        """Make a request of the reconciler; its result completes the future."""
         operation = asyncio.get_running_loop().create_future()
         self._operations.add(operation)
+        request(*args, token=operation, **kwargs)
+        self.reconcile()
         return operation
 
     def start_board(self, starts: Starts) -> asyncio.Future[PortStatus]:
         """Reset the board into its app or its bootloader; both lines are at rest afterwards."""
-        operation = self.begin()
-        self.reconciler.start(starts, clock.time(), operation)
-        self.reconcile()
-        return operation
+        return self.change(self.reconciler.start, starts, clock.time())
 
     def lines_settled(self) -> asyncio.Future[PortStatus]:
         """Done when nothing that was asked of the lines so far is under way."""
-        operation = self._operation()
-        self.reconciler.settle_lines(operation)
-        self.reconcile()
-        return operation
+        return self._ask(self.reconciler.settle_lines)
 
     def drained(self) -> asyncio.Future[PortStatus]:
         """Done when the bytes written so far have left, or can't."""
-        operation = self._operation()
-        self.reconciler.drain(operation)
-        self.reconcile()
-        return operation
+        return self._ask(self.reconciler.drain)
 
     def read_states(self) -> asyncio.Future[PortStates]:
         """Read the modem lines, and what has happened on the wire."""
-        operation = self._operation()
-        self.reconciler.read_states(operation)
-        self.reconcile()
-        return operation
+        return self._ask(self.reconciler.read_states)
 
     def check_start(self, starts: Starts) -> None:
         """Raise ClientError where no line can make the board start this."""
-        if problem := self.reconciler.problem_of(starts):
+        if problem := self.reconciler.lines.problem_of(starts):
             raise ClientError(f"{self.name}: {problem}")
 
     async def lend(self, reason: str) -> None:
@@ -417,7 +406,7 @@ class Port(asyncio.Protocol):
         self._is_lent = False
         limit_s = max(self._grace_s, _LENT_RETURN_S)
         error = DeviceError(f"not back within {limit_s:g} s of being lent out")
-        self._grace = clock.call_later(limit_s, self._grace_over, error)
+        self._grace = clock.call_later(limit_s, self.tty_not_open, error)
         self._tty.start()
 
     # --- what the tty reports (asyncio.Protocol, BoardTtyOwner)
@@ -464,7 +453,7 @@ class Port(asyncio.Protocol):
         self._count_dropped(unsent.cut_off_bytes, _VANISHED)
         self._grace_ends_s = clock.time() + self._grace_s
         stayed_away = DeviceError(f"{exc}; not back within {self._grace_s:g} s")
-        self._grace = clock.call_at(self._grace_ends_s, self._grace_over, stayed_away)
+        self._grace = clock.call_at(self._grace_ends_s, self.tty_not_open, stayed_away)
         self._go_offline(exc)
         self._tty.lost(exc)
         if unsent.is_cut_off:
@@ -532,12 +521,6 @@ class Port(asyncio.Protocol):
         if self._is_returning:
             self.pause_writing()
 
-    def _grace_over(self, error: DeviceError) -> None:
-        """The board has stayed away for too long."""
-        self._drop_held()
-        self._tty.is_awaited = False
-        self.tty_not_open(error)
-
     def _cancel_grace(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
@@ -556,7 +539,7 @@ class Port(asyncio.Protocol):
             if not self._is_lent:
                 self._grace_ends_s = min(self._grace_ends_s, clock.time() + _RETURN_S)
                 absent = DeviceAbsentError("not plugged in")
-                self._grace = clock.call_at(self._grace_ends_s, self._grace_over, absent)
+                self._grace = clock.call_at(self._grace_ends_s, self.tty_not_open, absent)
 
     def _hold(self, data: bytes) -> None:
         """Keep bytes for when the board is back, unless they go on with what was cut off."""
@@ -711,23 +694,14 @@ class Port(asyncio.Protocol):
         try:
             await self.drained()
             # A touch is what the client has asked for last: a reset would undo it.
-            if resets and not (has_left and self.reconciler.is_touched_by_leaving):
+            if resets and not (has_left and self.reconciler.lines.is_touched_by_leaving):
                 await self.start_board(Starts.APP)
             self._end_timeouts()
             if self.reconciler.break_on:
-                operation = self.begin()
-                self.reconciler.set_break(None, False, operation)
-                self.reconcile()
-                await operation
-            operation = self.begin()
-            self.reconciler.release_lines(clock.time(), operation, has_left=has_left)
-            self.reconcile()
-            await operation
+                await self.change(self.reconciler.set_break, None, False)
+            await self.change(self.reconciler.release_lines, clock.time(), has_left=has_left)
             if self.reconciler.settings != self._config.serial:
-                operation = self.begin()
-                self.reconciler.set_settings(None, self._config.serial, operation)
-                self.reconcile()
-                await operation
+                await self.change(self.reconciler.set_settings, None, self._config.serial)
         except PortLostError:
             return  # there is nothing to clean up
         self._cleanup = None
@@ -776,10 +750,7 @@ class Port(asyncio.Protocol):
         self.reconciler.close()
         self._set_lines_timer()
         operations, self._operations = self._operations, set()
-        for operation in operations:
-            if not operation.done():
-                operation.set_exception(PortLostError(f"{self.name}: {reason}"))
-                operation.exception()  # it may have no reader
+        _complete(operations, PortLostError(f"{self.name}: {reason}"))
 
     # --- opening on demand, local tools
 
@@ -806,17 +777,13 @@ class Port(asyncio.Protocol):
 
     def _tty_closed(self) -> None:
         releases, self._releases = self._releases, []
-        for closed in releases:
-            if not closed.done():
-                closed.set_result(None)
+        _complete(releases)
 
     def _end_releases(self, error: ClientError) -> None:
         """The tty is no longer released; requests that still wait for that get `error`."""
         self._local_use = ""
         releases, self._releases = self._releases, []
-        for closed in releases:
-            if not closed.done():
-                closed.set_exception(error)
+        _complete(releases, error)
 
     # --- control of the port
 
@@ -899,12 +866,8 @@ class Port(asyncio.Protocol):
             return
         by = arbiter.next_waiting(now)
         if arbiter.on_contender is OnContender.SUSPEND:
-            claims = arbiter.suspend()
-            for claim in claims:
-                self.reconciler.suspend(claim.view)
-            self.reconcile()
-            for claim in claims:
-                claim.suspend(by.label)
+            for claim in arbiter.suspend():
+                self.suspend_claim(claim, by.label)
             self._begin_cleanup(is_hurried=True, resets=False, has_left=False)
         elif arbiter.on_contender is OnContender.REPLACE and not arbiter.keeps_out(by, now):
             for claim in arbiter.replace(by, now):
@@ -923,7 +886,7 @@ class Port(asyncio.Protocol):
         return True
 
     def suspend_claim(self, claim: Claim, by: str) -> None:
-        """Suspend one of several controllers."""
+        """Let a controller observe while another client controls the port."""
         self.reconciler.suspend(claim.view)
         self.reconcile()
         claim.suspend(by)
@@ -1016,6 +979,16 @@ class Port(asyncio.Protocol):
             else:
                 event.clear()
         changed, self._changed = self._changed, []
-        for each in changed:
-            if not each.done():
-                each.set_result(None)
+        _complete(changed)
+
+
+def _complete(futures: Iterable[asyncio.Future[Any]], error: ClientError | None = None) -> None:
+    """Complete those that are still waited for, with None or with an error."""
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+            future.exception()  # it may have no reader

@@ -111,11 +111,6 @@ class Reconciler:
 
     # --- what comes out
 
-    @property
-    def is_online(self) -> bool:
-        """Whether there is a tty."""
-        return self.applied is not None
-
     def status(self, view: View | None = None) -> PortStatus:
         """Return what is in force; to a client, in its view."""
         if view is not None and view.kept is not None:
@@ -126,20 +121,6 @@ class Reconciler:
     def holds_bytes(self) -> bool:
         """Whether a board that is back is not ready for bytes: its owed reset is played."""
         return self._board_ready is not None
-
-    @property
-    def joins_lines(self) -> bool:
-        """Whether commands for both lines that come together are one step."""
-        return self.lines.joins_lines
-
-    @property
-    def is_touched_by_leaving(self) -> bool:
-        """Whether a client that disconnects now starts the board's bootloader by that."""
-        return self.lines.is_touched_by_leaving
-
-    def problem_of(self, starts: Starts) -> str:
-        """Return why no line makes the board start this; empty if one does."""
-        return self.lines.problem_of(starts)
 
     # --- requests
 
@@ -159,9 +140,7 @@ class Reconciler:
         self, view: View | None, now: float, token: object, *, dtr: bool | None, rts: bool | None
     ) -> None:
         """Set one modem line or both; done when what follows may go to the board."""
-        lines = self.status(view).lines
-        lines = Lines(lines.dtr if dtr is None else dtr, lines.rts if rts is None else rts)
-        if self._is_kept(view, token, lines=lines):
+        if self._is_kept(view, token, lines=self.status(view).lines.with_changes(dtr, rts)):
             return
         self._lines_set_by = view
         if self._lines_follow is not view:
@@ -192,14 +171,14 @@ class Reconciler:
 
     def drain(self, token: object) -> None:
         """Wait for the bytes written so far."""
-        if self.is_online:
+        if self.applied is not None:
             self._act(Drain(), None, token)
         else:
             self._finish(None, token)
 
     def read_states(self, token: object) -> None:
         """Read the modem lines and what has happened on the wire."""
-        if self.is_online:
+        if self.applied is not None:
             self._act(ReadStates(), None, token)
         else:
             self.results.append((token, None))

@@ -34,6 +34,7 @@ class _Call:
     done: Callable[[Any], None]
     failed: Callable[[Exception], None]
     limit_s: float
+    last_chance_s: float  # the end of the limit, counted while the loop runs
     last_chance_at_s: float = 0.0
     has_ended: bool = False  # set by the thread, before the loop knows
 
@@ -95,7 +96,8 @@ class Worker:
         """
         if self._ended:
             return
-        self._waiting.append(_Call(run, done, failed, limit_s))
+        last_chance_s = min(_LAST_CHANCE_S, limit_s / 2)
+        self._waiting.append(_Call(run, done, failed, limit_s, last_chance_s))
         if self._running is None:
             self._start_next()
 
@@ -122,8 +124,7 @@ class Worker:
             self._running = None
             return
         call = self._running = self._waiting.popleft()
-        last_s = min(_LAST_CHANCE_S, call.limit_s / 2)
-        call.last_chance_at_s = clock.time() + call.limit_s - last_s
+        call.last_chance_at_s = clock.time() + call.limit_s - call.last_chance_s
         if self._overdue is None or call.last_chance_at_s < self._look_at_s:
             self._look_later(call)
         self._inbox.put(partial(self._run, call))
@@ -141,8 +142,7 @@ class Worker:
     def _look(self, call: _Call) -> None:
         running, self._overdue = self._running, None
         if running is call:
-            last_s = min(_LAST_CHANCE_S, call.limit_s / 2)
-            self._overdue = clock.call_later(last_s, self._give_up, call)
+            self._overdue = clock.call_later(call.last_chance_s, self._give_up, call)
         elif running is not None:
             self._look_later(running)
 

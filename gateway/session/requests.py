@@ -379,14 +379,14 @@ class Requests:
         back is answered at once: the client's next command, which shows what is meant, waits for
         the answer.
         """
-        lines = _with_request(self._claim.status.lines, first)
+        lines = self._claim.status.lines.with_changes(first.dtr, first.rts)
         dtr, rts = first.dtr, first.rts
         answers = [(first, lines)]
         # A reset in between is meant: the network has only brought its two ends together.
         joins = self._claim.joins_lines and lines != RESET
         if joins and (other := self._other_line(first)) is not None:
             (self._before_purge or self._events).popleft()
-            lines = _with_request(lines, other)
+            lines = lines.with_changes(other.dtr, other.rts)
             answers.append((other, lines))
             dtr = other.dtr if dtr is None else dtr
             rts = other.rts if rts is None else rts
@@ -449,10 +449,3 @@ class Requests:
         if not self._closed:
             self._conversation.notify_linestate(state)
             self._owner.requests_moved()
-
-
-def _with_request(lines: Lines, request: LinesRequest) -> Lines:
-    return Lines(
-        dtr=lines.dtr if request.dtr is None else request.dtr,
-        rts=lines.rts if request.rts is None else request.rts,
-    )
