@@ -3,7 +3,6 @@
 import os
 import sys
 import termios
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,12 +31,6 @@ tty.open()
 states = tty.states()
 print(int(states.modemstate), int(states.linestate), *astuple(states.counts))
 """
-
-
-@pytest.fixture
-def board() -> Iterator[BarePty]:
-    with BarePty() as board:
-        yield board
 
 
 @pytest.fixture(scope="module")

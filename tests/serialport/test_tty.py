@@ -15,28 +15,13 @@ from gateway.protocol.reset import BOTH, IDLE, RESET, STRAP, Lines
 from gateway.protocol.rfc2217 import Modemstate
 from gateway.protocol.serial_settings import SerialSettings
 from gateway.serialport.tty import Tty, TtyLocation
+from tests.serialport.conftest import opened
 from tests.support.bare_pty import BarePty
 
 SETTINGS = SerialSettings()
 NOBODY = 65534
 #: N_TTY_BUF_SIZE in linux/drivers/tty/n_tty.c, less one.
 N_TTY_READ_BUFFER_BYTES = 4095
-
-
-@pytest.fixture
-def board() -> Iterator[BarePty]:
-    with BarePty() as board:
-        yield board
-
-
-@contextlib.contextmanager
-def opened(board: BarePty, settings: SerialSettings = SETTINGS) -> Iterator[Tty]:
-    tty = Tty(TtyLocation(board.path), settings)
-    tty.open()
-    try:
-        yield tty
-    finally:
-        tty.close()
 
 
 @contextlib.contextmanager

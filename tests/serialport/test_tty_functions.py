@@ -6,7 +6,7 @@ import os
 import select
 import termios
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from gateway.protocol.serial_settings import FlowControl, Parity, SerialSettings, StopBits
 from gateway.serialport import tty as serial_tty
 from gateway.serialport.tty import Tty, TtyLocation
+from tests.serialport.conftest import opened
 from tests.support.bare_pty import LIMIT_S, BarePty
 
 SETTINGS = SerialSettings()
@@ -30,22 +31,6 @@ class NoLines:
 
     def close(self) -> None:
         pass
-
-
-@pytest.fixture
-def board() -> Iterator[BarePty]:
-    with BarePty() as board:
-        yield board
-
-
-@contextlib.contextmanager
-def opened(board: BarePty, settings: SerialSettings = SETTINGS) -> Iterator[Tty]:
-    tty = Tty(TtyLocation(board.path), settings)
-    tty.open()
-    try:
-        yield tty
-    finally:
-        tty.close()
 
 
 # --- settings
